@@ -1,0 +1,47 @@
+#include "moetrace/stats/random.h"
+
+#include <pybind11/stl.h>
+
+#include "arrays.h"
+#include "moetrace/stats/philox.h"
+#include "moetrace/stats/simd.h"
+#include "parts.h"
+
+namespace moetrace::bindings {
+
+void bind_random(py::module_& module) {
+  module.def("philox4x32", &stats::philox4x32, py::arg("counter"), py::arg("key"),
+             "Four 32-bit words of Philox 4x32-10 for a counter (4 words) and a key (2 words).");
+  module.def(
+      "sample_without_replacement",
+      [](std::int64_t n, std::int64_t k, std::uint64_t seed, std::uint64_t stream) {
+        return array_of(stats::sample_without_replacement(n, k, seed, stream));
+      },
+      py::arg("n"), py::arg("k"), py::arg("seed"), py::arg("stream"),
+      "k distinct integers of range(n) in random order; a function of the four arguments alone.");
+  module.def(
+      "integers",
+      [](std::uint32_t n, std::size_t count, std::uint64_t seed, std::uint64_t stream) {
+        if (n == 0) throw std::invalid_argument("found n = 0; expected at least 1");
+        std::vector<std::uint32_t> values(count);
+        stats::Stream(seed, stats::Purpose::sample, stream).fill_below(n, values);
+        return array_of(values);
+      },
+      py::arg("n"), py::arg("count"), py::arg("seed"), py::arg("stream"),
+      "count integers, each uniform over range(n) and independent of the others.");
+  module.def(
+      "instruction_sets",
+      [] {
+        std::vector<std::string> names;
+        for (const auto name : stats::instruction_sets()) names.emplace_back(name);
+        return names;
+      },
+      "Instruction sets that the inner loops can run on here, the fastest last.");
+  module.def(
+      "use_instruction_set", [](const std::string& name) { stats::use_instruction_set(name); },
+      py::arg("name"),
+      "Run the inner loops on this set from now on; an empty name restores the fastest. Results don't "
+      "change.");
+}
+
+}  // namespace moetrace::bindings

@@ -1,0 +1,53 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "moetrace/tree/case_shape.h"
+#include "moetrace/tree/fork.h"
+
+namespace moetrace::tree {
+
+/// One batch of cases laid out as rows of one forward pass.
+///
+/// Every case has the same number of rows, so that rows with a meaning (final tokens, forks) stand at
+/// the same index in each:
+///
+///     padding | prefix | clean but its last | noised 0 but its last | noised 1 … | clean last |
+///     noised 0 last | noised 1 last | … | fork 0 | fork 1 | …
+///
+/// Forks follow in order of birth, so the rows alive in layer l are a prefix of all rows. A fork whose
+/// case needs fewer rows than the batch's longest is padded on the left.
+/// Arrays are row-major over (case, row). Padding rows hold token 0 at position 0 and see only themselves.
+struct Plan {
+  std::int64_t cases = 0;
+  std::int64_t base_rows = 0;               ///< rows before the first fork
+  std::int64_t rows = 0;                    ///< all rows
+  std::int64_t chain = 0;                   ///< rows of each fork
+  std::vector<std::int64_t> rows_at_layer;  ///< rows alive while layer l runs
+  std::vector<std::int64_t> fork_order;     ///< forks as given, in order of birth
+  std::vector<std::int64_t> position;       ///< place in the prompt: position id and token index
+  std::vector<std::int64_t> source;         ///< base row that a fork's row copies; its own index elsewhere
+  std::vector<std::int64_t> clean_twin;     ///< clean row at the same position; its own index elsewhere
+  std::vector<std::int64_t> branch;         ///< -2 padding, -1 prefix and clean, else the noised branch
+  std::vector<std::int64_t> fork;           ///< index of the fork as given, -1 for base rows and padding
+
+  std::int64_t clean_last() const noexcept { return base_rows - branches_ - 1; }
+  std::int64_t noised_last(std::int64_t noised) const noexcept { return base_rows - branches_ + noised; }
+  /// First row of fork `given` (index as given, not in order of birth).
+  std::int64_t fork_start(std::int64_t given) const {
+    return fork_start_.at(static_cast<std::size_t>(given));
+  }
+  std::int64_t fork_last(std::int64_t given) const { return fork_start(given) + chain - 1; }
+  std::int64_t branches() const noexcept { return branches_; }
+
+  std::int64_t branches_ = 0;
+  std::vector<std::int64_t> fork_start_;
+};
+
+/// Lay out `cases` with `branches` noised runs and `forks` in a model of `layers` layers.
+/// Throws std::invalid_argument for an empty batch, a bad shape, or a fork outside the model or branches.
+Plan make_plan(const std::vector<CaseShape>& cases, const std::vector<Fork>& forks, std::int64_t branches,
+               std::int64_t layers);
+
+}  // namespace moetrace::tree

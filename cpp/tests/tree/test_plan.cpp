@@ -1,0 +1,95 @@
+#include <doctest/doctest.h>
+
+#include <set>
+#include <stdexcept>
+
+#include "moetrace/tree/plan.h"
+
+using namespace moetrace::tree;
+
+namespace {
+
+const std::vector<CaseShape> kTwo = {{6, 2, 4, 5}, {4, 1, 3, 3}};
+
+std::int64_t cell(const Plan& plan, const std::vector<std::int64_t>& cells, std::int64_t index,
+                  std::int64_t row) {
+  return cells.at(static_cast<std::size_t>(index * plan.rows + row));
+}
+
+}  // namespace
+
+TEST_CASE("rows of a batch: prefix once, clean and noised branches, then forks") {
+  const Plan plan = make_plan(kTwo, {{0, 0}, {2, 0}}, 1, 3);
+  CHECK(plan.base_rows == 2 + 4 + 4);  // the longer case: prefix 2, two branches of 4
+  CHECK(plan.chain == 1);
+  CHECK(plan.rows == 12);
+  CHECK(plan.rows_at_layer == std::vector<std::int64_t>{11, 11, 12});
+  CHECK(plan.clean_last() == 8);
+  CHECK(plan.noised_last(0) == 9);
+  CHECK(plan.fork_last(0) == 10);
+  CHECK(plan.fork_last(1) == 11);
+}
+
+TEST_CASE("final tokens and forks stand at the same row in every case") {
+  const Plan plan = make_plan(kTwo, {{1, 0}}, 1, 2);
+  const std::int64_t last[] = {5, 3};
+  for (std::int64_t index = 0; index < 2; ++index) {
+    CHECK(cell(plan, plan.position, index, plan.clean_last()) == last[index]);
+    CHECK(cell(plan, plan.branch, index, plan.clean_last()) == -1);
+    CHECK(cell(plan, plan.position, index, plan.noised_last(0)) == last[index]);
+    CHECK(cell(plan, plan.branch, index, plan.noised_last(0)) == 0);
+    CHECK(cell(plan, plan.position, index, plan.fork_last(0)) == last[index]);
+    CHECK(cell(plan, plan.source, index, plan.fork_last(0)) == plan.noised_last(0));
+    CHECK(cell(plan, plan.clean_twin, index, plan.fork_last(0)) == plan.clean_last());
+  }
+}
+
+TEST_CASE("every token of every branch has exactly one row") {
+  const std::int64_t branches = 3;
+  const Plan plan = make_plan(kTwo, {{0, 2}, {0, 0}}, branches, 1);
+  for (std::int64_t index = 0; index < plan.cases; ++index) {
+    const CaseShape& shape = kTwo[static_cast<std::size_t>(index)];
+    std::set<std::pair<std::int64_t, std::int64_t>> seen;
+    std::int64_t padding = 0;
+    for (std::int64_t row = 0; row < plan.base_rows; ++row) {
+      const auto branch = cell(plan, plan.branch, index, row);
+      if (branch == -2) {
+        ++padding;
+      } else {
+        CHECK(seen.emplace(branch, cell(plan, plan.position, index, row)).second);
+      }
+    }
+    const auto expected = shape.subject_start + (branches + 1) * shape.branch();
+    CHECK(static_cast<std::int64_t>(seen.size()) == expected);
+    CHECK(padding == plan.base_rows - expected);
+  }
+}
+
+TEST_CASE("forks are ordered by birth, and keep the index they were given") {
+  const Plan plan = make_plan({{4, 1, 2, 3}}, {{2, 0}, {0, 0}, {1, 0}}, 1, 3);
+  CHECK(plan.fork_order == std::vector<std::int64_t>{1, 2, 0});
+  CHECK(plan.fork_start(1) == plan.base_rows);
+  CHECK(plan.fork_start(2) == plan.base_rows + 1);
+  CHECK(plan.fork_start(0) == plan.base_rows + 2);
+}
+
+TEST_CASE("a patch before the final token forks a chain, padded on the left in shorter cases") {
+  const Plan plan = make_plan({{6, 2, 4, 3}, {4, 1, 3, 2}}, {{0, 0}}, 1, 1);
+  CHECK(plan.chain == 3);
+  CHECK(cell(plan, plan.position, 0, plan.fork_start(0)) == 3);
+  CHECK(cell(plan, plan.branch, 1, plan.fork_start(0)) == -2);
+  CHECK(cell(plan, plan.position, 1, plan.fork_start(0) + 1) == 2);
+  CHECK(cell(plan, plan.position, 1, plan.fork_last(0)) == 3);
+}
+
+TEST_CASE("what doesn't fit is refused") {
+  CHECK_THROWS_AS(make_plan({}, {}, 1, 1), std::invalid_argument);
+  CHECK_THROWS_AS(make_plan({{4, 1, 2, 3}}, {}, 0, 1), std::invalid_argument);
+  CHECK_THROWS_AS(make_plan({{4, 1, 2, 3}}, {{1, 0}}, 1, 1), std::invalid_argument);
+  CHECK_THROWS_AS(make_plan({{4, 1, 2, 3}}, {{0, 1}}, 1, 1), std::invalid_argument);
+  CHECK_THROWS_WITH_AS(make_plan({{4, 2, 2, 3}}, {}, 1, 1),
+                       "subject span [2, 2) is not inside a prompt of 4 tokens", std::invalid_argument);
+  CHECK_THROWS_AS(make_plan({{4, 1, 5, 3}}, {}, 1, 1), std::invalid_argument);
+  CHECK_THROWS_AS(make_plan({{4, 1, 2, 4}}, {}, 1, 1), std::invalid_argument);
+  CHECK_THROWS_AS(make_plan({{0, 0, 1, 0}}, {}, 1, 1), std::invalid_argument);
+}
