@@ -1,0 +1,87 @@
+"""Expert-aware causal tracing of factual recall in sparse Mixture-of-Experts language models.
+
+>>> import moetrace as mt
+>>> model, tokenizer = mt.load_demo()
+>>> cases = mt.make_cases(mt.demo_records(), tokenizer)
+>>> layers = mt.trace_layers(model, mt.select_cases(model, cases, n=64))
+
+Names are imported when they are first used, so that ``moetrace.stats`` needs no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from moetrace import coalition as coalition
+    from moetrace import planted as planted
+    from moetrace import stats as stats
+    from moetrace.cases import Case as Case
+    from moetrace.cases import CaseSet as CaseSet
+    from moetrace.cases import load_records as load_records
+    from moetrace.cases import make_cases as make_cases
+    from moetrace.cases import select_cases as select_cases
+    from moetrace.demo import demo_records as demo_records
+    from moetrace.demo import load_demo as load_demo
+    from moetrace.errors import MoetraceError as MoetraceError
+    from moetrace.models.load import load_model as load_model
+    from moetrace.noise import SubjectNoise as SubjectNoise
+    from moetrace.protocol import layer_protocol as layer_protocol
+    from moetrace.results.coalition_trace import CoalitionTrace as CoalitionTrace
+    from moetrace.results.expert_trace import ExpertTrace as ExpertTrace
+    from moetrace.results.experts.expert import Expert as Expert
+    from moetrace.results.layer_trace import LayerTrace as LayerTrace
+    from moetrace.results.load import load as load
+    from moetrace.results.matched_trace import MatchedTrace as MatchedTrace
+    from moetrace.results.scale_trace import ScaleTrace as ScaleTrace
+    from moetrace.trace.coalitions import trace_coalitions as trace_coalitions
+    from moetrace.trace.experts import trace_experts as trace_experts
+    from moetrace.trace.layers import trace_layers as trace_layers
+    from moetrace.trace.matched import trace_matched as trace_matched
+    from moetrace.trace.scales import trace_noise_scales as trace_noise_scales
+
+_HOMES = {
+    "Case": "cases",
+    "CaseSet": "cases",
+    "CoalitionTrace": "results.coalition_trace",
+    "Expert": "results.experts.expert",
+    "ExpertTrace": "results.expert_trace",
+    "LayerTrace": "results.layer_trace",
+    "MatchedTrace": "results.matched_trace",
+    "MoetraceError": "errors",
+    "ScaleTrace": "results.scale_trace",
+    "SubjectNoise": "noise",
+    "demo_records": "demo",
+    "layer_protocol": "protocol",
+    "load": "results.load",
+    "load_demo": "demo",
+    "load_model": "models.load",
+    "load_records": "cases",
+    "make_cases": "cases",
+    "select_cases": "cases",
+    "trace_coalitions": "trace.coalitions",
+    "trace_experts": "trace.experts",
+    "trace_layers": "trace.layers",
+    "trace_matched": "trace.matched",
+    "trace_noise_scales": "trace.scales",
+}
+
+__all__ = ["__version__", "coalition", "errors", "planted", "stats", *sorted(_HOMES)]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(import_module(f"moetrace.{_HOMES[name]}"), name)
+    elif name in ("coalition", "errors", "planted", "stats"):
+        value = import_module(f"moetrace.{name}")
+    else:
+        raise AttributeError(f"module 'moetrace' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,240 @@
+"""
+Resampling statistics; knows nothing of torch. moetrace.stats is the interface to it.
+"""
+from __future__ import annotations
+import collections.abc
+import numpy
+import numpy.typing
+import typing
+__all__: list[str] = ['BootstrapIntervals', 'BootstrapOptions', 'Interval', 'SelectedRanks', 'SignFlipCounts', 'Ties', 'adjust_benjamini_hochberg', 'adjust_holm', 'bootstrap_mean', 'bootstrap_quantile', 'bootstrap_ratio', 'cluster_sums', 'flip_signs', 'instruction_sets', 'integers', 'mean_replicates', 'monotone', 'philox4x32', 'rank_selected', 'resample_counts', 'sample_without_replacement', 'sign_flip', 'use_instruction_set']
+class Interval:
+    """
+    How an interval is read off the replicates.
+    
+    Members:
+    
+      percentile
+    
+      basic
+    
+      bca
+    
+      studentized
+    """
+    __members__: typing.ClassVar[dict[str, Interval]]
+    basic: typing.ClassVar[Interval]
+    bca: typing.ClassVar[Interval]
+    percentile: typing.ClassVar[Interval]
+    studentized: typing.ClassVar[Interval]
+    @typing.overload
+    def __eq__(self, other: Interval) -> bool:
+        ...
+    @typing.overload
+    def __eq__(self, other: typing.Any) -> bool:
+        ...
+    def __getstate__(self) -> int:
+        ...
+    def __hash__(self) -> int:
+        ...
+    def __index__(self) -> int:
+        ...
+    def __init__(self, value: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    def __int__(self) -> int:
+        ...
+    @typing.overload
+    def __ne__(self, other: Interval) -> bool:
+        ...
+    @typing.overload
+    def __ne__(self, other: typing.Any) -> bool:
+        ...
+    def __repr__(self) -> str:
+        ...
+    def __setstate__(self, state: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    def __str__(self) -> str:
+        ...
+    @property
+    def name(self) -> str:
+        ...
+    @property
+    def value(self) -> int:
+        ...
+class BootstrapOptions:
+    """
+    How a bootstrap is drawn and read.
+    """
+    def __init__(self, *, interval: Interval, confidence: typing.SupportsFloat | typing.SupportsIndex, resamples: typing.SupportsInt | typing.SupportsIndex, seed: typing.SupportsInt | typing.SupportsIndex, clusters: typing.SupportsInt | typing.SupportsIndex, two_stage: bool, threads: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+class BootstrapIntervals:
+    """
+    One entry for each column.
+    """
+    @property
+    def degenerate(self) -> numpy.typing.NDArray[numpy.uint8]:
+        ...
+    @property
+    def estimate(self) -> numpy.typing.NDArray[numpy.float64]:
+        ...
+    @property
+    def high(self) -> numpy.typing.NDArray[numpy.float64]:
+        ...
+    @property
+    def low(self) -> numpy.typing.NDArray[numpy.float64]:
+        ...
+    @property
+    def standard_error(self) -> numpy.typing.NDArray[numpy.float64]:
+        ...
+class SignFlipCounts:
+    """
+    Flips that are at least as extreme as what was observed.
+    """
+    @property
+    def exact(self) -> bool:
+        ...
+    @property
+    def flips(self) -> int:
+        ...
+    @property
+    def order(self) -> numpy.typing.NDArray[numpy.int64]:
+        ...
+    @property
+    def own(self) -> numpy.typing.NDArray[numpy.int64]:
+        ...
+    @property
+    def single_step(self) -> numpy.typing.NDArray[numpy.int64]:
+        ...
+    @property
+    def step_down(self) -> numpy.typing.NDArray[numpy.int64]:
+        ...
+class Ties:
+    """
+    Where candidates that tie with the selected one are put.
+    
+    Members:
+    
+      ahead
+    
+      midway
+    
+      behind
+    """
+    __members__: typing.ClassVar[dict[str, Ties]]
+    ahead: typing.ClassVar[Ties]
+    behind: typing.ClassVar[Ties]
+    midway: typing.ClassVar[Ties]
+    @typing.overload
+    def __eq__(self, other: Ties) -> bool:
+        ...
+    @typing.overload
+    def __eq__(self, other: typing.Any) -> bool:
+        ...
+    def __getstate__(self) -> int:
+        ...
+    def __hash__(self) -> int:
+        ...
+    def __index__(self) -> int:
+        ...
+    def __init__(self, value: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    def __int__(self) -> int:
+        ...
+    @typing.overload
+    def __ne__(self, other: Ties) -> bool:
+        ...
+    @typing.overload
+    def __ne__(self, other: typing.Any) -> bool:
+        ...
+    def __repr__(self) -> str:
+        ...
+    def __setstate__(self, state: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    def __str__(self) -> str:
+        ...
+    @property
+    def name(self) -> str:
+        ...
+    @property
+    def value(self) -> int:
+        ...
+class SelectedRanks:
+    """
+    One entry for each case; rank 0 where it can't be ranked.
+    """
+    @property
+    def candidates(self) -> numpy.typing.NDArray[numpy.int64]:
+        ...
+    @property
+    def rank(self) -> numpy.typing.NDArray[numpy.float64]:
+        ...
+    @property
+    def tied(self) -> numpy.typing.NDArray[numpy.int64]:
+        ...
+def adjust_benjamini_hochberg(p: typing.Annotated[numpy.typing.ArrayLike, numpy.float64]) -> numpy.typing.NDArray[numpy.float64]:
+    """
+    Benjamini and Hochberg's adjustment.
+    """
+def adjust_holm(p: typing.Annotated[numpy.typing.ArrayLike, numpy.float64]) -> numpy.typing.NDArray[numpy.float64]:
+    """
+    Holm's adjustment.
+    """
+def bootstrap_mean(x: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], labels: typing.Annotated[numpy.typing.ArrayLike, numpy.int32], options: BootstrapOptions) -> BootstrapIntervals:
+    """
+    Means of the columns of x (cases x columns).
+    """
+def bootstrap_quantile(x: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], q: typing.SupportsFloat | typing.SupportsIndex, labels: typing.Annotated[numpy.typing.ArrayLike, numpy.int32], options: BootstrapOptions) -> BootstrapIntervals:
+    """
+    Quantiles of the columns of x at level q.
+    """
+def bootstrap_ratio(x: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], y: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], labels: typing.Annotated[numpy.typing.ArrayLike, numpy.int32], options: BootstrapOptions) -> BootstrapIntervals:
+    """
+    Ratios of the means of x to those of y.
+    """
+def cluster_sums(x: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], labels: typing.Annotated[numpy.typing.ArrayLike, numpy.int32], clusters: typing.SupportsInt | typing.SupportsIndex) -> numpy.typing.NDArray[numpy.float64]:
+    """
+    Sums of the rows of each cluster.
+    """
+def flip_signs(rows: typing.SupportsInt | typing.SupportsIndex, seed: typing.SupportsInt | typing.SupportsIndex, first: typing.SupportsInt | typing.SupportsIndex, count: typing.SupportsInt | typing.SupportsIndex) -> numpy.typing.NDArray[numpy.int8]:
+    """
+    Signs of the rows in flips first to first + count - 1 (flips x rows).
+    """
+def instruction_sets() -> list[str]:
+    """
+    Instruction sets that the inner loops can run on here, the fastest last.
+    """
+def integers(n: typing.SupportsInt | typing.SupportsIndex, count: typing.SupportsInt | typing.SupportsIndex, seed: typing.SupportsInt | typing.SupportsIndex, stream: typing.SupportsInt | typing.SupportsIndex) -> numpy.typing.NDArray[numpy.uint32]:
+    """
+    count integers, each uniform over range(n) and independent of the others.
+    """
+def mean_replicates(x: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], labels: typing.Annotated[numpy.typing.ArrayLike, numpy.int32], options: BootstrapOptions) -> numpy.typing.NDArray[numpy.float64]:
+    """
+    Means of every resample (resamples x columns).
+    """
+def monotone(p: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], order: typing.Annotated[numpy.typing.ArrayLike, numpy.int64]) -> numpy.typing.NDArray[numpy.float64]:
+    """
+    Step-down values made monotone along an order.
+    """
+def philox4x32(counter: typing.Annotated[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(4)"], key: typing.Annotated[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(2)"]) -> typing.Annotated[list[int], "FixedSize(4)"]:
+    """
+    Four 32-bit words of Philox 4x32-10 for a counter (4 words) and a key (2 words).
+    """
+def rank_selected(values: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], active: typing.Annotated[numpy.typing.ArrayLike, numpy.uint8], selected: typing.Annotated[numpy.typing.ArrayLike, numpy.int64], ties: Ties) -> SelectedRanks:
+    """
+    Rank of the selected column among the active ones of each case.
+    """
+def resample_counts(cases: typing.SupportsInt | typing.SupportsIndex, labels: typing.Annotated[numpy.typing.ArrayLike, numpy.int32], options: BootstrapOptions) -> numpy.typing.NDArray[numpy.uint32]:
+    """
+    How often each case is in each resample (resamples x cases).
+    """
+def sample_without_replacement(n: typing.SupportsInt | typing.SupportsIndex, k: typing.SupportsInt | typing.SupportsIndex, seed: typing.SupportsInt | typing.SupportsIndex, stream: typing.SupportsInt | typing.SupportsIndex) -> numpy.typing.NDArray[numpy.int64]:
+    """
+    k distinct integers of range(n) in random order; a function of the four arguments alone.
+    """
+def sign_flip(x: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], flips: typing.SupportsInt | typing.SupportsIndex, seed: typing.SupportsInt | typing.SupportsIndex, threads: typing.SupportsInt | typing.SupportsIndex) -> SignFlipCounts:
+    """
+    Sign flips of the rows of x (cases, or sums of clusters), shared by all columns.
+    """
+def use_instruction_set(name: str) -> None:
+    """
+    Run the inner loops on this set from now on; an empty name restores the fastest. Results don't change.
+    """

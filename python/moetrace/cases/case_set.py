@@ -1,0 +1,240 @@
+"""An immutable sequence of cases that knows where they came from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, overload
+
+from moetrace.cases.case import Case, refuse_duplicates
+from moetrace.cases.folds import fold_positions
+from moetrace.errors import ArgumentError, CaseError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class CaseSet(Sequence[Case]):
+    """Cases in order, how many fell at which filter, and which record each was made from.
+
+    >>> cases = CaseSet([Case([5, 6, 7], (0, 1), 8, 9, case_id=0)])
+    >>> discovery, validation = cases.split(seed=0)
+    >>> cases[:10].frame()
+
+    A slice is a CaseSet with the same funnel. Two sets are equal where their cases are, in order.
+
+    Args:
+        cases: The cases; their ids differ.
+        funnel: Filter name -> cases left after it, in the order of the filters.
+        dropped: Reason -> cases that fell for it.
+        record_indices: For each case, the index of its record; its own position by default.
+        n_records: How many records there were. Record order shuffles *all* of them (Table 2), so the
+            number belongs to the set; by default the largest record index plus one.
+
+    Raises:
+        DuplicateCaseError: Two cases share an id.
+        CaseError: An item isn't a Case, or ``record_indices`` doesn't fit.
+    """
+
+    __slots__ = ("_cases", "_dropped", "_funnel", "_n_records", "_record_indices")
+
+    def __init__(
+        self,
+        cases: Iterable[Case],
+        funnel: Mapping[str, int] | None = None,
+        dropped: Mapping[str, int] | None = None,
+        record_indices: Sequence[int] | None = None,
+        n_records: int | None = None,
+    ) -> None:
+        self._cases = tuple(cases)
+        for place, case in enumerate(self._cases):
+            if not isinstance(case, Case):
+                raise CaseError(f"item {place} is a {type(case).__name__}; expected a moetrace.Case")
+        refuse_duplicates(self._cases)
+        indices = range(len(self._cases)) if record_indices is None else record_indices
+        self._record_indices = tuple(int(index) for index in indices)
+        least = max(self._record_indices, default=-1) + 1
+        self._n_records = least if n_records is None else int(n_records)
+        if len(self._record_indices) != len(self._cases) or self._n_records < least:
+            raise CaseError(
+                f"{len(self._record_indices)} record indices, the largest {least - 1}, were given for"
+                f" {len(self._cases)} cases of {self._n_records} records; expected one each, below n_records"
+            )
+        self._funnel = dict(funnel or {})
+        self._dropped = Counter(dropped or {})
+
+    @property
+    def funnel(self) -> dict[str, int]:
+        """Filter name -> cases left after it, in the order of the filters (a copy)."""
+        return dict(self._funnel)
+
+    @property
+    def dropped(self) -> Counter[str]:
+        """Reason -> number of records or cases that fell for it (a copy)."""
+        return Counter(self._dropped)
+
+    @property
+    def record_indices(self) -> tuple[int, ...]:
+        """For each case, the index of the record that it was made from."""
+        return self._record_indices
+
+    @property
+    def n_records(self) -> int:
+        """How many records the cases were made from, the dropped ones included."""
+        return self._n_records
+
+    def __len__(self) -> int:
+        return len(self._cases)
+
+    @overload
+    def __getitem__(self, item: int) -> Case: ...
+    @overload
+    def __getitem__(self, item: slice) -> CaseSet: ...
+    def __getitem__(self, item: int | slice) -> Case | CaseSet:
+        if isinstance(item, slice):
+            return self.take(range(len(self))[item])
+        return self._cases[item]
+
+    def __eq__(self, other: object) -> bool:
+        return self._cases == other._cases if isinstance(other, CaseSet) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._cases)
+
+    def take(
+        self,
+        positions: Iterable[int],
+        funnel: Mapping[str, int] | None = None,
+        dropped: Mapping[str, int] | None = None,
+    ) -> CaseSet:
+        """The cases at these positions, in this order; the funnel stays unless another is given.
+
+        >>> cases.take([3, 1])
+        """
+        places = list(positions)
+        return CaseSet(
+            [self._cases[place] for place in places],
+            funnel=self._funnel if funnel is None else funnel,
+            dropped=self._dropped if dropped is None else dropped,
+            record_indices=[self._record_indices[place] for place in places],
+            n_records=self._n_records,
+        )
+
+    def record_order(self, seed: int | None = 0) -> list[int]:
+        """Positions of the cases in the paper's record order (Table 2).
+
+        >>> cases.take(cases.record_order(seed=0))
+
+        All ``n_records`` indices are shuffled by Python's ``random.Random(seed)``, before any filter, and
+        the cases follow in that order. ``seed=None`` is the order of the set.
+        """
+        if seed is None:
+            return list(range(len(self)))
+        order = list(range(self._n_records))
+        random.Random(seed).shuffle(order)
+        rank = {record: place for place, record in enumerate(order)}
+        return sorted(range(len(self)), key=lambda place: rank[self._record_indices[place]])
+
+    def split(self, seed: int = 0, fraction: float = 0.5) -> tuple[CaseSet, CaseSet]:
+        """Discovery and validation cases, as the paper splits them (Tables 2 and 8).
+
+        >>> discovery, validation = usable.split(seed=0)
+
+        The cases, in the order they have, are shuffled by ``random.Random(seed)``; the first
+        ``round(n * fraction)`` are for discovery.
+
+        Raises:
+            ArgumentError: ``fraction`` isn't strictly between 0 and 1.
+        """
+        if not 0 < fraction < 1:
+            raise ArgumentError(f"fraction is {fraction!r}; expected a number strictly between 0 and 1")
+        order = list(range(len(self)))
+        random.Random(seed).shuffle(order)
+        cut = round(len(order) * fraction)
+        return self.take(order[:cut]), self.take(order[cut:])
+
+    def folds(
+        self, by: str | Callable[[Case], Hashable] = "relation_id", k: int = 5, seed: int = 0
+    ) -> list[tuple[CaseSet, CaseSet]]:
+        """``k`` pairs ``(rest, held_out)``: each group of cases is held out whole, exactly once (Table 12).
+
+        >>> for rest, held_out in usable.folds(k=5):
+        ...     star = trace_experts(model, rest, layer=44).select()
+
+        Args:
+            by: An attribute of Case, or a function of a case, that names its group.
+            k: Number of folds, at least 2 and at most the number of groups.
+            seed: Shuffles the groups before they are dealt out, largest first, each to the smallest fold.
+
+        Raises:
+            ArgumentError: ``k`` doesn't fit the groups, or Case has no such attribute.
+        """
+        held = fold_positions(self._cases, by, k, seed)
+        everything = range(len(self))
+        return [
+            (self.take(place for place in everything if place not in out), self.take(sorted(out)))
+            for out in held
+        ]
+
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of the cases and their order: equal for equal sets, in any process and version.
+
+        >>> usable.fingerprint()[:8]
+        """
+        digest = hashlib.sha256()
+        for case in self._cases:
+            row = [
+                case.case_id,
+                case.input_ids,
+                case.subject,
+                case.true_id,
+                case.foil_id,
+                case.relation_id,
+                case.prompt,
+            ]
+            digest.update(json.dumps(row, separators=(",", ":")).encode() + b"\n")
+        return digest.hexdigest()
+
+    def frame(self) -> pd.DataFrame:
+        """One row per case: ids, relation, prompt, token counts and positions, objects.
+
+        >>> cases.frame().groupby("relation_id").size()
+        """
+        from moetrace.cases.case_files import case_frame
+
+        return case_frame(self)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the set, atomically: Parquet where the path ends in ``.parquet``, JSON otherwise.
+
+        >>> usable.save("usable.json")
+        """
+        from moetrace.cases.case_files import write_case_set
+
+        write_case_set(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> CaseSet:
+        """Read what :meth:`save` wrote, with its funnel and record order.
+
+        >>> CaseSet.load("usable.json") == usable
+
+        Raises:
+            RecordError: There is no such file, it is truncated, changed, or of another kind.
+        """
+        from moetrace.cases.case_files import read_case_set
+
+        return read_case_set(path)
+
+    def __repr__(self) -> str:
+        steps = ", ".join(f"{name} {left:,}" for name, left in self._funnel.items())
+        return f"CaseSet({len(self):,} cases{': ' + steps if steps else ''})"
+
+    def _repr_html_(self) -> str:
+        from moetrace.cases.case_display import case_set_html
+
+        return case_set_html(self)

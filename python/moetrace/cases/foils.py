@@ -1,0 +1,59 @@
+"""Where foils come from when the records' own are not taken."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from moetrace.cases.records import Record
+from moetrace.errors import ArgumentError
+
+FoilRule = Literal["relation"] | Callable[[Record], str | None] | None
+
+
+def choose_foils(
+    records: Sequence[Record], true_ids: Sequence[int | None], rule: FoilRule, seed: int
+) -> list[str]:
+    """The foil's text for each record, empty where there is none.
+
+    Args:
+        records: The facts.
+        true_ids: Token of each true object; None where it isn't a single token.
+        rule: See :func:`moetrace.cases.make_cases`.
+        seed: Of ``"relation"``. A record's draw depends on the seed, its case id and the objects of its
+            relation, not on the order of the records.
+
+    Raises:
+        ArgumentError: ``rule`` is none of the rules.
+    """
+    if rule is None:
+        return [record.target_new for record in records]
+    if callable(rule):
+        return [(rule(record) or "").strip() for record in records]
+    if rule == "relation":
+        return _relation_foils(records, true_ids, seed)
+    raise ArgumentError(f'foil is {rule!r}; expected None, "relation" or a function of a Record')
+
+
+def _relation_foils(records: Sequence[Record], true_ids: Sequence[int | None], seed: int) -> list[str]:
+    tokens: dict[str, dict[str, int]] = defaultdict(dict)
+    facts: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for record, true_id in zip(records, true_ids, strict=True):
+        facts[record.relation_id, record.subject].add(record.target_true)
+        if true_id is not None:
+            tokens[record.relation_id][record.target_true] = true_id
+    objects = {relation: sorted(found) for relation, found in tokens.items()}
+    foils = []
+    for record, true_id in zip(records, true_ids, strict=True):
+        # Whatever is true of the same subject elsewhere in the records is no foil for it.
+        known = facts[record.relation_id, record.subject]
+        found = tokens[record.relation_id]
+        others = [
+            text
+            for text in objects.get(record.relation_id, ())
+            if text not in known and found[text] != true_id
+        ]
+        foils.append(random.Random(f"{seed}:{record.case_id}").choice(others) if others else "")
+    return foils

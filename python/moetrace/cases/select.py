@@ -1,0 +1,171 @@
+"""The paper's scan: in record order, keep what the model knows and what noise disturbs."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from moetrace.cases.case import Case
+from moetrace.cases.case_set import CaseSet
+from moetrace.errors import ArgumentError, MoetraceWarning, NoCasesError, NonFiniteWarning
+from moetrace.progress import Progress, progress_bar
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from moetrace.noise import SubjectNoise
+
+FIRST_BATCH = 32
+LARGEST_BATCH = 1024
+
+# Reasons to drop a case, in the order of the filters, and the names of the counts left after them.
+FILTERS = {"non_finite": "finite", "clean_margin": "clean_margin", "noise_drop": "noise_drop"}
+
+
+class FewCasesWarning(MoetraceWarning):
+    """Fewer cases than asked for are usable; those there are were returned."""
+
+
+def select_cases(
+    model: Any,
+    cases: Sequence[Case],
+    n: int = 256,
+    margin: float = 1.0,
+    drop: float = 0.5,
+    seed: int | None = 0,
+    noise: SubjectNoise | None = None,
+    batch_tokens: int | Literal["auto"] = "auto",
+    engine: str = "auto",
+    progress: Progress = None,
+    *,
+    _score: Callable[..., pd.DataFrame] | None = None,
+) -> CaseSet:
+    """The first ``n`` usable cases in record order (Table 2, "Record order" and "Filtering").
+
+    >>> usable = select_cases(model, cases, n=256)
+    >>> usable.funnel
+    {'records': 21919, ..., 'scanned': 371, 'finite': 371, 'clean_margin': 300, 'noise_drop': 256}
+
+    A case is usable if its clean logit difference (equation 1) is at least ``margin`` and noise on its
+    subject lowers it by at least ``drop`` (equation 3), both in logits. Cases are scored in growing
+    batches, but the result is what a scan one by one would give, and it stops at the n-th usable case:
+    later cases are neither returned nor counted.
+
+    Args:
+        model: What the cases are scored with.
+        cases: A CaseSet of :func:`make_cases`, which knows the record order, or any sequence of cases.
+        n: How many usable cases to collect.
+        margin: Least clean logit difference.
+        drop: Least clean minus noised logit difference.
+        seed: Shuffles all records, before any filter, as the paper did; None keeps the given order.
+        noise: The subject noise; the paper's where None.
+        batch_tokens: Tokens of one forward.
+        engine: ``"auto"``, ``"tree"`` or ``"reference"``.
+        progress: None for a bar in a terminal or notebook, True, False, or a function ``(done, total)`` of
+            the usable cases found.
+
+    Returns:
+        The usable cases in the order of the scan. The funnel goes on from the given one with ``scanned``,
+        ``finite``, ``clean_margin`` and ``noise_drop``; ``.dropped`` with ``non_finite``, ``clean_margin``
+        and ``noise_drop``.
+
+    Raises:
+        NoCasesError: ``cases`` is empty.
+        ArgumentError: ``n`` is below 1, or a threshold isn't finite.
+
+    Warns:
+        FewCasesWarning: Fewer than ``n`` are usable.
+        NonFiniteWarning: Cases that gave NaN or infinite logits were dropped.
+    """
+    _check_arguments(n, margin, drop)
+    source = cases if isinstance(cases, CaseSet) else CaseSet(cases)
+    if not source:
+        raise NoCasesError(
+            f"there are no cases to select from ({source!r}); look at .dropped for the reasons"
+        )
+    score = _score or _scorer()
+    verdicts: list[tuple[int, str | None]] = []
+    found, size = 0, min(n, FIRST_BATCH)
+    order = source.record_order(seed)
+    with progress_bar(n, "usable cases", progress) as bar:
+        while len(verdicts) < len(order) and found < n:
+            batch = source.take(order[len(verdicts) : len(verdicts) + size])
+            scores = score(model, batch, noise=noise, batch_tokens=batch_tokens, engine=engine)
+            judged = _up_to(_judge(batch, scores, margin, drop), n - found)
+            verdicts += zip(order[len(verdicts) :], judged, strict=False)
+            found += judged.count(None)
+            bar.update(judged.count(None))
+            size = _next_size(size, len(verdicts), found, n)
+    return _collect(source, verdicts, n)
+
+
+def _check_arguments(n: int, margin: float, drop: float) -> None:
+    if n < 1:
+        raise ArgumentError(f"n is {n}; expected at least 1 case")
+    for name, value in (("margin", margin), ("drop", drop)):
+        if not math.isfinite(value):
+            raise ArgumentError(f"{name} is {value}; expected a finite number of logits")
+
+
+def _next_size(size: int, scanned: int, found: int, n: int) -> int:
+    """A batch just large enough, by the yield so far, to find what is still wanted."""
+    wanted = math.ceil((n - found) * scanned / max(found, 1))
+    return max(1, min(wanted, 4 * size, LARGEST_BATCH))
+
+
+def _up_to(reasons: list[str | None], wanted: int) -> list[str | None]:
+    """The verdicts up to the last usable case that is wanted: what a scan one by one would have seen."""
+    places = [place for place, reason in enumerate(reasons) if reason is None]
+    return reasons[: places[wanted - 1] + 1] if len(places) >= wanted else reasons
+
+
+def _judge(batch: CaseSet, scores: pd.DataFrame, margin: float, drop: float) -> list[str | None]:
+    """For each case of a batch the filter that it falls at, None if it is usable."""
+    rows = scores.set_index("case_id").loc[[case.case_id for case in batch], ["clean", "noised"]]
+    return [_reason(float(clean), float(noised), margin, drop) for clean, noised in rows.to_numpy()]
+
+
+def _reason(clean: float, noised: float, margin: float, drop: float) -> str | None:
+    if not (math.isfinite(clean) and math.isfinite(noised)):
+        return "non_finite"
+    if clean < margin:
+        return "clean_margin"
+    return "noise_drop" if clean - noised < drop else None
+
+
+def _collect(source: CaseSet, verdicts: list[tuple[int, str | None]], n: int) -> CaseSet:
+    fallen = Counter(reason for _, reason in verdicts if reason is not None)
+    funnel = source.funnel | {"scanned": len(verdicts)}
+    left = len(verdicts)
+    for reason, name in FILTERS.items():
+        left -= fallen[reason]
+        funnel[name] = left
+    usable = [position for position, reason in verdicts if reason is None]
+    result = source.take(usable, funnel=funnel, dropped=source.dropped + fallen)
+    if fallen["non_finite"]:
+        ids = [source[position].case_id for position, reason in verdicts if reason == "non_finite"]
+        warnings.warn(
+            f"{len(ids)} of {len(verdicts)} scanned cases gave NaN or infinite logits and were dropped:"
+            f" case ids {', '.join(map(str, ids[:10]))}{', …' if len(ids) > 10 else ''}",
+            NonFiniteWarning,
+            stacklevel=3,
+        )
+    if len(usable) < n:
+        steps = ", ".join(f"{name} {left}" for name, left in funnel.items())
+        warnings.warn(
+            f"only {len(usable)} of the {n} cases asked for are usable ({steps}); go on with these, give more"
+            " records, or lower margin and drop",
+            FewCasesWarning,
+            stacklevel=3,
+        )
+    return result
+
+
+def _scorer() -> Callable[..., pd.DataFrame]:
+    from moetrace.engines.score import score_cases
+
+    scorer: Callable[..., pd.DataFrame] = score_cases
+    return scorer

@@ -1,0 +1,1 @@
+"""Engines: how a trace is run on a model."""

@@ -1,0 +1,178 @@
+"""The tree engine: all runs of a case in one forward pass (clean, noised and every patched run).
+
+A run shares with the noised run everything but the patched token from its layer on, so it is one more row
+of the pass, born at that layer. See :mod:`moetrace.engines.rows` for the layout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from moetrace._native import _core
+from moetrace.engines.base import Job, Outcome, embedding_device
+from moetrace.engines.experts import expert_hook, layer_routing, scale_after
+from moetrace.engines.forward import read_differences
+from moetrace.engines.growth import CannotGrow, SlimExperts, grower, refuse_extras
+from moetrace.engines.patches import ExpertPatch, expert_layers
+from moetrace.engines.routers import RouterTap, router_of
+from moetrace.engines.rows import BatchRows, shape_of
+from moetrace.errors import EngineError, HookError
+from moetrace.models.anatomy import expert_count
+from moetrace.models.masks import tree_masks
+from moetrace.models.state import hooked
+
+if TYPE_CHECKING:
+    from moetrace.cases import Case
+
+
+def _keep_row(
+    kept: dict[int, torch.Tensor], layer: int, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """Forward pre-hook of a block: keep one row of its input."""
+    hidden = args[0] if args else kwargs["hidden_states"]
+    kept[layer] = hidden.reshape(1, -1, hidden.shape[-1])[:, :1].clone()
+
+
+class TreeEngine:
+    """One forward pass for a batch. ``grow``: None finds out whether forks can join at their layer."""
+
+    name = "tree"
+
+    def __init__(self, job: Job, grow: bool | None = None) -> None:
+        self.job, self.grow = job, grow
+        self._scales: dict[int, float] = {}  # of each layer's block, see scale_after
+
+    def rows_of(self, case: Case) -> int:
+        """Token rows of one case with all its forks."""
+        shape = shape_of(self.job, case)
+        branches = self.job.noise.draws + 1
+        forks = len(self.job.patches) * self.job.noise.draws
+        prompt = shape.subject_start + branches * (shape.length - shape.subject_start)
+        return int(prompt + forks * (shape.length - shape.patch_position))
+
+    def cost_of(self, case: Case) -> int:
+        """Token rows of one case in the average layer, at least a quarter of all: what a batch is cut by.
+
+        Forks that are born late cost little, and small batches would cost much in the layers below them;
+        the quarter bounds what the layers above may take.
+        """
+        rows = self.rows_of(case)
+        if self.grow is False:
+            return rows
+        layers = len(self.job.anatomy.layers)
+        chain = (len(case.input_ids) - self.job.patch_position(case)) * self.job.noise.draws
+        unborn = sum(patch.layer for patch in self.job.patches) * chain
+        return max(-(-(rows * layers - unborn) // layers), -(-rows // 4))
+
+    def batches(self, cases: Sequence[Case], batch_tokens: int) -> list[list[int]]:
+        """Cases of like length together, within a budget of token rows."""
+        packed: list[list[int]] = _core.pack([self.cost_of(case) for case in cases], batch_tokens)
+        return packed
+
+    def run(self, cases: Sequence[Case]) -> Outcome:
+        """Trace one batch."""
+        if self.grow is not False:
+            try:
+                outcome = self._pass(BatchRows(self.job, cases, grow=True))
+                self.grow = True
+                return outcome
+            except CannotGrow:
+                if self.grow:
+                    raise EngineError(
+                        "forks can't join at their layer in this model; use grow=None"
+                    ) from None
+                self.grow = False
+        return self._pass(BatchRows(self.job, cases, grow=False))
+
+    def _pass(self, batch: BatchRows) -> Outcome:
+        anatomy = self.job.anatomy
+        device = embedding_device(anatomy)
+        ids = batch.input_ids().to(device)
+        # An all-ones 2-D mask: without one, position ids would be read as packed sequences.
+        inputs = {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "position_ids": batch.position_ids().to(device),
+            "use_cache": False,
+        }
+        objects = torch.tensor([(case.true_id, case.foil_id) for case in batch.cases])
+        mask = batch.mask()
+        inputs_of: dict[int, torch.Tensor] = {}
+        table = _core.HookTable()
+        handles: list[Any] = []
+        with hooked(handles), tree_masks(mask):
+            experts = self._arm(batch, table, handles)
+            for index in experts.keys() - self._scales.keys():
+                keep = partial(_keep_row, inputs_of, index)
+                handles.append(anatomy.site(index).block.register_forward_pre_hook(keep, with_kwargs=True))
+            rows = batch.final_rows()
+            found = read_differences(anatomy, self.job.readout, inputs, rows, objects, table.reset)
+        try:
+            table.check_fired()
+        except RuntimeError as failure:
+            raise HookError(f"{type(anatomy.model).__name__}: {failure}") from None
+        for index, row in inputs_of.items():
+            self._scales[index] = scale_after(anatomy.site(index), row)
+        return self._outcome(batch, found.cpu().numpy(), experts)
+
+    def _outcome(self, batch: BatchRows, found: np.ndarray, experts: dict[int, _core.ExpertSite]) -> Outcome:
+        draws = batch.draws
+        patched = found[:, 1 + draws :].reshape(len(found), len(batch.job.patches), draws)
+        routing = {
+            layer: layer_routing(site, batch.router_logits(layer), len(found), draws, self._scales[layer])
+            for layer, site in experts.items()
+        }
+        return Outcome(found[:, 0], found[:, 1 : 1 + draws], patched, routing)
+
+    def _arm(
+        self, batch: BatchRows, table: _core.HookTable, handles: list[Any]
+    ) -> dict[int, _core.ExpertSite]:
+        """Register every hook of a pass, and give those on experts; ``handles`` gets all as it goes."""
+        anatomy = self.job.anatomy
+
+        def armed(module: Any, site: Any) -> None:
+            table.add(site)
+            handles.append(module.register_forward_hook(site))
+
+        armed(anatomy.embedding, batch.noise_site())
+        slims = self._arm_growth(batch, table, handles) if batch.grow else {}
+        patches = self.job.patches
+        for index in sorted({patch.layer for patch in patches if not isinstance(patch, ExpertPatch)}):
+            armed(anatomy.site(index).block, batch.block_site(index))
+        experts: dict[int, _core.ExpertSite] = {}
+        for index in expert_layers(patches):
+            site = experts[index] = batch.expert_site(index)
+            table.add(site)
+            router = router_of(anatomy, index)
+            if router is not None:
+                tap = batch.taps[index] = RouterTap(expert_count(anatomy, index))
+                handles.append(router.register_forward_hook(tap))
+            slim = slims.get(index)
+            hook = expert_hook(site, f"layer {index}", slim.rows_in_call if slim else lambda rows: rows)
+            handles.append(anatomy.experts(index).register_forward_hook(hook, with_kwargs=True))
+        return experts
+
+    def _arm_growth(
+        self, batch: BatchRows, table: _core.HookTable, handles: list[Any]
+    ) -> dict[int, SlimExperts]:
+        """Register the hooks by which forks join at their layer."""
+        slims: dict[int, SlimExperts] = {}
+        born = batch.start_rows
+        for index, layer in enumerate(self.job.anatomy.layers):
+            site, hook = grower(batch, index, born)
+            handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+            handles.append(layer.register_forward_hook(refuse_extras))
+            if site is not None:
+                table.add(site)
+                block = self.job.anatomy.sites[index]
+                if block is not None and block.experts is not None:
+                    slim = slims[index] = SlimExperts(batch, index, born)
+                    handles.append(block.experts.register_forward_pre_hook(slim.before, with_kwargs=True))
+                    handles.append(block.experts.register_forward_hook(slim.after, with_kwargs=True))
+            born = batch.rows_at(index)
+        return slims

@@ -1,0 +1,96 @@
+"""Every error that moetrace raises on purpose.
+
+Each message names what was found, what was expected and what to do. All derive from
+:class:`MoetraceError`; those that are also a kind of standard error derive from that too, so
+``except ValueError`` keeps working in a user's pipeline.
+"""
+
+from __future__ import annotations
+
+
+class MoetraceError(Exception):
+    """Base of all errors and the one to catch in a script."""
+
+
+class CaseError(MoetraceError, ValueError):
+    """A case, or a set of cases, can't be traced."""
+
+
+class NoCasesError(CaseError):
+    """There is nothing to trace."""
+
+
+class SubjectSpanError(CaseError):
+    """The subject span is empty, out of range or covers the final token."""
+
+
+class SameObjectError(CaseError):
+    """True and foil object are the same token."""
+
+
+class TokenIdError(CaseError):
+    """A token id lies outside the model's vocabulary."""
+
+
+class DuplicateCaseError(CaseError):
+    """Two cases of one set share a case id."""
+
+
+class RecordError(MoetraceError, ValueError):
+    """A record file or record can't be read: truncated, of an unknown layout, or lacking fields."""
+
+
+class TokenizerError(MoetraceError, ValueError):
+    """The tokenizer can't give what is needed (for instance no offsets and no fallback)."""
+
+
+class ModelError(MoetraceError, ValueError):
+    """The model can't be traced."""
+
+
+class LayoutError(ModelError):
+    """Decoder layers, blocks or experts were not found where a known layout has them."""
+
+
+class EncoderDecoderError(ModelError):
+    """An encoder-decoder model: the protocol needs a decoder-only language model."""
+
+
+class TokenMixingError(ModelError):
+    """Routing mixes tokens, so patching one token of a sequence is not defined."""
+
+
+class EngineError(MoetraceError, RuntimeError):
+    """An engine doesn't apply to this model, or its self-check failed."""
+
+
+class NonFiniteError(ModelError):
+    """No case has finite logits."""
+
+
+class ContributionError(MoetraceError, RuntimeError):
+    """The experts' contributions don't sum to the routed part of the block's output."""
+
+
+class HookError(MoetraceError, RuntimeError):
+    """A hook that was armed never fired, or saw a shape that it doesn't know."""
+
+
+class ArgumentError(MoetraceError, ValueError):
+    """An argument of a public function is out of its range."""
+
+
+class LayerRangeError(ArgumentError, IndexError):
+    """A layer that the model doesn't have, or that has no site to patch."""
+
+
+class RunFolderError(MoetraceError, RuntimeError):
+    """A run folder belongs to another call, or can't be read."""
+
+
+class MoetraceWarning(UserWarning):
+    """Base of all warnings."""
+
+
+class NonFiniteWarning(MoetraceWarning):
+    """A case gave NaN or infinite logits; it is reported and the rest goes on."""

@@ -1,0 +1,1 @@
+"""Models: where they keep what, and how they come back as they were."""

@@ -1,0 +1,241 @@
+"""Where a language model keeps its layers, blocks, experts, embedding and head.
+
+Found by structure and attribute names, not by a list of models; what isn't recognised is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from moetrace.errors import EncoderDecoderError, LayerRangeError, LayoutError, ModelError, TokenMixingError
+
+LAYER_LISTS = ("layers", "h", "blocks", "block", "decoder_layers")
+# longcat_flash has one layer for every two that it counts in the first.
+LAYER_COUNTS = ("num_hidden_layers", "num_layers")
+BLOCKS = ("block_sparse_moe", "mlp", "feed_forward", "ffn", "moe", "mixer", "shared_mlp", "mlp_block")
+EXPERTS = "experts"
+ROUTERS = ("gate", "router", "router_gate", "wg")
+# longcat_flash: total_experts of the module counts the identity experts too.
+EXPERT_COUNTS = ("total_experts", "num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
+
+@dataclass(frozen=True)
+class LayerSite:
+    """The block of one decoder layer: what a layer patch overwrites.
+
+    ``layer``: index among the decoder layers; ``path``: dotted name inside the model; ``sparse``: whether
+    it is a Mixture-of-Experts block; ``experts``: the experts module inside it, None if there is none.
+    """
+
+    layer: int
+    path: str
+    block: nn.Module
+    sparse: bool
+    experts: nn.Module | None
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """What a trace needs to know of a model."""
+
+    model: nn.Module
+    config: Any
+    layers: tuple[nn.Module, ...]
+    sites: tuple[LayerSite | None, ...]
+    embedding: nn.Module
+    head: nn.Module
+    vocab_size: int
+    hidden_size: int
+
+    @property
+    def sparse_layers(self) -> tuple[int, ...]:
+        """Layers with routed experts."""
+        return tuple(site.layer for site in self.sites if site is not None and site.sparse)
+
+    def default_layers(self) -> tuple[int, ...]:
+        """Every layer with routed experts; every layer with a block in a model without any."""
+        return self.sparse_layers or tuple(site.layer for site in self.sites if site is not None)
+
+    def site(self, layer: int) -> LayerSite:
+        """The block of a layer. LayerRangeError where there is none."""
+        if not 0 <= layer < len(self.layers):
+            raise LayerRangeError(
+                f"layer {layer} is out of range: {type(self.model).__name__} has layers 0 to "
+                f"{len(self.layers) - 1}"
+            )
+        found = self.sites[layer]
+        if found is None:
+            raise LayerRangeError(
+                f"layer {layer} of {type(self.model).__name__} has no MLP or MoE block to patch; layers "
+                f"with one: {[s.layer for s in self.sites if s is not None]}"
+            )
+        return found
+
+    def experts(self, layer: int) -> nn.Module:
+        """The experts module of a layer. LayerRangeError where the layer has none."""
+        found = self.site(layer)
+        if found.experts is None:
+            what = "has experts in a layout that can't be traced one by one" if found.sparse else "is dense"
+            raise LayerRangeError(
+                f"layer {layer} of {type(self.model).__name__} {what} ({found.path}); layers with experts: "
+                f"{[s.layer for s in self.sites if s is not None and s.experts is not None]}"
+            )
+        return found.experts
+
+    def resolve_layers(self, layers: int | Sequence[int] | None) -> tuple[int, ...]:
+        """Check and complete a user's ``layers``: None is every default layer; no layer twice."""
+        if layers is None:
+            return self.default_layers()
+        wanted = [layers] if isinstance(layers, int) else [int(layer) for layer in layers]
+        if not wanted:
+            raise LayerRangeError("layers is empty; expected at least one layer, or None for all")
+        if len(set(wanted)) != len(wanted):
+            raise LayerRangeError(f"layers repeats {sorted({x for x in wanted if wanted.count(x) > 1})}")
+        for layer in wanted:
+            self.site(layer)
+        return tuple(wanted)
+
+
+def text_config(model: nn.Module) -> Any:
+    """The configuration of the text decoder (a multimodal model has one inside its own)."""
+    config = getattr(model, "config", None)
+    if config is None:
+        raise ModelError(
+            f"{type(model).__name__} has no config; expected a transformers model such as "
+            "AutoModelForCausalLM gives"
+        )
+    return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+
+
+def find_anatomy(model: Any) -> Anatomy:
+    """Look a model over. Raises a ModelError that says what was found and what was expected."""
+    config = text_config(model)
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise EncoderDecoderError(
+            f"{type(model).__name__} is an encoder-decoder model; expected a decoder-only language model, "
+            "since the protocol patches the final token of one causal sequence"
+        )
+    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    layers = _find_layers(model, config, embedding)
+    names = {module: name for name, module in model.named_modules()}
+    sites = tuple(_find_site(index, layer, names) for index, layer in enumerate(layers))
+    _refuse_unknown_experts(model, config, layers, sites)
+    if embedding is None:
+        raise LayoutError(f"{type(model).__name__} has no input embedding (get_input_embeddings gave None)")
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if head is None:
+        raise LayoutError(
+            f"{type(model).__name__} has no language-model head (get_output_embeddings gave None); expected "
+            "a model such as AutoModelForCausalLM gives, not a bare decoder"
+        )
+    return Anatomy(
+        model=model,
+        config=config,
+        layers=layers,
+        sites=sites,
+        embedding=embedding,
+        head=head,
+        vocab_size=int(getattr(config, "vocab_size", 0) or embedding.num_embeddings),
+        hidden_size=int(config.hidden_size),
+    )
+
+
+def _find_layers(model: nn.Module, config: Any, embedding: nn.Module | None) -> tuple[nn.Module, ...]:
+    """The list of decoder layers: as long as the config says, under one of the usual names.
+
+    The list beside the embedding goes first: a vision tower may have as many layers under the same name.
+    """
+    counts = [x for x in (getattr(config, name, None) for name in LAYER_COUNTS) if isinstance(x, int)]
+    names: dict[nn.Module, str] = {module: name for name, module in model.named_modules()}
+
+    def owner(module: nn.Module) -> str:
+        return names[module].rpartition(".")[0]
+
+    lists = [
+        module
+        for module, name in names.items()
+        if isinstance(module, nn.ModuleList) and len(module) and name.rpartition(".")[2] in LAYER_LISTS
+    ]
+    home = owner(embedding) if embedding is not None and embedding in names else None
+    for module in sorted(lists, key=lambda module: owner(module) != home):
+        for count in counts or [len(module)]:
+            if len(module) >= count:
+                return tuple(module)[:count]
+    found = ", ".join(f"{names[module]} ({len(module)})" for module in lists)
+    expected = " or ".join(map(str, dict.fromkeys(counts))) or "any length"
+    raise LayoutError(
+        f"no decoder layers were found in {type(model).__name__}: expected a ModuleList of {expected} named "
+        f"one of {', '.join(LAYER_LISTS)}; found {found or 'none of these names'}"
+    )
+
+
+def _find_site(index: int, layer: nn.Module, names: dict[nn.Module, str]) -> LayerSite | None:
+    children = dict(layer.named_children())
+    if EXPERTS in children:  # gemma4: experts and router sit in the layer itself, beside a dense MLP
+        experts = children[EXPERTS]
+        return LayerSite(index, names[experts], experts, True, experts)
+    for name in BLOCKS:
+        block = children.get(name)
+        if block is None:
+            continue
+        # ernie4_5_vl keeps experts for text and experts for images in one block.
+        inner = dict(block.named_children()).get("text_moe", block)
+        if name == "mixer" and not _is_sparse(inner):
+            continue  # nemotron_h calls its attention and state-space mixers so too
+        return LayerSite(index, names[block], block, _is_sparse(inner), _experts_of(inner))
+    return None
+
+
+def _experts_of(block: nn.Module) -> nn.Module | None:
+    return dict(block.named_children()).get(EXPERTS)
+
+
+def _is_sparse(block: nn.Module) -> bool:
+    children = dict(block.named_children())
+    return EXPERTS in children or any(name in children for name in ROUTERS)
+
+
+def _refuse_unknown_experts(
+    model: nn.Module, config: Any, layers: tuple[nn.Module, ...], sites: tuple[LayerSite | None, ...]
+) -> None:
+    for layer in layers:
+        for module in layer.modules():
+            if type(module).__name__.endswith("CDMoE"):
+                raise TokenMixingError(
+                    f"{type(model).__name__}: the router of {type(module).__name__} views its output across "
+                    "the batch, so a token's experts depend on other tokens, later ones included; patching "
+                    "one token is not defined there, and the model can't be traced"
+                )
+    # A dense Doge keeps a number of experts that it doesn't have.
+    names = EXPERT_COUNTS if getattr(config, "is_moe", True) else ()
+    counts = {name: getattr(config, name, None) for name in names}
+    claimed = {name: value for name, value in counts.items() if isinstance(value, int) and value > 1}
+    if all(site is None for site in sites):
+        found = sorted({name for layer in layers for name, _ in layer.named_children()})
+        raise LayoutError(
+            f"no MLP or MoE block was found in the layers of {type(model).__name__}: expected a child named "
+            f"one of {', '.join(BLOCKS)}; found {', '.join(found)}"
+        )
+    if claimed and not any(site is not None and site.sparse for site in sites):
+        site = next(site for site in sites if site is not None)
+        found = sorted(name for name, _ in site.block.named_children())
+        raise LayoutError(
+            f"the config of {type(model).__name__} speaks of experts ({claimed}), but no block has them in a "
+            f"known layout: expected a child '{EXPERTS}' or a router named one of {', '.join(ROUTERS)} in "
+            f"{site.path}; found {', '.join(found) or 'no children'}"
+        )
+
+
+def expert_count(anatomy: Anatomy, layer: int) -> int:
+    """Routed experts of a layer."""
+    module = anatomy.experts(layer)
+    for owner in (module, anatomy.config):
+        for name in EXPERT_COUNTS:
+            value = getattr(owner, name, None)
+            if isinstance(value, int) and value > 1:
+                return value
+    raise LayoutError(f"neither the experts of layer {layer} nor the config say how many there are")

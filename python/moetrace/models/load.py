@@ -1,0 +1,40 @@
+"""Load a model and its tokenizer from the hub or a folder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from moetrace.errors import ModelError
+
+
+def load_model(
+    name: str,
+    *,
+    dtype: str = "auto",
+    device_map: Any = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    **kwargs: Any,
+) -> tuple[Any, Any]:
+    """A model in eval mode and its tokenizer.
+
+    >>> model, tokenizer = mt.load_model("Qwen/Qwen3-30B-A3B-Base", dtype="bfloat16", device_map="auto")
+
+    ``name``: a hub id or a folder. ``dtype``: "auto" is the checkpoint's. ``device_map``: as in transformers
+    (needs accelerate). Only safetensors are read, never pickled weights; ``trust_remote_code`` stays off
+    unless turned on. Other arguments go to ``AutoModelForCausalLM.from_pretrained``. ModelError where the
+    checkpoint can't be loaded.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    common = {"revision": revision, "trust_remote_code": trust_remote_code}
+    kwargs.setdefault("use_safetensors", True)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **common)
+        model = AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, device_map=device_map, **common, **kwargs
+        )
+    except (OSError, ValueError, ImportError) as failure:
+        raise ModelError(f"{name!r} can't be loaded as a causal language model: {failure}") from failure
+    model.eval()  # type: ignore[no-untyped-call]
+    return model, tokenizer

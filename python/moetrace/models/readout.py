@@ -1,0 +1,124 @@
+"""True and foil logits of hidden rows, from two rows of the unembedding instead of all of it.
+
+What a model does between its head and its logits is an elementwise function: none, a scale (Granite,
+Cohere) or a soft cap (Gemma). It is read from the config and compared, once per model, with the model's
+own logits; where nothing fits, the model's own head is used for every row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from moetrace.models.anatomy import Anatomy
+
+Elementwise = Callable[[torch.Tensor], torch.Tensor]
+
+
+def _candidates(config: Any) -> dict[str, Elementwise]:
+    found: dict[str, Elementwise] = {"plain": lambda x: x}
+    divisor = getattr(config, "logits_scaling", None)
+    if divisor:
+        found["logits_scaling"] = lambda x: x / divisor
+    factor = getattr(config, "logit_scale", None)
+    if factor:
+        found["logit_scale"] = lambda x: x * factor
+    cap = getattr(config, "final_logit_softcapping", None)
+    if cap:
+        found["final_logit_softcapping"] = lambda x: torch.tanh(x / cap) * cap
+    return found
+
+
+def _plain_weight(head: nn.Module) -> torch.Tensor | None:
+    """The head's (vocabulary, width) matrix, where it is a plain one that is in memory."""
+    weight = getattr(head, "weight", None)
+    if not isinstance(weight, torch.Tensor) or weight.is_meta or not weight.is_floating_point():
+        return None
+    return weight if weight.dim() == 2 else None
+
+
+class Readout:
+    """Logits of chosen tokens from the rows that enter the head."""
+
+    def __init__(self, anatomy: Anatomy) -> None:
+        self._head = anatomy.head
+        self._candidates = _candidates(anatomy.config)
+        self._chosen: Elementwise | None = None
+        self.kind = "unchecked"
+
+    @property
+    def checked(self) -> bool:
+        """Whether the two-row readout has been compared with the model's own logits."""
+        return self.kind != "unchecked"
+
+    @property
+    def own_head(self) -> bool:
+        """Whether the model's own head must be used for every row."""
+        return self.kind == "own head"
+
+    def check(self, hidden: torch.Tensor, tokens: torch.Tensor, logits: torch.Tensor) -> None:
+        """Choose how to read out: ``hidden`` (n, width), ``tokens`` (n, m), the model's ``logits`` (n, m)."""
+        finite = torch.isfinite(logits).all(dim=1)  # a case with NaN is reported, and says nothing here
+        hidden, tokens, logits = (
+            hidden[finite.to(hidden.device)],
+            tokens[finite.to(tokens.device)],
+            logits[finite],
+        )
+        size = float(logits.abs().max()) if logits.numel() else 0.0
+        tolerance = 64 * torch.finfo(logits.dtype).eps * max(1.0, size)
+        for name, function in self._candidates.items():
+            if _plain_weight(self._head) is None or not len(logits):
+                break
+            mine = function(self._linear(hidden, tokens))
+            if bool(((mine - logits.to(mine.device, mine.dtype)).abs() <= tolerance).all()):
+                self.kind, self._chosen = name, function
+                return
+        self.kind = "own head"
+
+    def __call__(self, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """float64 logits (n, m) of ``tokens`` (n, m) at the rows ``hidden`` (n, width)."""
+        assert self._chosen is not None
+        return self._chosen(self._linear(hidden, tokens))
+
+    def _linear(self, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        weight = _plain_weight(self._head)
+        assert weight is not None
+        tokens = tokens.to(weight.device)
+        rows = weight[tokens].to(torch.float64)  # (n, m, width)
+        logits = torch.einsum("nmw,nw->nm", rows, hidden.to(weight.device, torch.float64))
+        bias = getattr(self._head, "bias", None)
+        return logits if bias is None else logits + bias[tokens].to(torch.float64)
+
+
+class HeadTap:
+    """What entered the head in the last forward pass.
+
+    The head itself is called for the first of ``rows`` rows only, unless the model's own head is needed:
+    that row's logits serve the check, and all others come from the readout.
+    """
+
+    def __init__(self, readout: Readout, rows: int, index: torch.Tensor | None = None) -> None:
+        self._narrow, self._rows, self._index = not readout.own_head, rows, index
+        self.hidden: torch.Tensor | None = None
+
+    def __call__(self, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        """As a forward pre-hook of the head."""
+        hidden = args[0]
+        if hidden.shape[1] != self._rows and self._index is not None:
+            hidden = hidden.index_select(1, self._index.to(hidden.device))  # no logits_to_keep in this model
+        self.hidden = hidden
+        return (hidden[:, :1] if self._narrow else hidden, *args[1:])
+
+
+@contextmanager
+def tapped(head: nn.Module, tap: HeadTap) -> Iterator[None]:
+    """Hang ``tap`` before the head for the time of a pass."""
+    handle = head.register_forward_pre_hook(tap)
+    try:
+        yield
+    finally:
+        handle.remove()

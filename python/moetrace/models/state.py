@@ -1,0 +1,72 @@
+"""The user's model for the time of a trace, and as it was after it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+TREE_ATTENTION = ("sdpa", "eager")
+
+
+def configs_of(model: nn.Module) -> list[Any]:
+    """Every configuration object that a module of the model reads, each once."""
+    found: dict[int, Any] = {}
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if config is not None and hasattr(config, "_attn_implementation_internal"):
+            found[id(config)] = config
+    return list(found.values())
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients, module by module as it was afterwards, also after an interrupt."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+@contextmanager
+def attention_that_takes_masks(model: nn.Module) -> Iterator[None]:
+    """Switch attention that can't take a 4-D mask to one that can, and back."""
+    changed: list[tuple[Any, Any]] = []
+    sdpa = all(getattr(m, "_supports_sdpa", True) for m in model.modules() if hasattr(m, "_supports_sdpa"))
+    try:
+        for config in configs_of(model):
+            before = config._attn_implementation_internal
+            if before is not None and before not in TREE_ATTENTION:
+                changed.append((config, before))
+                config._attn_implementation_internal = "sdpa" if sdpa else "eager"
+        yield
+    finally:
+        for config, before in changed:
+            config._attn_implementation_internal = before
+
+
+@contextmanager
+def hooked(handles: list[Any]) -> Iterator[None]:
+    """Remove the hooks of ``handles`` (filled by the caller as it goes) in reverse order on the way out."""
+    try:
+        yield
+    finally:
+        for handle in reversed(handles):
+            handle.remove()
+
+
+@contextmanager
+def prepared(model: nn.Module) -> Iterator[None]:
+    """All of the above that every engine needs."""
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(model))
+        stack.enter_context(attention_that_takes_masks(model))
+        yield

@@ -1,0 +1,14 @@
+"""Small models whose answer is known in closed form, to check a tracing pipeline against.
+
+>>> from moetrace.planted import plant
+>>> planted = plant("single")
+>>> found = mt.trace_experts(planted.model, planted.cases, layer=planted.layer)
+>>> abs(found.effects - planted.truth.experts[:, planted.layer]).max() < 1e-4
+True
+"""
+
+from moetrace.planted.design import FAMILIES, KINDS
+from moetrace.planted.plant import Planted, plant
+from moetrace.planted.truth import Truth
+
+__all__ = ["FAMILIES", "KINDS", "Planted", "Truth", "plant"]

@@ -1,0 +1,69 @@
+"""The protocol's first stage from records to a validated layer (sections 3.3 and 4.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moetrace.cases import CaseSet, make_cases, select_cases
+from moetrace.errors import MoetraceError
+from moetrace.noise import SubjectNoise
+from moetrace.progress import Progress
+from moetrace.results.layer_trace import LayerTrace
+from moetrace.trace.layers import trace_layers
+
+
+@dataclass(frozen=True)
+class LayerProtocol:
+    """Usable cases, the sweep on the discovery half, and the sweep on the validation half."""
+
+    usable: CaseSet
+    discovery: LayerTrace
+    validation: LayerTrace
+
+
+def layer_protocol(
+    model: torch.nn.Module,
+    tokenizer: Any,
+    records: Any,
+    *,
+    out: str | Path,
+    n: int = 256,
+    seed: int = 0,
+    noise: SubjectNoise | None = None,
+    progress: Progress = None,
+    echo: Callable[[str], None] = print,
+) -> LayerProtocol:
+    """Select ``n`` usable cases, sweep layers on the discovery half, evaluate on the validation half.
+
+    The layer is selected on discovery cases alone and is a fixed hypothesis on the others (section 3.3).
+    Writes into ``out``: ``cases.json``, ``discovery/`` and ``validation/`` (see ``LayerTrace.save``),
+    ``layers.csv`` (the validation table) and, with matplotlib, ``layers.png``.
+    """
+    folder = Path(out)
+    cases = make_cases(records, tokenizer)
+    usable = select_cases(model, cases, n=n, seed=seed, noise=noise, progress=progress)
+    folder.mkdir(parents=True, exist_ok=True)
+    usable.save(folder / "cases.json")
+    echo("usable cases: " + ", ".join(f"{name} {count}" for name, count in usable.funnel.items()))
+    discovery, validation = usable.split(seed=seed)
+    found = trace_layers(model, discovery, noise=noise, progress=progress, out=folder / "discovery")
+    held = trace_layers(model, validation, noise=noise, progress=progress, out=folder / "validation")
+    table = held.summary(correction="max_t")
+    table.to_csv(folder / "layers.csv", index=False)
+    echo(f"\nlayer selected on {len(found)} discovery cases: L{found.best}")
+    echo(f"rescue on {len(held)} validation cases (logits):\n")
+    echo(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+    echo(f"\nnumerical floor {held.noise_floor:.1e} logits, engine {held.provenance['engine']}")
+    try:
+        figure: Any = held.plot().figure
+    except MoetraceError as missing:
+        echo(f"no picture: {missing}")
+    else:
+        figure.savefig(folder / "layers.png", dpi=150)
+        echo(f"picture: {folder / 'layers.png'}")
+    return LayerProtocol(usable, found, held)

@@ -1,0 +1,1 @@
+"""Results: tables, statistics, pictures and files of traces."""

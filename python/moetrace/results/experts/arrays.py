@@ -1,0 +1,87 @@
+"""What was measured for every case and expert."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from moetrace.errors import ArgumentError
+
+Floats = npt.NDArray[np.float64]
+Bools = npt.NDArray[np.bool_]
+Counts = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class ExpertArrays:
+    """One array for each measurement, all of shape (cases, sites); sites are the experts of all layers.
+
+    >>> experts.arrays.delta_norm[experts.arrays.clean_active].mean()
+
+    Attributes:
+        clean_active: bool; the router of the clean run selects the expert at the patched position.
+        noised_active: bool; the same of the noised run.
+        clean_weight: routing weight as the block applies it in the clean run; 0 where not routed.
+        noised_weight: the same of the noised run.
+        delta_norm: Euclidean norm of delta_e (equation 6); 0 where nothing was patched.
+        patched: logit difference of the patched run; that of the noised run where nothing was patched.
+        rescue: patched minus noised, logits (equation 4); exactly 0 where nothing was patched.
+        patched_active: bool, where a patch ran. None: at the clean-active experts. Given when experts of
+            the noised routing were patched too; it then covers the clean-active ones.
+        clean_logit: router logit of the clean run, as the router gives it, of every expert, routed or not.
+            None where the router's output isn't recognised.
+        noised_logit: the same of the noised run.
+
+    Raises:
+        ArgumentError: shapes differ, or a rescue isn't 0 where nothing was patched.
+    """
+
+    clean_active: Bools
+    noised_active: Bools
+    clean_weight: Floats
+    noised_weight: Floats
+    delta_norm: Floats
+    patched: Floats
+    rescue: Floats
+    patched_active: Bools | None = None
+    clean_logit: Floats | None = None
+    noised_logit: Floats | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.names():
+            dtype = np.bool_ if name.endswith("_active") else np.float64
+            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype))
+        shapes = {name: getattr(self, name).shape for name in self.names()}
+        if len(set(shapes.values())) > 1 or len(self.rescue.shape) != 2:
+            raise ArgumentError(f"expert arrays have shapes {shapes}; expected (cases, sites) of all")
+        if self.patched_active is not None and (self.clean_active & ~self.patched_active).any():
+            raise ArgumentError("clean-active experts lack a patch; expected patched_active to cover them")
+        stray = int(((self.rescue != 0) & ~self.was_patched).sum())
+        if stray:
+            raise ArgumentError(
+                f"{stray} rescues aren't 0 where nothing was patched; expected exactly 0 there"
+            )
+
+    def names(self) -> Iterator[str]:
+        """Names of the arrays that are there."""
+        return (field.name for field in fields(self) if getattr(self, field.name) is not None)
+
+    @property
+    def was_patched(self) -> Bools:
+        """bool (cases, sites): where a patch ran."""
+        return self.clean_active if self.patched_active is None else self.patched_active
+
+    @property
+    def effects(self) -> Floats:
+        """Rescue as the paper counts it: exactly 0 for an expert that isn't clean-active."""
+        return np.where(self.clean_active, self.rescue, 0.0)
+
+    @classmethod
+    def from_rows(cls, rows: pd.DataFrame, shape: tuple[int, int]) -> ExpertArrays:
+        """From tidy rows, case by case in the order of the sites."""
+        names = [field.name for field in fields(cls) if field.name in rows]
+        return cls(**{name: rows[name].to_numpy().reshape(shape) for name in names})

@@ -1,0 +1,83 @@
+"""The layer sweep's result (section 3.3)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from moetrace.results.trace_result import TraceResult
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@dataclass(frozen=True)
+class Sharpness:
+    """How far the top layer stands out (Table 6): rescues and their gap in logits."""
+
+    top_layer: int
+    top_rescue: float
+    next_layer: int | None
+    next_rescue: float
+    gap: float
+
+
+class LayerTrace(TraceResult):
+    """Rescue of the clean block output at each layer.
+
+    >>> layers = mt.trace_layers(model, discovery)
+    >>> layers.best, layers.summary(), layers.plot()
+    """
+
+    kind: ClassVar[str] = "layers"
+    site_columns: ClassVar[tuple[str, ...]] = ("layer",)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers traced, in the order of the columns of ``effects``."""
+        return tuple(int(layer) for layer in self._sites.layer)
+
+    @property
+    def best(self) -> int:
+        """The layer with the highest mean rescue; of equal ones the lowest."""
+        means = self.effects.mean(axis=0)
+        return min(layer for layer, mean in zip(self.layers, means, strict=True) if mean == means.max())
+
+    def sharpness(self) -> Sharpness:
+        """Top layer, next-highest layer and the gap between their mean rescues (Table 6)."""
+        means = self.effects.mean(axis=0)
+        order = sorted(range(len(means)), key=lambda i: (-means[i], self.layers[i]))
+        top = order[0]
+        if len(order) == 1:
+            return Sharpness(self.layers[top], float(means[top]), None, float("nan"), float("nan"))
+        runner_up = order[1]
+        return Sharpness(
+            self.layers[top],
+            float(means[top]),
+            self.layers[runner_up],
+            float(means[runner_up]),
+            float(means[top] - means[runner_up]),
+        )
+
+    def plot(self, ax: Axes | None = None, **summary: Any) -> Axes:
+        """Mean rescue by layer with its interval (Figure 1, left); filled marks survive ``correction``.
+
+        Needs matplotlib (``pip install moetrace[plot]``). ``summary``: arguments of :meth:`summary`;
+        ``correction`` is "max_t" unless given.
+        """
+        from moetrace.results.plots import plot_layers
+
+        return plot_layers(self.summary(**{"correction": "max_t", **summary}), self.noise_floor, ax)
+
+    def __repr__(self) -> str:
+        means = self.effects.mean(axis=0)
+        best = self.best
+        return (
+            f"LayerTrace({len(self)} cases x {len(self.layers)} layers, best layer {best} with mean rescue "
+            f"{means[self.layers.index(best)]:+.3f}, numerical floor {self.noise_floor:.1e})"
+        )
+
+    def _repr_html_(self) -> str:
+        from moetrace.results.display import result_html
+
+        return result_html(repr(self), self.summary(), self.failed)

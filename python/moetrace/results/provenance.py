@@ -1,0 +1,78 @@
+"""Where a result comes from, so that it can be made again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from moetrace.trace.session import Session
+
+_SAMPLED = 64  # entries of each parameter that go into the fingerprint
+
+
+def model_facts(model: torch.nn.Module) -> dict[str, Any]:
+    """Name, revision, dtype, a digest of the config and a fingerprint of the weights.
+
+    The fingerprint reads a few entries of every parameter that is in memory: it tells two models of one
+    config apart without reading all of a large one.
+    """
+    config = getattr(model, "config", None)
+    text = json.dumps(config.to_dict(), sort_keys=True, default=str) if config is not None else ""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        if not parameter.is_meta and parameter.numel():
+            step = max(1, parameter.numel() // _SAMPLED)
+            sample = parameter.detach().flatten()[::step][:_SAMPLED]
+            digest.update(sample.to("cpu", torch.float32).numpy().tobytes())
+    return {
+        "class": type(model).__name__,
+        "name": str(getattr(config, "_name_or_path", "") or ""),
+        "revision": str(getattr(config, "_commit_hash", "") or ""),
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "config": hashlib.sha256(text.encode()).hexdigest()[:16],
+        "weights": digest.hexdigest()[:16],
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what the numbers depend on."""
+    names = ("moetrace", "torch", "transformers", "numpy")
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except Exception:
+            found[name] = "not installed as a distribution"
+    return found
+
+
+def provenance(session: Session, layers: tuple[int, ...]) -> dict[str, Any]:
+    """Everything that a reader needs to make a result again. JSON values only."""
+    job, choice = session.job, session.choice
+    config = job.anatomy.config
+    return {
+        "model": model_facts(job.anatomy.model),
+        "versions": versions(),
+        "engine": choice.engine.name,
+        "engine_reason": choice.reason,
+        "self_check": choice.difference,
+        "attention": str(getattr(config, "_attn_implementation", "")),
+        "readout": job.readout.kind,
+        "noise": {
+            "scale": job.noise.scale,
+            "seed": job.noise.seed,
+            "draws": job.noise.draws,
+            "embedding_std": job.noise_std,
+        },
+        "position": job.position,
+        "layers": list(layers),
+        "case_ids": [case.case_id for case in session.cases],
+        "failed_case_ids": session.failed.case_id.tolist(),
+    }

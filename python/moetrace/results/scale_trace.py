@@ -1,0 +1,54 @@
+"""A fixed expert under several corruption strengths (Table 13)."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+
+from moetrace.results.trace_result import TraceResult
+
+
+class ScaleTrace(TraceResult):
+    """Rescue of one expert and of its layer's block at each noise scale.
+
+    ``cases`` has the logit difference of each scale's noised run in columns noised_<scale>, and whether the
+    expert is clean-active; where it isn't, its rescue is exactly 0 and the row counts.
+    """
+
+    kind: ClassVar[str] = "scales"
+    site_columns: ClassVar[tuple[str, ...]] = ("layer", "patch", "scale")
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """The noise scales, in units of the embedding's standard deviation."""
+        return tuple(float(scale) for scale in self._sites.scale[self._sites.patch == "expert"])
+
+    @property
+    def rows(self) -> pd.DataFrame:
+        """Tidy, with each scale's own noised run."""
+        rows = super().rows
+        rows["noised"] = rows.patched - rows.rescue
+        return rows
+
+    def table(self, patch: str = "expert", **summary: Any) -> pd.DataFrame:
+        """Table 13: scale, active cases, mean drop, then the summary of the rescue."""
+        table = self.summary(**summary)
+        table = table[table.patch == patch].drop(columns=["layer", "patch"]).reset_index(drop=True)
+        drops = [float((self._cases.clean - self._cases[f"noised_{s:g}"]).mean()) for s in self.scales]
+        table.insert(1, "active", int(np.sum(self._cases.clean_active)))
+        table.insert(2, "drop", drops)
+        return table
+
+    def __repr__(self) -> str:
+        means = ", ".join(
+            f"{scale:g}: {mean:+.3f}"
+            for scale, mean in zip(self.scales, self.effects.mean(axis=0), strict=False)
+        )
+        return f"ScaleTrace({self.provenance['star']}, {len(self)} cases, mean rescue by scale {means})"
+
+    def _repr_html_(self) -> str:
+        from moetrace.results.display import result_html
+
+        return result_html(repr(self), self.table(), self.failed)

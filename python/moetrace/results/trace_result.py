@@ -1,0 +1,168 @@
+"""What every trace gives: tidy rows, an effects matrix, a summary, a numerical floor, files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+
+from moetrace.errors import ArgumentError
+from moetrace.results.files import write_json, write_parquet
+
+INTERVALS = ("percentile", "bca", "basic")
+CORRECTIONS = (None, "max_t", "holm", "bh")
+
+
+class TraceResult:
+    """Rescue (equation 4) of every site in every case.
+
+    ``effects``: float64 (cases, sites), logits. ``sites``: a table with one row for each column of effects.
+    """
+
+    kind: ClassVar[str] = "trace"
+    site_columns: ClassVar[tuple[str, ...]] = ("layer",)
+
+    def __init__(
+        self,
+        cases: pd.DataFrame,
+        sites: pd.DataFrame,
+        patched: np.ndarray,
+        effects: np.ndarray,
+        failed: pd.DataFrame,
+        provenance: dict[str, Any],
+    ) -> None:
+        self._cases, self._sites, self._patched = cases, sites, patched
+        self.effects = effects
+        self.failed = failed
+        self.provenance = provenance
+
+    def __len__(self) -> int:
+        return len(self._cases)
+
+    @property
+    def cases(self) -> pd.DataFrame:
+        """One row for each case: case_id, relation_id, clean, noised, null_rescue."""
+        return self._cases.copy()
+
+    @property
+    def sites(self) -> pd.DataFrame:
+        """One row for each column of ``effects``."""
+        return self._sites.copy()
+
+    @property
+    def noise_floor(self) -> float:
+        """What numerics alone can give, in logits; a smaller effect means nothing.
+
+        The larger of two measurements: the largest absolute rescue of a null patch (a row patched with its
+        own value; every case has one), and the largest difference between the engine and plain forwards in
+        the self-check of the model.
+        """
+        null = self._cases.null_rescue.abs().max()
+        measured = [float(null), float(self.provenance.get("self_check", 0.0))]
+        return max(value for value in measured if value == value)
+
+    @property
+    def rows(self) -> pd.DataFrame:
+        """Tidy: one row for each case and site, with clean, noised, patched and rescue in logits."""
+        n, m = self.effects.shape
+        cases = self._cases.loc[self._cases.index.repeat(m), ["case_id", "relation_id"]].reset_index(
+            drop=True
+        )
+        sites = pd.concat([self._sites] * n, ignore_index=True)
+        values = pd.DataFrame(
+            {
+                "clean": np.repeat(self._cases.clean.to_numpy(), m),
+                "noised": np.repeat(self._cases.noised.to_numpy(), m),
+                "patched": self._patched.ravel(),
+                "rescue": self.effects.ravel(),
+            }
+        )
+        return pd.concat([cases, sites, values], axis=1)
+
+    def summary(
+        self,
+        by: str | None = None,
+        ci: str = "percentile",
+        n_resamples: int = 5000,
+        n_flips: int = 10000,
+        seed: int = 0,
+        cluster: str | None = None,
+        correction: str | None = None,
+        confidence: float = 0.95,
+    ) -> pd.DataFrame:
+        """Mean rescue of every site with its interval and test (section 4.3, Table 2).
+
+        >>> layers.summary(cluster="relation_id", correction="max_t")
+
+        One row for each site: its columns, then mean, positive_fraction, ci_low, ci_high (bootstrap of the
+        mean, ``n_resamples``), p_value (two-sided sign-flip test, ``n_flips``), n, and p_adjusted with a
+        ``correction`` over the sites. ``by="relation_id"``: the same for each relation, which comes first.
+        ``cluster="relation_id"``: whole relations are resampled and flipped. The defaults are the paper's.
+        """
+        _one_of("ci", ci, INTERVALS)
+        _one_of("correction", correction, CORRECTIONS)
+        _one_of("by", by, (None, "relation_id"))
+        _one_of("cluster", cluster, (None, "relation_id"))
+        options = {
+            "ci": ci, "n_resamples": n_resamples, "n_flips": n_flips, "seed": seed,
+            "correction": correction, "confidence": confidence,
+        }  # fmt: skip
+        if by is None:
+            return self._table(np.arange(len(self)), cluster, options)
+        tables = []
+        for relation, index in self._cases.groupby(by, sort=True).indices.items():
+            table = self._table(np.asarray(index), None, options)
+            table.insert(0, by, relation)
+            tables.append(table)
+        return pd.concat(tables, ignore_index=True)
+
+    def _table(self, index: np.ndarray, cluster: str | None, options: dict[str, Any]) -> pd.DataFrame:
+        from moetrace.stats import summary_table
+
+        clusters = self._cases[cluster].to_numpy()[index] if cluster else None
+        table = summary_table(self.effects[index], clusters=clusters, **options)
+        return pd.concat([self._sites.reset_index(drop=True), table.reset_index(drop=True)], axis=1)
+
+    def by(self, column: str = "relation_id") -> pd.DataFrame:
+        """Mean rescue, positive fraction and n of each group of cases and site (Table 5)."""
+        _one_of("column", column, ("relation_id",))
+        tables = []
+        for group, index in self._cases.groupby(column, sort=True).indices.items():
+            own = self.effects[index]
+            table = self.sites.assign(
+                mean=own.mean(axis=0), positive_fraction=(own > 0).mean(axis=0), n=len(own)
+            )
+            table.insert(0, column, group)
+            tables.append(table)
+        return pd.concat(tables, ignore_index=True)
+
+    @classmethod
+    def from_files(
+        cls, rows: pd.DataFrame, cases: pd.DataFrame, failed: pd.DataFrame, provenance: dict[str, Any]
+    ) -> TraceResult:
+        """A result from what :meth:`save` wrote."""
+        sites = rows[list(cls.site_columns)].drop_duplicates().reset_index(drop=True)
+        shape = (len(cases), len(sites))
+        patched = rows.patched.to_numpy().reshape(shape)
+        return cls(cases, sites, patched, rows.rescue.to_numpy().reshape(shape), failed, provenance)
+
+    def _saved_rows(self) -> pd.DataFrame:
+        """What ``rows.parquet`` holds."""
+        return self.rows
+
+    def save(self, folder: str | Path) -> None:
+        """Write tables (Parquet) and ``meta.json`` into a folder, each atomically; ``mt.load`` reads it."""
+        path = Path(folder)
+        write_parquet(path / "rows.parquet", self._saved_rows())
+        write_parquet(path / "cases.parquet", self._cases)
+        write_parquet(path / "failed.parquet", self.failed)
+        # Last, so that a folder with it is whole.
+        write_json(path / "meta.json", {"kind": self.kind, "format": 1, "provenance": self.provenance})
+
+
+def _one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
+    if value not in allowed:
+        raise ArgumentError(f"{name} is {value!r}; expected one of {', '.join(map(repr, allowed))}")

@@ -1,0 +1,126 @@
+"""The table behind every ``.summary()``."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from moetrace.stats import _check
+from moetrace.stats._bootstrap import Interval, bootstrap
+from moetrace.stats._check import Clusters, Floats
+from moetrace.stats._errors import DegenerateWarning, StatisticsError
+from moetrace.stats._sign_flip import Correction, FlipStatistic, sign_flip
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SummaryCorrection = Literal["max_t", "holm", "bh"]
+_TESTS: dict[str, Correction] = {"max_t": "step_down", "holm": "holm", "bh": "bh"}
+
+
+def summary_table(
+    effects: npt.ArrayLike,
+    *,
+    ci: Interval = "percentile",
+    n_resamples: int = 5000,
+    n_flips: int = 10_000,
+    seed: int = 0,
+    clusters: Any = None,
+    correction: SummaryCorrection | None = None,
+    confidence: float = 0.95,
+    statistic: FlipStatistic = "mean",
+    threads: int | None = None,
+) -> pd.DataFrame:
+    """Mean, interval and test of every site.
+
+    >>> mt.stats.summary_table(layers.effects, correction="max_t")
+
+    A NaN is a case that gave no finite number at that site: it is left out of that site's row, and ``n``
+    counts the rest. Inactive rows are zeros by the paper's rule, and count. A site with fewer than two
+    cases, or whose cases belong to fewer than two clusters, keeps its mean and has NaN for interval and
+    p-values. The interval of a site that doesn't vary (an expert that is never active) is a point,
+    without a warning.
+
+    Args:
+        effects: cases x sites, real numbers.
+        ci: ``"percentile"``, ``"basic"``, ``"bca"`` or ``"studentized"``.
+        n_resamples: the paper has 5,000.
+        n_flips: the paper has 10,000.
+        seed: 0 to 2^64 - 1; of the resamples and the flips, which are independent of each other.
+        clusters: a label for each case; resamples and flips then keep clusters together.
+        correction: ``"max_t"`` (step-down, family-wise over the sites), ``"holm"`` or ``"bh"``: adds
+            ``p_adjusted``.
+        confidence: of the interval.
+        statistic: of the sign flips, ``"mean"`` as in the paper or ``"t"``.
+        threads: default all that this process may use.
+
+    Returns:
+        One row for each column of ``effects``, with columns ``mean, positive_fraction, ci_low, ci_high,
+        p_value, [p_adjusted,] n``.
+
+    Raises:
+        StatisticsError: for infinite effects, shapes that don't fit, arguments out of range, or cases that
+            all belong to one cluster.
+    """
+    import pandas as pd
+
+    values, groups = _checked(effects, clusters)
+    if correction is not None:
+        _check.choice(correction, "correction", ("max_t", "holm", "bh"))
+    known = ~np.isnan(values)
+    n = known.sum(axis=0)
+    names = ["mean", "positive_fraction", "ci_low", "ci_high", "p_value"]
+    table = {
+        name: np.full(values.shape[1], np.nan) for name in names + ["p_adjusted"] * (correction is not None)
+    }
+    any_case = n > 0
+    table["mean"][any_case] = np.where(known, values, 0.0).sum(axis=0)[any_case] / n[any_case]
+    table["positive_fraction"][any_case] = (values > 0).sum(axis=0)[any_case] / n[any_case]
+
+    usable = _testable(known, n, groups)
+    if usable.any():
+        cluster = groups.labels if groups.given else None
+        chosen = values[:, usable]
+        common: dict[str, Any] = {"seed": seed, "cluster": cluster, "nan": "omit", "threads": threads}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DegenerateWarning)
+            interval = bootstrap(chosen, ci=ci, confidence=confidence, n_resamples=n_resamples, **common)
+        test = sign_flip(
+            chosen,
+            n_flips=n_flips,
+            statistic=statistic,
+            correction=None if correction is None else _TESTS[correction],
+            **common,
+        )
+        table["mean"][usable] = interval.estimate
+        table["ci_low"][usable] = interval.ci_low
+        table["ci_high"][usable] = interval.ci_high
+        table["p_value"][usable] = test.p_value
+        if correction is not None:
+            assert test.p_adjusted is not None
+            table["p_adjusted"][usable] = test.p_adjusted
+    return pd.DataFrame({**table, "n": n})
+
+
+def _checked(effects: npt.ArrayLike, clusters: Any) -> tuple[Floats, Clusters]:
+    values = np.asarray(effects, np.float64)
+    if values.ndim != 2:
+        raise StatisticsError(f"effects has shape {values.shape}; expected cases x sites")
+    if np.isinf(values).any():
+        raise StatisticsError("effects has infinite values; expected finite ones, or NaN for those to omit")
+    return values, _check.clusters(clusters, len(values))
+
+
+def _testable(
+    known: npt.NDArray[np.bool_], n: npt.NDArray[np.int64], groups: Clusters
+) -> npt.NDArray[np.bool_]:
+    """Sites with at least two cases, of at least two clusters."""
+    usable = n >= 2
+    if groups.given:
+        held = np.zeros((groups.count, known.shape[1]), np.bool_)
+        np.logical_or.at(held, groups.labels, known)
+        usable &= held.sum(axis=0) >= 2
+    return usable

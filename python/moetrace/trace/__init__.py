@@ -1,0 +1,1 @@
+"""Traces: what a user calls."""

@@ -1,0 +1,74 @@
+"""The layer sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import torch
+from typing_extensions import Unpack
+
+from moetrace.engines.patches import BlockPatch, NullPatch, Patch
+from moetrace.models.anatomy import find_anatomy
+from moetrace.results.layer_trace import LayerTrace
+from moetrace.results.provenance import provenance
+from moetrace.trace.options import TraceOptions, shows_options
+from moetrace.trace.session import Session, case_table, trace
+
+if TYPE_CHECKING:
+    from moetrace.cases import Case, CaseSet
+
+
+@shows_options
+def trace_layers(
+    model: torch.nn.Module,
+    cases: Sequence[Case] | CaseSet,
+    *,
+    layers: int | Sequence[int] | None = None,
+    **options: Unpack[TraceOptions],
+) -> LayerTrace:
+    """Patch the clean block output into the noised run, one layer at a time (section 3.3, equation 4).
+
+    >>> layers = mt.trace_layers(model, cases)
+    >>> layers.best, layers.summary()
+
+    ``model``: a decoder-only language model of transformers, wherever it is placed; it is used through hooks
+    and left as it was. ``cases``: a CaseSet or any sequence of Case.
+    ``layers``: which; None is every layer with routed experts, or every layer of a model without any.
+    ``noise``: the corruption, by default ``SubjectNoise(scale=3.0, seed=0, draws=1)`` (equation 2).
+    ``position``: the patched token: "last" as in the paper, "subject_last", or an index.
+    ``metric``: "logit_diff", true minus foil (equation 1).
+    ``engine``: "tree" (one pass), "reference" (one plain forward for each patch) or "auto".
+    ``batch_tokens``: token rows of one batch, or "auto"; it changes time and memory, never the numbers beyond
+    floating point. ``progress``: None shows a bar in a terminal or a notebook; True, False, or a function of
+    (done, total). ``out``: a run folder, written as it goes; the same call resumes it.
+    ``final_subject``: "refuse" or "keep" cases whose final token belongs to the subject.
+
+    Errors: CaseError and its children for cases, ModelError for models and layouts, LayerRangeError for
+    layers, EngineError and HookError for engines, RunFolderError for ``out``. A case with NaN or infinite
+    logits is reported in ``.failed`` with a NonFiniteWarning, and the rest goes on.
+    """
+    anatomy = find_anatomy(model)
+    chosen = anatomy.resolve_layers(layers)
+    # The null fork leaves at the lowest layer, where it has the most layers to drift away in.
+    patches: list[Patch] = [*(BlockPatch(layer) for layer in chosen), NullPatch(min(chosen))]
+    session = trace(model, cases, patches, anatomy=anatomy, what="layers", **options)
+    result = _result(session, chosen)
+    if options.get("out") is not None:
+        result.save(options["out"])  # type: ignore[arg-type]
+    return result
+
+
+def _result(session: Session, layers: tuple[int, ...]) -> LayerTrace:
+    """The first patches of the session are the layers', the last is the null patch."""
+    outcome = session.outcome
+    rescue = (outcome.patched - outcome.noised[:, None, :]).mean(axis=2)
+    return LayerTrace(
+        case_table(session),
+        pd.DataFrame({"layer": list(layers)}),
+        outcome.patched[:, :-1].mean(axis=2),
+        rescue[:, :-1],
+        session.failed,
+        provenance(session, layers),
+    )

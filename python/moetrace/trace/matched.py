@@ -1,0 +1,114 @@
+"""The gate-weight-matched control of one expert, raw and at equal norm, in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+from typing_extensions import Unpack
+
+from moetrace.engines.patches import ExpertPatch, NullPatch, Patch, RecipeKind
+from moetrace.engines.routing import LayerRouting
+from moetrace.models.anatomy import expert_count, find_anatomy
+from moetrace.results.experts.errors import ExpertRangeError, NeverActiveError
+from moetrace.results.experts.expert import Expert, ExpertLike
+from moetrace.results.matched_trace import SITES, MatchedTrace
+from moetrace.results.provenance import provenance
+from moetrace.trace.options import TraceOptions, shows_options
+from moetrace.trace.session import Session, case_table, trace
+
+if TYPE_CHECKING:
+    from moetrace.cases import Case, CaseSet
+    from moetrace.models.anatomy import Anatomy
+
+ROLES: dict[str, RecipeKind] = {"selected": "anchor", "matched": "matched"}
+
+
+@shows_options
+def trace_matched(
+    model: torch.nn.Module,
+    cases: Sequence[Case] | CaseSet,
+    star: ExpertLike,
+    **options: Unpack[TraceOptions],
+) -> MatchedTrace:
+    """Compare an expert with the active expert of closest routing weight (appendix C, equations 8 to 10).
+
+    >>> pairs = mt.trace_matched(model, validation, star)
+    >>> pairs.table()                       # Table 9 (Table 11 for top-2 models)
+
+    Raw patch vectors, and both scaled to the smaller norm of the two, over the cases where the star is
+    clean-active and another expert is too. With top-2 routing the control is the one other active expert.
+    Errors: as trace_experts; ExpertRangeError for an expert that doesn't exist; NeverActiveError where no
+    case routes to it beside another.
+    """
+    anatomy = find_anatomy(model)
+    chosen = check_expert(anatomy, star)
+    patches: list[Patch] = [
+        ExpertPatch(chosen.layer, ROLES[role], experts=(chosen.expert,), equal_norm=scaling == "equal_norm")
+        for role, scaling in SITES
+    ]
+    patches.append(NullPatch(chosen.layer))
+    session = trace(
+        model, cases, patches, anatomy=anatomy, what="matched", details={"star": str(chosen)}, **options
+    )
+    result = _result(session, chosen)
+    if options.get("out") is not None:
+        result.save(options["out"])  # type: ignore[arg-type]
+    return result
+
+
+def check_expert(anatomy: Anatomy, star: ExpertLike) -> Expert:
+    """The expert that a user names. ExpertRangeError or LayerRangeError where the model has none such."""
+    chosen = Expert.of(star)
+    count = expert_count(anatomy, chosen.layer)
+    if chosen.expert >= count:
+        raise ExpertRangeError(
+            f"{chosen} doesn't exist: layer {chosen.layer} of {type(anatomy.model).__name__} has experts 0 "
+            f"to {count - 1}"
+        )
+    return chosen
+
+
+def clean_places(routing: LayerRouting, expert: int) -> np.ndarray:
+    """(cases,): the clean place of an expert, -1 where the clean run doesn't route to it."""
+    clean = routing.expert[:, 0, : routing.top_k] == expert
+    return np.where(clean.any(axis=1), clean.argmax(axis=1), -1)
+
+
+def _control(weights: np.ndarray, experts: np.ndarray, place: int) -> int:
+    """Place of the matched control (equation 8); of equally close experts the one with the lowest index."""
+    others = [p for p in range(len(experts)) if p != place]
+    return min(others, key=lambda p: (abs(weights[p] - weights[place]), experts[p]))
+
+
+def _result(session: Session, star: Expert) -> MatchedTrace:
+    outcome, routing = session.outcome, session.outcome.routing[star.layer]
+    place = clean_places(routing, star.expert)
+    active = np.flatnonzero((place >= 0) & (routing.top_k > 1))
+    if not len(active):
+        raise NeverActiveError(
+            f"{star} is clean-active beside another expert in none of the {len(session.cases)} cases; "
+            "expected at least one: choose an expert that .activity() shows"
+        )
+    cases = case_table(session)
+    experts = routing.expert[:, 0, : routing.top_k]
+    weights = routing.clean_weight[:, 0, : routing.top_k].astype(np.float32)
+    norms = routing.norm.mean(axis=1)[:, : routing.top_k]
+    control = np.array([_control(weights[i], experts[i], place[i]) for i in active])
+    kept = cases.iloc[active].reset_index(drop=True)
+    kept["control"] = experts[active, control]
+    for name, values in (("weight", weights.astype(float)), ("norm", norms)):
+        kept[f"star_{name}"] = values[active, place[active]]
+        kept[f"control_{name}"] = values[active, control]
+    rescue = (outcome.patched - outcome.noised[:, None, :])[active, :-1].mean(axis=2)
+    patched = outcome.patched[active, :-1].mean(axis=2)
+    sites = pd.DataFrame(SITES, columns=["role", "scaling"])
+    sites.insert(0, "layer", star.layer)
+    facts = provenance(session, (star.layer,)) | {
+        "star": str(star),
+        "inactive_case_ids": np.delete(cases.case_id.to_numpy(), active).tolist(),
+    }
+    return MatchedTrace(kept, sites, patched, rescue, session.failed, facts)

@@ -1,0 +1,80 @@
+"""One fixed expert at several noise scales (appendix E, Table 13)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+from typing_extensions import Unpack
+
+from moetrace.engines.experts import top_k_of
+from moetrace.engines.patches import BlockPatch, ExpertPatch, NullPatch, Patch
+from moetrace.models.anatomy import find_anatomy
+from moetrace.noise import NoiseScales
+from moetrace.results.experts.expert import ExpertLike
+from moetrace.results.provenance import provenance
+from moetrace.results.scale_trace import ScaleTrace
+from moetrace.trace.matched import check_expert, clean_places
+from moetrace.trace.options import ScaleOptions
+from moetrace.trace.session import case_table, trace
+
+if TYPE_CHECKING:
+    from moetrace.cases import Case, CaseSet
+
+
+def trace_noise_scales(
+    model: torch.nn.Module,
+    cases: Sequence[Case] | CaseSet,
+    star: ExpertLike,
+    scales: Sequence[float] = (1.0, 2.0, 3.0, 4.0),
+    *,
+    seed: int = 0,
+    **options: Unpack[ScaleOptions],
+) -> ScaleTrace:
+    """Rescue of a fixed expert, and of its layer's block, under several corruption strengths (Table 13).
+
+    >>> mt.trace_noise_scales(model, validation, "L44E069").table()
+
+    Nothing is selected anew. The scales are branches of one tree: they share the clean run, and each case's
+    one draw (seed + case_id). ``options``: the common arguments of trace_layers but ``noise``.
+    Errors: as trace_matched.
+    """
+    anatomy = find_anatomy(model)
+    chosen = check_expert(anatomy, star)
+    patches: list[Patch] = [
+        ExpertPatch(chosen.layer, "place", place=place) for place in range(top_k_of(anatomy.config))
+    ]
+    patches += [BlockPatch(chosen.layer), NullPatch(chosen.layer)]
+    noise = NoiseScales(tuple(float(scale) for scale in scales), seed)
+    session = trace(
+        model,
+        cases,
+        patches,
+        anatomy=anatomy,
+        noise=noise,
+        what="scales",
+        details={"star": str(chosen)},
+        **options,
+    )
+    outcome, routing = session.outcome, session.outcome.routing[chosen.layer]
+    place = clean_places(routing, chosen.expert)
+    every = np.arange(len(place))
+    rescue = outcome.patched - outcome.noised[:, None, :]
+    expert = np.where((place >= 0)[:, None], rescue[every, place], 0.0)  # (cases, scales)
+    effects = np.concatenate([expert, rescue[:, -2]], axis=1)
+    names = [(what, scale) for what in ("expert", "block") for scale in noise.scales]
+    sites = pd.DataFrame(names, columns=["patch", "scale"])
+    sites.insert(0, "layer", chosen.layer)
+    table = case_table(session)
+    table["noised"] = outcome.noised[:, 0]
+    table["clean_active"] = place >= 0
+    for index, scale in enumerate(noise.scales):
+        table[f"noised_{scale:g}"] = outcome.noised[:, index]
+    facts = provenance(session, (chosen.layer,)) | {"star": str(chosen)}
+    result = ScaleTrace(table, sites, effects + np.tile(outcome.noised, 2), effects, session.failed, facts)
+    if options.get("out") is not None:
+        result.save(options["out"])  # type: ignore[arg-type]
+    return result

@@ -1,0 +1,137 @@
+"""From a user's call to finished cases: checks, engine, batches, run folder, progress."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+
+from moetrace.cases import CaseSet, validate_cases
+from moetrace.engines.base import Job, Outcome, Position, make_job
+from moetrace.engines.choose import Choice, choose_engine
+from moetrace.engines.inputs import as_case_set, resolve_budget
+from moetrace.engines.patches import Patch
+from moetrace.errors import ArgumentError, NonFiniteError, NonFiniteWarning
+from moetrace.models.anatomy import Anatomy, find_anatomy
+from moetrace.models.state import prepared
+from moetrace.noise import Noise, SubjectNoise, check_seeds
+from moetrace.progress import Progress, progress_bar
+from moetrace.results.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from moetrace.cases import Case
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a trace found: one row of each array for each case, in the order given, and how it was found."""
+
+    cases: CaseSet
+    outcome: Outcome
+    choice: Choice
+    job: Job
+    failed: pd.DataFrame
+
+
+def case_table(session: Session, null: int = -1) -> pd.DataFrame:
+    """One row for each case: ids, logit differences averaged over draws, rescue of the null patch."""
+    outcome = session.outcome
+    drift = outcome.patched[:, null] - outcome.noised
+    return pd.DataFrame(
+        {
+            "case_id": [case.case_id for case in session.cases],
+            "relation_id": [case.relation_id for case in session.cases],
+            "clean": outcome.clean,
+            "noised": outcome.noised.mean(axis=1),
+            "null_rescue": drift[np.arange(len(drift)), np.abs(drift).argmax(axis=1)],
+        }
+    )
+
+
+def trace(
+    model: torch.nn.Module,
+    cases: Sequence[Case] | CaseSet,
+    patches: Sequence[Patch],
+    *,
+    anatomy: Anatomy | None = None,
+    noise: Noise | None = None,
+    position: Position = "last",
+    metric: str = "logit_diff",
+    engine: str = "auto",
+    batch_tokens: int | str = "auto",
+    progress: Progress = None,
+    out: str | Path | None = None,
+    final_subject: Literal["refuse", "keep"] = "refuse",
+    what: str = "trace",
+    details: dict[str, Any] | None = None,
+) -> Session:
+    """Run ``patches`` on every case. Errors: see :func:`moetrace.trace_layers`."""
+    if metric != "logit_diff":
+        raise ArgumentError(f"metric is {metric!r}; expected 'logit_diff' (equation 1)")
+    case_set = as_case_set(cases)
+    anatomy = anatomy or find_anatomy(model)
+    validate_cases(case_set, anatomy.vocab_size, final_subject=final_subject)
+    noise = noise or SubjectNoise()
+    check_seeds(noise, case_set)
+    budget = resolve_budget(batch_tokens, anatomy)
+    with prepared(model):
+        job = make_job(anatomy, patches, noise, position)
+        for case in case_set:
+            job.patch_position(case)
+        choice = choose_engine(job, case_set, engine)
+        folder = RunFolder.open(out, what, job, case_set, details) if out is not None else None
+        outcome = _run(choice, case_set, budget, folder, progress, what)
+    return _without_failed(case_set, outcome, choice, job)
+
+
+def _run(
+    choice: Choice, cases: CaseSet, budget: int, folder: RunFolder | None, progress: Progress, what: str
+) -> Outcome:
+    done: dict[int, Outcome] = folder.finished() if folder is not None else {}
+    todo = [index for index, case in enumerate(cases) if case.case_id not in done]
+    remaining = [cases[index] for index in todo]
+    with progress_bar(len(cases), what, progress) as bar:
+        if done:
+            bar.update(len(done))
+        for batch in choice.engine.batches(remaining, budget):
+            chosen = [remaining[index] for index in batch]
+            outcome = choice.engine.run(chosen)
+            parts = {case.case_id: outcome.case(index) for index, case in enumerate(chosen)}
+            if folder is not None:
+                folder.append(parts)
+            done.update(parts)
+            bar.update(len(chosen))
+    return Outcome.stack([done[case.case_id] for case in cases])
+
+
+def _without_failed(cases: CaseSet, outcome: Outcome, choice: Choice, job: Job) -> Session:
+    """Set aside the cases with a logit that is NaN or infinite, and say which."""
+    finite = outcome.finite()
+    failed = pd.DataFrame(
+        {
+            "case_id": [case.case_id for case, good in zip(cases, finite, strict=True) if not good],
+            "clean": outcome.clean[~finite],
+            "noised": outcome.noised[~finite].mean(axis=1),
+            "reason": "non-finite logits",
+        }
+    )
+    if not finite.any():
+        raise NonFiniteError(
+            f"all {len(cases)} cases gave NaN or infinite logits; try another dtype (bfloat16 or float32 "
+            "where float16 overflows), and check that the checkpoint loaded whole"
+        )
+    if len(failed):
+        warnings.warn(
+            f"{len(failed)} of {len(cases)} cases gave NaN or infinite logits and are left out of every "
+            f"figure; they are listed in .failed: case ids {failed.case_id.tolist()[:20]}",
+            NonFiniteWarning,
+            stacklevel=4,
+        )
+    kept = cases if finite.all() else CaseSet([c for c, good in zip(cases, finite, strict=True) if good])
+    return Session(kept, outcome.select(np.flatnonzero(finite)), choice, job, failed)
