@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from moetrace.cases import Case, CaseSet
+from moetrace.errors import RecordError
+
+CASES = CaseSet(
+    [
+        Case([1, 2, 3], (0, 2), 4, 5, 11, "P17", "Zürich – “here” is"),
+        Case([7, 8, 9, 10], (1, 2), 4, 6, 3, "P30", "in\u2028two lines"),
+    ],
+    funnel={"records": 9, "single_token": 5, "usable": 2},
+    dropped={"no_foil": 4},
+    record_indices=[8, 3],
+    n_records=9,
+)
+
+
+@pytest.mark.parametrize("name", ["cases.json", "cases.parquet", "new/folder/cases.json"])
+def test_a_saved_set_comes_back_whole(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    CASES.save(path)
+    back = CaseSet.load(str(path))
+    assert back == CASES
+    assert (back.dropped, back.record_indices, back.n_records) == (CASES.dropped, (8, 3), 9)
+    assert list(back.funnel.items()) == list(CASES.funnel.items())
+    assert back.record_order(5) == CASES.record_order(5)
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("name", ["cases.json", "cases.parquet"])
+def test_an_empty_set_comes_back(tmp_path: Path, name: str) -> None:
+    empty = CaseSet([], {"records": 3}, {"no_foil": 3}, n_records=3)
+    empty.save(tmp_path / name)
+    back = CaseSet.load(tmp_path / name)
+    assert (len(back), back.funnel, back.n_records) == (0, {"records": 3}, 3)
+
+
+@pytest.mark.parametrize("name", ["cases.json", "cases.parquet"])
+def test_an_interrupted_save_leaves_the_old_file(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / name
+    CASES[:1].save(path)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        CASES.save(path)
+    assert CaseSet.load(path) == CASES[:1]
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("name", ["cases.json", "cases.parquet"])
+def test_a_truncated_file_is_refused(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    CASES.save(path)
+    whole = path.read_bytes()
+    for part in (whole[: len(whole) // 2], whole[:-1], b""):
+        path.write_bytes(part)
+        with pytest.raises(RecordError, match=f"{name}: not a whole .* cut short"):
+            CaseSet.load(path)
+
+
+def test_a_missing_file_and_files_of_other_kinds(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="there is no such file"):
+        CaseSet.load(tmp_path / "none.json")
+    (tmp_path / "list.json").write_text("[1, 2]")
+    with pytest.raises(RecordError, match=r"a JSON list; expected the object that CaseSet\.save writes"):
+        CaseSet.load(tmp_path / "list.json")
+    (tmp_path / "other.json").write_text('{"format": "something"}')
+    with pytest.raises(RecordError, match="format 'something', version None"):
+        CaseSet.load(tmp_path / "other.json")
+    CASES.frame().to_parquet(tmp_path / "frame.parquet")
+    with pytest.raises(RecordError, match="format None"):
+        CaseSet.load(tmp_path / "frame.parquet")
+
+
+def test_a_later_version_is_refused(tmp_path: Path) -> None:
+    CASES.save(tmp_path / "cases.json")
+    document = json.loads((tmp_path / "cases.json").read_text())
+    (tmp_path / "cases.json").write_text(json.dumps(document | {"version": 2}))
+    with pytest.raises(RecordError, match=r"version 2; expected 'moetrace\.cases', version 1"):
+        CaseSet.load(tmp_path / "cases.json")
+
+
+def test_a_changed_or_damaged_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "cases.json"
+    CASES.save(path)
+    document = json.loads(path.read_text())
+    document["cases"]["true_id"][0] = 99
+    path.write_text(json.dumps(document))
+    with pytest.raises(RecordError, match="changed after they were saved"):
+        CaseSet.load(path)
+    for damage in ({"cases": {}}, {"cases": {**document["cases"], "true_id": [1]}}, {"n_records": "many"}):
+        path.write_text(json.dumps(document | damage))
+        with pytest.raises(RecordError, match="incomplete or damaged"):
+            CaseSet.load(path)
+
+
+def test_the_parquet_file_is_a_plain_table(tmp_path: Path) -> None:
+    CASES.save(tmp_path / "cases.parquet")
+    table = pq.read_table(tmp_path / "cases.parquet").to_pandas()
+    assert list(table["case_id"]) == [11, 3]
+    assert list(table["input_ids"][1]) == [7, 8, 9, 10]

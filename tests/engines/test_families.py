@@ -1,0 +1,111 @@
+"""Every family by the tree engine, both ways of forking, against plain patched forwards."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import moetrace as mt
+from moetrace.engines.base import make_job
+from moetrace.engines.choose import choose_engine
+from moetrace.engines.patches import BlockPatch, NullPatch
+from moetrace.engines.reference import ReferenceEngine
+from moetrace.engines.tree import TreeEngine
+from moetrace.models.anatomy import find_anatomy
+from moetrace.models.state import prepared
+from tests.engines import oracle
+from tests.engines.tiny import DENSE, SPARSE, make_cases, make_model
+
+TREE = [*SPARSE, *DENSE]
+
+
+def job_of(model, noise=None, position="last"):
+    anatomy = find_anatomy(model)
+    layers = anatomy.default_layers()
+    patches = [*(BlockPatch(layer) for layer in layers), NullPatch(layers[0])]
+    return make_job(anatomy, patches, noise, position)
+
+
+@pytest.mark.parametrize("family", TREE)
+def test_reference_is_the_definition(family):
+    model = make_model(family)
+    case = make_cases()[1]
+    with prepared(model):
+        job = job_of(model)
+        outcome = ReferenceEngine(job).run([case])
+    layers = list(find_anatomy(model).default_layers())
+    expected = oracle.rescue(model, case, layers)
+    found = outcome.patched[0, :-1, 0] - outcome.noised[0, 0]
+    assert np.abs(expected).max() > 0.02  # the patches do something
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("position", ["last", "subject_last", -3])
+@pytest.mark.parametrize("grow", [True, False])
+@pytest.mark.parametrize("family", TREE)
+def test_tree_equals_reference(family, grow, position):
+    model = make_model(family)
+    cases = make_cases()
+    with prepared(model):
+        job = job_of(model, mt.SubjectNoise(draws=2 if position == "last" else 1), position)
+        expected = ReferenceEngine(job).run(cases)
+        found = TreeEngine(job, grow=grow).run(cases)
+    for name in ("clean", "noised", "patched"):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=2e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("family", TREE)
+def test_auto_takes_the_tree(family):
+    model = make_model(family)
+    with prepared(model):
+        choice = choose_engine(job_of(model), make_cases())
+    assert choice.engine.name == "tree", choice.reason
+    assert choice.difference < 2e-4
+
+
+def test_jamba_is_served_by_the_reference_engine():
+    model = make_model("jamba")
+    cases = make_cases(3)
+    result = mt.trace_layers(model, cases)
+    assert result.provenance["engine"] == "reference"
+    assert "Mamba" in result.provenance["engine_reason"]
+    assert result.layers == (1, 3)
+    expected = np.stack([oracle.rescue(model, case, [1, 3]) for case in cases])
+    np.testing.assert_allclose(result.effects, expected, atol=2e-4)
+    with pytest.raises(mt.errors.EngineError, match="Mamba"):
+        mt.trace_layers(model, cases, engine="tree")
+
+
+def test_doge_is_refused_with_the_reason():
+    with pytest.raises(mt.errors.TokenMixingError, match="across the batch"):
+        mt.trace_layers(make_model("doge"), make_cases(2))
+
+
+def test_token_mixing_is_found_without_knowing_the_class():
+    model = make_model("qwen3_moe")
+
+    def mix(_module, _args, output):  # adds the batch's mean to every token
+        return output + output.mean(dim=(0, 1), keepdim=True)
+
+    model.model.layers[1].mlp.register_forward_hook(mix)
+    with pytest.raises(mt.errors.TokenMixingError, match="same batch"):
+        mt.trace_layers(model, make_cases(2))
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "glm4_moe"])
+def test_dense_layers_of_a_sparse_model(family):
+    model, cases = make_model(family), make_cases(2)
+    assert mt.trace_layers(model, cases).layers == (1, 2, 3)
+    asked = mt.trace_layers(model, cases, layers=[0, 2])
+    expected = np.stack([oracle.rescue(model, case, [0, 2]) for case in cases])
+    np.testing.assert_allclose(asked.effects, expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral_window"])
+def test_half_precision_runs_and_reports_its_floor(family):
+    model = make_model(family).to(torch.bfloat16)
+    result = mt.trace_layers(model, make_cases())
+    assert np.isfinite(result.effects).all()
+    assert result.noise_floor >= 0
+    assert result.provenance["model"]["dtype"] == "bfloat16"

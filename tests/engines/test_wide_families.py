@@ -1,0 +1,187 @@
+"""The families beyond tiny.py: layers and experts by the tree, by plain forwards and by plain hooks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers as tf
+
+import moetrace as mt
+from moetrace.models.anatomy import find_anatomy
+from tests.engines import oracle
+from tests.engines.tiny import COMMON, LAYERS, make_cases
+from tests.engines.wide import (
+    WIDE,
+    Plain,
+    block_of,
+    expert_rescue,
+    experts_of,
+    layers_of,
+    llama4,
+    make_wide,
+    minimax_m3,
+)
+
+CASES = make_cases(3)
+BY_EXPERT = [family for family, known in WIDE.items() if known.experts]
+# Experts whose contributions pass a norm inside the block: only literal ablation is right.
+NORM_AFTER_EXPERTS = ("axk1",)
+
+
+@pytest.fixture(scope="module")
+def model(request: pytest.FixtureRequest) -> Any:
+    return make_wide(request.param)
+
+
+def each(families: list[str]) -> Any:
+    """One model for all tests of a family."""
+    return pytest.mark.parametrize(
+        ("model", "family"), [(f, f) for f in families], indirect=["model"], ids=families
+    )
+
+
+@each(list(WIDE))
+def test_blocks_and_experts_are_found(model, family):
+    found = find_anatomy(model)
+    layers = layers_of(model, family)
+    assert [id(layer) for layer in found.layers] == [id(layer) for layer in layers]
+    assert len(found.layers) == LAYERS
+    for site, layer in zip(found.sites, layers, strict=True):
+        block = block_of(layer, family)
+        assert site is not None
+        assert site.block is block
+        if site.experts is not None:
+            assert site.experts is experts_of(block)
+    assert found.sparse_layers in (tuple(range(LAYERS)), tuple(range(1, LAYERS)))
+
+
+@each(list(WIDE))
+def test_layers(model, family):
+    auto = mt.trace_layers(model, CASES)
+    known = WIDE[family]
+    assert auto.provenance["engine"] == ("tree" if known.tree else "reference"), auto.provenance[
+        "engine_reason"
+    ]
+    if known.tree:
+        assert ("growing" if known.grow else "static") in auto.provenance["engine_reason"]
+    plain = mt.trace_layers(model, CASES, engine="reference")
+    np.testing.assert_allclose(auto.effects, plain.effects, atol=2e-4)
+    assert auto.noise_floor < 2e-4
+    view = Plain(model, family)
+    expected = np.stack([oracle.rescue(view, case, list(auto.layers)) for case in CASES])
+    assert np.abs(expected).max() > 0.02  # the patches do something
+    np.testing.assert_allclose(plain.effects, expected, atol=2e-4)
+
+
+@each(BY_EXPERT)
+def test_experts(model, family):
+    auto = mt.trace_experts(model, CASES)
+    literal = WIDE[family].tree and family not in NORM_AFTER_EXPERTS
+    assert auto.provenance["engine"] == ("tree" if literal else "reference"), auto.provenance["engine_reason"]
+    plain = mt.trace_experts(model, CASES, engine="reference")
+    np.testing.assert_allclose(auto.effects, plain.effects, atol=2e-4)
+    assert np.abs(plain.effects).max() > 0.02
+    np.testing.assert_array_equal(auto.rows.clean_active, plain.rows.clean_active)
+    np.testing.assert_allclose(auto.rows.delta_norm, plain.rows.delta_norm, rtol=1e-4, atol=2e-4)
+
+
+@each(BY_EXPERT)
+def test_experts_are_the_definition(model, family):
+    layer = find_anatomy(model).sparse_layers[1]
+    case = CASES[1]
+    rows = mt.trace_experts(model, [case], layer=layer).rows
+    active = rows[rows.clean_active].set_index("expert").rescue
+    expected = expert_rescue(model, family, case, layer)
+    assert set(active.index) == set(expected)
+    for expert, rescue in expected.items():
+        assert active[expert] == pytest.approx(rescue, abs=2e-4)
+
+
+@each(["llama4_text", "jetmoe"])
+def test_other_layouts_of_experts_are_refused(model, family):
+    with pytest.raises(
+        (mt.errors.LayoutError, mt.errors.LayerRangeError), match="can't be traced one by one"
+    ):
+        mt.trace_experts(model, CASES)
+    with pytest.raises(
+        (mt.errors.LayoutError, mt.errors.LayerRangeError), match="can't be traced one by one"
+    ):
+        mt.trace_experts(model, CASES, engine="reference")
+
+
+@pytest.mark.parametrize(
+    "known",
+    [
+        # temperatures by slot, and key blocks by slot: a tree's slots aren't positions
+        replace(WIDE["llama4_text"], config=lambda: llama4(floor_scale=4)),
+        replace(WIDE["minimax_m3"], config=lambda: minimax_m3(block_size=8)),
+    ],
+    ids=["llama4 floor_scale", "minimax_m3 blocks"],
+)
+def test_a_tree_that_differs_falls_to_plain_forwards(known):
+    model = make_wide(known)
+    result = mt.trace_layers(model, CASES)
+    assert result.provenance["engine"] == "reference"
+    assert "differs from plain forwards" in result.provenance["engine_reason"]
+    with pytest.raises(mt.errors.EngineError, match="differs from plain forwards"):
+        mt.trace_layers(model, CASES, engine="tree")
+
+
+def test_the_check_has_as_many_rows_as_the_trace():
+    # One draw's rows, rounded up to 64 in the check, fit in one block of 64 keys; three draws' don't.
+    model = make_wide(replace(WIDE["minimax_m3"], config=lambda: minimax_m3(block_size=64)))
+    case = mt.Case(list(range(3, 17)), (0, 2), 40, 41, 0)
+    few = mt.trace_experts(model, [case])
+    assert few.provenance["engine"] == "tree"
+    noise = mt.SubjectNoise(draws=3)
+    many = mt.trace_experts(model, [case], union=True, noise=noise)
+    assert many.provenance["engine"] == "reference"
+    plain = mt.trace_experts(model, [case], union=True, noise=noise, engine="reference")
+    np.testing.assert_allclose(many.effects, plain.effects, atol=2e-4)
+
+
+def test_a_norm_after_the_experts_needs_literal_ablation():
+    model = make_wide("axk1")
+    with pytest.raises(mt.errors.EngineError, match="differs from plain forwards"):
+        mt.trace_experts(model, CASES, engine="tree")
+
+
+def test_a_decoder_without_a_block_is_refused_with_what_was_found():
+    config = tf.OPTConfig(
+        vocab_size=97,
+        hidden_size=32,
+        ffn_dim=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        word_embed_proj_dim=32,
+    )
+    with pytest.raises(mt.errors.LayoutError, match=r"found .*fc1, fc2"):
+        mt.trace_layers(tf.OPTForCausalLM(config).eval(), CASES)
+
+
+def test_a_dense_model_may_count_experts_that_it_does_not_have():
+    torch.manual_seed(0)
+    model = tf.DogeForCausalLM(tf.DogeConfig(**COMMON)).eval()
+    assert model.config.num_experts > 1
+    assert model.config.is_moe is False
+    auto = mt.trace_layers(model, CASES)
+    assert auto.provenance["engine"] == "tree"
+    assert auto.layers == tuple(range(LAYERS))
+    plain = mt.trace_layers(model, CASES, engine="reference")
+    np.testing.assert_allclose(auto.effects, plain.effects, atol=2e-4)
+    with pytest.raises(mt.errors.LayoutError, match="no layers with routed experts"):
+        mt.trace_experts(model, CASES)
+
+
+def test_identity_experts_beside_gated_ones():
+    model = make_wide("longcat_flash", seed=1)  # with calls that route to gated experts alone, and others
+    cases = make_cases(3, seed=2)
+    auto = mt.trace_experts(model, cases)
+    plain = mt.trace_experts(model, cases, engine="reference")
+    np.testing.assert_allclose(auto.effects, plain.effects, atol=2e-4)
+    rows = auto.rows[auto.rows.clean_active]
+    assert set(rows.expert) == set(range(10))  # the last two give back what they get

@@ -1,0 +1,70 @@
+"""The command line, run as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+import moetrace as mt
+from moetrace.cli import app
+
+
+def test_demo_writes_table_and_picture(tmp_path):
+    found = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "d"), "--n", "24"])
+    assert found.exit_code == 0, found.output
+    table = pd.read_csv(tmp_path / "d" / "layers.csv")
+    assert table.layer.tolist() == list(range(8))
+    assert set(table.n) == {12}
+    assert (tmp_path / "d" / "layers.png").read_bytes().startswith(b"\x89PNG")
+    discovery = mt.load(tmp_path / "d" / "discovery")
+    assert f"L{discovery.best}" in found.output
+    assert len(mt.CaseSet.load(tmp_path / "d" / "cases.json")) == 24
+
+
+def test_run_traces_a_users_model_and_resumes(shared, tmp_path):
+    folder = shared / "models" / "factmoe"
+    known = set(json.loads((folder / "known_case_ids.json").read_text()))
+    records = json.loads((shared / "data" / "counterfact.json").read_text())
+    file = tmp_path / "facts.json"
+    file.write_text(json.dumps([r for r in records if r["case_id"] in known][:60]))
+    call = [
+        "run",
+        str(folder),
+        "--cases",
+        str(file),
+        "--out",
+        str(tmp_path / "o"),
+        "--n",
+        "20",
+        "--dtype",
+        "float32",
+    ]
+    first = CliRunner().invoke(app, call)
+    assert first.exit_code == 0, first.output
+    stamps = [p.stat().st_mtime_ns for p in sorted((tmp_path / "o" / "discovery" / "parts").iterdir())]
+    again = CliRunner().invoke(app, call)
+    assert again.exit_code == 0, again.output
+    assert [
+        p.stat().st_mtime_ns for p in sorted((tmp_path / "o" / "discovery" / "parts").iterdir())
+    ] == stamps
+    assert "validation cases" in first.output
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "no/such/model", "--cases", "no.json", "--out", "o"], "no.json"),
+        (["demo", "--n", "0"], "n is 0"),
+    ],
+)
+def test_an_expected_error_is_one_line(words, message, tmp_path):
+    command = [sys.executable, "-c", "from moetrace.cli import main; main()", *words]
+    found = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert found.returncode == 1
+    assert "Traceback" not in found.stderr
+    assert message in found.stderr.splitlines()[-1]

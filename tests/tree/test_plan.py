@@ -1,0 +1,97 @@
+"""The compiled layout of a batch against a plain Python twin."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moetrace._native import _core
+
+shapes = st.integers(1, 7).flatmap(
+    lambda length: st.tuples(
+        st.just(length), st.integers(0, length - 1), st.integers(1, length), st.integers(0, length - 1)
+    )
+)
+
+
+def twin_rows(shape, forks, branches):
+    """All nodes of one case as (kind, branch or fork, position) -> set of visible nodes."""
+    length, start, _, patch = shape
+    paths = {}
+    for position in range(length):
+        for branch in range(-1, branches):
+            node = ("base", -1 if position < start else branch, position)
+            before = [("base", -1 if p < start else branch, p) for p in range(position)]
+            paths[node] = {*before, node}
+    for index, (_, branch) in enumerate(forks):
+        for position in range(patch, length):
+            node = ("fork", index, position)
+            trunk = [("base", -1 if p < start else branch, p) for p in range(patch)]
+            paths[node] = {*trunk, *(("fork", index, p) for p in range(patch, position)), node}
+    return paths
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(shapes, min_size=1, max_size=3), st.integers(1, 2), st.integers(0, 3), st.randoms())
+def test_plan_and_visibility(cases, branches, n_forks, random):
+    cases = [(length, min(a, b - 1), b, p) for length, a, b, p in cases]
+    layers = 4
+    forks = [(random.randrange(layers), random.randrange(branches)) for _ in range(n_forks)]
+    plan = _core.make_plan(
+        [_core.CaseShape(*case) for case in cases], [_core.Fork(*fork) for fork in forks], branches, layers
+    )
+    visible = _core.visibility(plan)
+    for layer in range(layers):
+        alive = plan.base_rows + plan.chain * sum(fork[0] <= layer for fork in forks)
+        assert plan.rows_at_layer[layer] == alive
+    for index, case in enumerate(cases):
+        paths = twin_rows(case, forks, branches)
+        names = {}
+        for row in range(plan.rows):
+            branch, fork, position = plan.branch[index, row], plan.fork[index, row], plan.position[index, row]
+            if branch == -2:
+                assert visible[index, row].nonzero()[0].tolist() == [row]
+            else:
+                names[row] = ("fork", fork, position) if fork >= 0 else ("base", branch, position)
+        assert sorted(names.values()) == sorted(paths)
+        for row, other in itertools.product(names, names):
+            assert visible[index, row, other] == (names[other] in paths[names[row]])
+        back = {name: row for row, name in names.items()}
+        for row, (kind, owner, position) in names.items():
+            clean = back["base", -1, position]
+            assert plan.clean_twin[index, row] == clean
+            if kind == "fork":
+                start = case[1]
+                assert (
+                    plan.source[index, row]
+                    == back["base", -1 if position < start else forks[owner][1], position]
+                )
+
+
+@given(st.lists(st.integers(1, 30), max_size=40), st.integers(1, 90))
+def test_pack(rows, budget):
+    """Greedy over ascending sizes."""
+    expected: list[list[int]] = []
+    for item in sorted(range(len(rows)), key=lambda i: (rows[i], i)):
+        if expected and (len(expected[-1]) + 1) * rows[item] <= budget:
+            expected[-1].append(item)
+        else:
+            expected.append([item])
+    assert _core.pack(rows, budget) == expected
+
+
+def test_what_does_not_fit_is_refused():
+    shape = _core.CaseShape(4, 1, 2, 3)
+    with pytest.raises(ValueError, match="at least one case"):
+        _core.make_plan([], [], 1, 1)
+    with pytest.raises(ValueError, match="layer 1 of a model with 1"):
+        _core.make_plan([shape], [_core.Fork(1, 0)], 1, 1)
+    with pytest.raises(ValueError, match=r"\[2, 2\)"):
+        _core.make_plan([_core.CaseShape(4, 2, 2, 3)], [], 1, 1)
+    with pytest.raises(ValueError, match="budget"):
+        _core.pack([1], 0)
+    assert np.asarray(_core.make_plan([shape], [], 1, 1).position).shape == (1, 7)
