@@ -116,14 +116,22 @@ class Outcome:
             {layer: LayerRouting.stack([p.routing[layer] for p in parts]) for layer in parts[0].routing},
         )
 
+    @staticmethod
+    def join_patches(parts: Sequence[Outcome]) -> Outcome:
+        """Passes over the same cases with other patches, in order; what they share is the first one's."""
+        first = parts[0]
+        routing = {layer: found for part in reversed(parts) for layer, found in part.routing.items()}
+        patched = np.concatenate([part.patched for part in parts], axis=1)
+        return Outcome(first.clean, first.noised, patched, dict(sorted(routing.items())))
+
 
 class Engine(Protocol):
     """Cuts cases into batches and runs one of them."""
 
     name: str
 
-    def batches(self, cases: Sequence[Case], batch_tokens: int) -> list[list[int]]:
-        """Indices of the cases of each batch, within a budget of token rows."""
+    def batches(self, cases: Sequence[Case]) -> list[list[int]]:
+        """Indices of the cases of each batch, within the engine's budget."""
 
     def run(self, cases: Sequence[Case]) -> Outcome:
         """Trace one batch. The model must be prepared (eval mode, no gradients)."""

@@ -50,8 +50,10 @@ class _Verdict:
 _verdicts: weakref.WeakKeyDictionary[nn.Module, dict[Any, _Verdict]] = weakref.WeakKeyDictionary()
 
 
-def choose_engine(job: Job, cases: Sequence[Case], engine: str = "auto") -> Choice:
-    """The engine for ``job``. The model must be prepared.
+def choose_engine(
+    job: Job, cases: Sequence[Case], engine: str = "auto", batch_tokens: int | None = None
+) -> Choice:
+    """The engine for ``job``, with a budget of token rows a batch. The model must be prepared.
 
     "auto" takes the tree engine where token mixing is masked attention, found by structure and confirmed on
     the longest case against plain forwards; the reference engine elsewhere. EngineError where "tree" is
@@ -60,11 +62,12 @@ def choose_engine(job: Job, cases: Sequence[Case], engine: str = "auto") -> Choi
     if engine not in ENGINES:
         raise ArgumentError(f"engine is {engine!r}; expected one of {', '.join(map(repr, ENGINES))}")
     longest = max(cases, key=lambda case: len(case.input_ids))
-    verdict = _verdict(job, longest, max(map(TreeEngine(job).rows_of, cases)))
+    rows = max(map(TreeEngine(job, batch_tokens=batch_tokens).rows_of, cases))
+    verdict = _verdict(job, longest, rows)
     if engine == "reference":
         return Choice(ReferenceEngine(job), "asked for", 0.0)
     if verdict.tree:
-        return Choice(TreeEngine(job, verdict.grow), verdict.reason, verdict.difference)
+        return Choice(TreeEngine(job, verdict.grow, batch_tokens), verdict.reason, verdict.difference)
     if engine == "tree":
         raise EngineError(
             f"the tree engine doesn't serve {type(job.anatomy.model).__name__}: {verdict.reason}; use "

@@ -51,7 +51,7 @@ class ReferenceEngine:
     def __init__(self, job: Job) -> None:
         self.job = job
 
-    def batches(self, cases: Sequence[Case], batch_tokens: int) -> list[list[int]]:
+    def batches(self, cases: Sequence[Case]) -> list[list[int]]:
         """One case at a time."""
         return [[index] for index in range(len(cases))]
 

@@ -44,8 +44,8 @@ def score_cases(
     noised = clean.copy()
     with prepared(model):
         job = make_job(anatomy, (), noise)
-        runner = choose_engine(job, case_set, engine).engine
-        for batch in runner.batches(case_set, budget):
+        runner = choose_engine(job, case_set, engine, budget).engine
+        for batch in runner.batches(case_set):
             outcome = runner.run([case_set[index] for index in batch])
             clean.iloc[batch] = outcome.clean
             noised.iloc[batch] = outcome.noised.mean(axis=1)

@@ -7,6 +7,7 @@ of the pass, born at that layer. See :mod:`moetrace.engines.rows` for the layout
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +16,13 @@ import torch
 
 from moetrace._native import _core
 from moetrace.engines.base import Job, Outcome, embedding_device
+from moetrace.engines.cost import cut_patches, tree_cost, tree_rows
 from moetrace.engines.experts import expert_hook, layer_routing, scale_after
 from moetrace.engines.forward import read_differences
 from moetrace.engines.growth import CannotGrow, SlimExperts, grower, refuse_extras
 from moetrace.engines.patches import ExpertPatch, expert_layers
 from moetrace.engines.routers import RouterTap, router_of
-from moetrace.engines.rows import BatchRows, shape_of
+from moetrace.engines.rows import BatchRows
 from moetrace.errors import EngineError, HookError
 from moetrace.models.anatomy import expert_count
 from moetrace.models.masks import tree_masks
@@ -39,46 +41,41 @@ def _keep_row(
 
 
 class TreeEngine:
-    """One forward pass for a batch. ``grow``: None finds out whether forks can join at their layer."""
+    """One forward pass for a batch.
+
+    ``grow``: None finds out whether forks can join at their layer. ``batch_tokens``: the budget of token
+    rows; None for as many as there are.
+    """
 
     name = "tree"
 
-    def __init__(self, job: Job, grow: bool | None = None) -> None:
-        self.job, self.grow = job, grow
+    def __init__(self, job: Job, grow: bool | None = None, batch_tokens: int | None = None) -> None:
+        self.job, self.grow, self.batch_tokens = job, grow, batch_tokens
         self._scales: dict[int, float] = {}  # of each layer's block, see scale_after
 
     def rows_of(self, case: Case) -> int:
-        """Token rows of one case with all its forks."""
-        shape = shape_of(self.job, case)
-        branches = self.job.noise.draws + 1
-        forks = len(self.job.patches) * self.job.noise.draws
-        prompt = shape.subject_start + branches * (shape.length - shape.subject_start)
-        return int(prompt + forks * (shape.length - shape.patch_position))
+        """Token rows of the largest tree that a case is given."""
+        parts = cut_patches(self.job, case, self.grow, self.batch_tokens)
+        return max(tree_rows(self.job, case, part) for part in parts)
 
-    def cost_of(self, case: Case) -> int:
-        """Token rows of one case in the average layer, at least a quarter of all: what a batch is cut by.
-
-        Forks that are born late cost little, and small batches would cost much in the layers below them;
-        the quarter bounds what the layers above may take.
-        """
-        rows = self.rows_of(case)
-        if self.grow is False:
-            return rows
-        layers = len(self.job.anatomy.layers)
-        chain = (len(case.input_ids) - self.job.patch_position(case)) * self.job.noise.draws
-        unborn = sum(patch.layer for patch in self.job.patches) * chain
-        return max(-(-(rows * layers - unborn) // layers), -(-rows // 4))
-
-    def batches(self, cases: Sequence[Case], batch_tokens: int) -> list[list[int]]:
-        """Cases of like length together, within a budget of token rows."""
-        packed: list[list[int]] = _core.pack([self.cost_of(case) for case in cases], batch_tokens)
+    def batches(self, cases: Sequence[Case]) -> list[list[int]]:
+        """Cases of like length together, within the budget of token rows."""
+        if self.batch_tokens is None:
+            return [list(range(len(cases)))]
+        costs = [tree_cost(self.job, case, self.job.patches, self.grow) for case in cases]
+        packed: list[list[int]] = _core.pack(costs, self.batch_tokens)
         return packed
 
     def run(self, cases: Sequence[Case]) -> Outcome:
-        """Trace one batch."""
+        """Trace one batch. The forks of a case that exceeds the budget by itself come in several passes."""
+        budget = self.batch_tokens if len(cases) == 1 else None
+        parts = cut_patches(self.job, cases[0], self.grow, budget)
+        return Outcome.join_patches([self._run(replace(self.job, patches=part), cases) for part in parts])
+
+    def _run(self, job: Job, cases: Sequence[Case]) -> Outcome:
         if self.grow is not False:
             try:
-                outcome = self._pass(BatchRows(self.job, cases, grow=True))
+                outcome = self._pass(BatchRows(job, cases, grow=True))
                 self.grow = True
                 return outcome
             except CannotGrow:
@@ -87,7 +84,7 @@ class TreeEngine:
                         "forks can't join at their layer in this model; use grow=None"
                     ) from None
                 self.grow = False
-        return self._pass(BatchRows(self.job, cases, grow=False))
+        return self._pass(BatchRows(job, cases, grow=False))
 
     def _pass(self, batch: BatchRows) -> Outcome:
         anatomy = self.job.anatomy
@@ -141,7 +138,7 @@ class TreeEngine:
 
         armed(anatomy.embedding, batch.noise_site())
         slims = self._arm_growth(batch, table, handles) if batch.grow else {}
-        patches = self.job.patches
+        patches = batch.job.patches
         for index in sorted({patch.layer for patch in patches if not isinstance(patch, ExpertPatch)}):
             armed(anatomy.site(index).block, batch.block_site(index))
         experts: dict[int, _core.ExpertSite] = {}

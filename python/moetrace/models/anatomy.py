@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from moetrace.errors import EncoderDecoderError, LayerRangeError, LayoutError, ModelError, TokenMixingError
@@ -90,7 +92,12 @@ class Anatomy:
         """Check and complete a user's ``layers``: None is every default layer; no layer twice."""
         if layers is None:
             return self.default_layers()
-        wanted = [layers] if isinstance(layers, int) else [int(layer) for layer in layers]
+        try:
+            wanted = [int(layers)] if isinstance(layers, int | np.integer) else [index(x) for x in layers]
+        except TypeError:
+            raise LayerRangeError(
+                f"layers is {layers!r}; expected a layer's number, a list of numbers, or None for all"
+            ) from None
         if not wanted:
             raise LayerRangeError("layers is empty; expected at least one layer, or None for all")
         if len(set(wanted)) != len(wanted):
@@ -173,11 +180,11 @@ def _find_layers(model: nn.Module, config: Any, embedding: nn.Module | None) -> 
     )
 
 
-def _find_site(index: int, layer: nn.Module, names: dict[nn.Module, str]) -> LayerSite | None:
+def _find_site(number: int, layer: nn.Module, names: dict[nn.Module, str]) -> LayerSite | None:
     children = dict(layer.named_children())
     if EXPERTS in children:  # gemma4: experts and router sit in the layer itself, beside a dense MLP
         experts = children[EXPERTS]
-        return LayerSite(index, names[experts], experts, True, experts)
+        return LayerSite(number, names[experts], experts, True, experts)
     for name in BLOCKS:
         block = children.get(name)
         if block is None:
@@ -186,7 +193,7 @@ def _find_site(index: int, layer: nn.Module, names: dict[nn.Module, str]) -> Lay
         inner = dict(block.named_children()).get("text_moe", block)
         if name == "mixer" and not _is_sparse(inner):
             continue  # nemotron_h calls its attention and state-space mixers so too
-        return LayerSite(index, names[block], block, _is_sparse(inner), _experts_of(inner))
+        return LayerSite(number, names[block], block, _is_sparse(inner), _experts_of(inner))
     return None
 
 

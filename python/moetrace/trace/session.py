@@ -84,22 +84,20 @@ def trace(
         job = make_job(anatomy, patches, noise, position)
         for case in case_set:
             job.patch_position(case)
-        choice = choose_engine(job, case_set, engine)
+        choice = choose_engine(job, case_set, engine, budget)
         folder = RunFolder.open(out, what, job, case_set, details) if out is not None else None
-        outcome = _run(choice, case_set, budget, folder, progress, what)
+        outcome = _run(choice, case_set, folder, progress, what)
     return _without_failed(case_set, outcome, choice, job)
 
 
-def _run(
-    choice: Choice, cases: CaseSet, budget: int, folder: RunFolder | None, progress: Progress, what: str
-) -> Outcome:
+def _run(choice: Choice, cases: CaseSet, folder: RunFolder | None, progress: Progress, what: str) -> Outcome:
     done: dict[int, Outcome] = folder.finished() if folder is not None else {}
     todo = [index for index, case in enumerate(cases) if case.case_id not in done]
     remaining = [cases[index] for index in todo]
     with progress_bar(len(cases), what, progress) as bar:
         if done:
             bar.update(len(done))
-        for batch in choice.engine.batches(remaining, budget):
+        for batch in choice.engine.batches(remaining):
             chosen = [remaining[index] for index in batch]
             outcome = choice.engine.run(chosen)
             parts = {case.case_id: outcome.case(index) for index, case in enumerate(chosen)}
