@@ -43,7 +43,8 @@ void init_experts(py::module_& m) {
 
   py::class_<ExpertSite, moetrace::hooks::Site, std::shared_ptr<ExpertSite>>(
       m, "ExpertSite", "Patches at the output of a layer's experts.")
-      .def(py::init<std::string, std::int64_t, at::Tensor, at::Tensor, at::Tensor, std::vector<Recipe>>(),
+      .def(py::init<std::string, std::int64_t, at::Tensor, at::Tensor, std::optional<at::Tensor>,
+                    std::vector<Recipe>>(),
            py::arg("name"), py::arg("rows"), py::arg("clean"), py::arg("noised"), py::arg("destination"),
            py::arg("recipes"))
       .def_property_readonly("wanted", &ExpertSite::wanted, "int64: rows whose contributions are needed.")
@@ -55,6 +56,8 @@ void init_experts(py::module_& m) {
            py::arg("index"), py::arg("weight"), py::arg("contribution"),
            "Routing (wanted, k) and contributions (wanted, k, width) of the wanted rows, before it fires.")
       .def_property_readonly("players", &ExpertSite::players)
+      .def_property_readonly("patched", &ExpertSite::patched,
+                             "(items * recipes, width): the experts' output of each fork, recipes innermost.")
       .def_property_readonly("sum_error", &ExpertSite::sum_error,
                              "Largest |sum of contributions - output| over the wanted rows.")
       .def_property_readonly("output_size", &ExpertSite::output_size,

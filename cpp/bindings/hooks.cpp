@@ -2,6 +2,7 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include "modules.h"
+#include "moetrace/hooks/birth.h"
 #include "moetrace/hooks/row_sites.h"
 #include "moetrace/hooks/table.h"
 
@@ -52,6 +53,20 @@ void init_hooks(py::module_& m) {
   py::class_<GrowRows, Site, std::shared_ptr<GrowRows>>(m, "GrowRows",
                                                         "Append rows that start as copies of present ones.")
       .def(py::init<std::string, at::Tensor>(), py::arg("name"), py::arg("source"));
+
+  py::class_<BirthRows, Site, std::shared_ptr<BirthRows>>(
+      m, "BirthRows", "Append rows behind a layer whose output is stream + block.")
+      .def(py::init<std::string, at::Tensor, at::Tensor, at::Tensor>(), py::arg("name"), py::arg("source"),
+           py::arg("written"), py::arg("stream_row"))
+      .def("tell",
+           wrap_pybind_function_no_gil([](BirthRows& site, const at::Tensor& stream, const at::Tensor& block,
+                                          at::Tensor own) { site.tell(stream, block, std::move(own)); }),
+           py::arg("stream"), py::arg("block"), py::arg("own"),
+           "Before it fires: stream and block output of all rows, and the written rows' block outputs.")
+      .def("adds_up", wrap_pybind_function_no_gil([](const BirthRows& site, const at::Tensor& output) {
+             return site.adds_up(output);
+           }),
+           py::arg("output"), "Whether the layer's output is stream + block, bit for bit.");
 
   py::class_<HookTable>(m, "HookTable", "The armed sites of one forward pass.")
       .def(py::init<>())

@@ -7,7 +7,7 @@ import numpy
 import numpy.typing
 import torch
 import typing
-__all__: list[str] = ['AddRows', 'CaseShape', 'ExpertSite', 'Fork', 'GrowRows', 'HookTable', 'Kind', 'OverwriteRows', 'Plan', 'Players', 'Recipe', 'Site', 'TORCH_VERSION', 'additivity', 'banzhaf', 'banzhaf_interaction', 'gated_contributions', 'gather_rows', 'make_plan', 'pack', 'prefix_coalitions', 'sample_permutations', 'sampled_shapley', 'shapley', 'shapley_interaction', 'smallest_coalition', 'subsets', 'visibility']
+__all__: list[str] = ['AddRows', 'BirthRows', 'CaseShape', 'ExpertSite', 'Fork', 'GrowRows', 'HookTable', 'Kind', 'OverwriteRows', 'Plan', 'Players', 'Recipe', 'Site', 'TORCH_VERSION', 'additivity', 'banzhaf', 'banzhaf_interaction', 'gated_contributions', 'gather_rows', 'make_plan', 'pack', 'prefix_coalitions', 'sample_permutations', 'sampled_shapley', 'shapley', 'shapley_interaction', 'smallest_coalition', 'subsets', 'visibility']
 class CaseShape:
     """
     What the tree has to know of a case: places in its prompt, in tokens.
@@ -145,6 +145,20 @@ class GrowRows(Site):
     """
     def __init__(self, name: str, source: torch.Tensor) -> None:
         ...
+class BirthRows(Site):
+    """
+    Append rows behind a layer whose output is stream + block.
+    """
+    def __init__(self, name: str, source: torch.Tensor, written: torch.Tensor, stream_row: torch.Tensor) -> None:
+        ...
+    def adds_up(self, output: torch.Tensor) -> bool:
+        """
+        Whether the layer's output is stream + block, bit for bit.
+        """
+    def tell(self, stream: torch.Tensor, block: torch.Tensor, own: torch.Tensor) -> None:
+        """
+        Before it fires: stream and block output of all rows, and the written rows' block outputs.
+        """
 class HookTable:
     """
     The armed sites of one forward pass.
@@ -289,7 +303,7 @@ class ExpertSite(Site):
     """
     Patches at the output of a layer's experts.
     """
-    def __init__(self, name: str, rows: typing.SupportsInt | typing.SupportsIndex, clean: torch.Tensor, noised: torch.Tensor, destination: torch.Tensor, recipes: collections.abc.Sequence[Recipe]) -> None:
+    def __init__(self, name: str, rows: typing.SupportsInt | typing.SupportsIndex, clean: torch.Tensor, noised: torch.Tensor, destination: torch.Tensor | None, recipes: collections.abc.Sequence[Recipe]) -> None:
         ...
     def route(self, index: torch.Tensor, weight: torch.Tensor, contribution: torch.Tensor) -> None:
         """
@@ -299,6 +313,11 @@ class ExpertSite(Site):
     def output_size(self) -> float:
         """
         Largest |output| over the wanted rows.
+        """
+    @property
+    def patched(self) -> torch.Tensor:
+        """
+        (items * recipes, width): the experts' output of each fork, recipes innermost.
         """
     @property
     def players(self) -> Players:

@@ -10,6 +10,7 @@ import pytest
 import moetrace as mt
 from moetrace.engines.base import make_job
 from moetrace.engines.cost import cut_patches, tree_cost
+from moetrace.engines.growth import Growth
 from moetrace.engines.patches import BlockPatch, ExpertPatch, NullPatch
 from moetrace.engines.tree import TreeEngine
 from moetrace.models.anatomy import find_anatomy
@@ -55,17 +56,17 @@ def test_cut_passes_give_what_one_pass_gives(draws):
 def test_parts_keep_the_order_and_the_budget(budget):
     _, job = model_and_job(3)
     case = make_cases()[1]
-    parts = cut_patches(job, case, None, budget)
+    parts = cut_patches(job, case, Growth.BEHIND, budget)
     assert [patch for part in parts for patch in part] == list(job.patches)
-    allowed = max(budget, 2 * tree_cost(job, case, (), None))
-    assert all(len(part) == 1 or tree_cost(job, case, part, None) <= allowed for part in parts)
+    allowed = max(budget, 2 * tree_cost(job, case, (), Growth.BEHIND))
+    assert all(len(part) == 1 or tree_cost(job, case, part, Growth.BEHIND) <= allowed for part in parts)
     assert (len(parts) == 1) == (budget == 10_000)
 
 
 def test_no_budget_is_one_pass():
     _, job = model_and_job(1)
-    assert cut_patches(job, make_cases()[0], None, None) == [job.patches]
-    assert cut_patches(replace(job, patches=()), make_cases()[0], None, 1) == [()]
+    assert cut_patches(job, make_cases()[0], Growth.STATIC, None) == [job.patches]
+    assert cut_patches(replace(job, patches=()), make_cases()[0], Growth.STATIC, 1) == [()]
 
 
 def test_a_trace_with_a_tiny_budget_is_the_same():

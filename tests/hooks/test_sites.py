@@ -59,6 +59,47 @@ def test_grow_and_gather_rows(value):
     assert flat.tolist() == [[4, 0], [8, 8]]
 
 
+def born_site():
+    sources = torch.tensor([[4, 0, 4], [3, 3, 2]])
+    # new rows 1 and 3 of the batch go on from rows 0 and 8 of the value
+    return _core.BirthRows("born behind", sources, index(1, 3), index(0, 8)), sources
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_birth_rows(value, dtype):
+    generator = torch.Generator().manual_seed(2)
+    stream = value.to(dtype)
+    block = torch.randn(10, 3, generator=generator).to(dtype)  # as flat as some blocks leave it
+    own = torch.randn(2, 3, generator=generator).to(dtype)
+    output = stream + block.reshape(2, 5, 3)
+    site, sources = born_site()
+    site.tell(stream, block, own)
+    assert site.adds_up(output)
+    found = site.fire(output)
+    copies = np.stack([output[b, sources[b]].float().numpy() for b in range(2)]).reshape(6, 3)
+    copies[[1, 3]] = (stream.reshape(10, 3)[[0, 8]] + own).float().numpy()
+    expected = np.concatenate([output.float().numpy(), copies.reshape(2, 3, 3)], axis=1)
+    np.testing.assert_array_equal(found.float().numpy(), expected)
+    assert found.dtype == dtype
+
+
+def test_birth_rows_see_what_does_not_add_up(value):
+    site, _ = born_site()
+    block = torch.ones(2, 5, 3)
+    with pytest.raises(RuntimeError, match="born behind: the stream must be told"):
+        site.fire(value)
+    site.tell(value, block, torch.zeros(2, 3))
+    output = value + block
+    assert not site.adds_up(value + 1.5 * block)
+    assert not site.adds_up(output.bfloat16())
+    assert not site.adds_up(output * float("nan"))
+    assert site.adds_up(output)
+    with pytest.raises(ValueError, match="born behind: one block output for each written row"):
+        site.tell(value, block, torch.zeros(3, 3))
+    with pytest.raises(ValueError, match=r"born behind: expected hidden states of \(batch, rows, width\)"):
+        site.fire(output.reshape(10, 3))
+
+
 def test_the_table_names_sites_that_did_not_fire_once(value):
     table = _core.HookTable()
     silent, busy, good = (

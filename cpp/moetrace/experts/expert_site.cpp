@@ -9,15 +9,15 @@
 namespace moetrace::experts {
 
 ExpertSite::ExpertSite(std::string name, std::int64_t rows, at::Tensor clean, at::Tensor noised,
-                       at::Tensor destination, std::vector<Recipe> recipes)
+                       std::optional<at::Tensor> destination, std::vector<Recipe> recipes)
     : Site(std::move(name)),
       rows_(rows),
       noised_(std::move(noised)),
       destination_(std::move(destination)),
       recipes_(std::move(recipes)) {
-  if (clean.dim() != 1 || clean.sizes() != noised_.sizes() || destination_.dim() != 2 ||
-      destination_.size(0) != clean.size(0) ||
-      destination_.size(1) != static_cast<std::int64_t>(recipes_.size())) {
+  const auto recipes_given = static_cast<std::int64_t>(recipes_.size());
+  if (clean.dim() != 1 || clean.sizes() != noised_.sizes() ||
+      (destination_ && destination_->sizes() != at::IntArrayRef({clean.size(0), recipes_given}))) {
     throw std::invalid_argument(this->name() + ": clean and noised (items), destination (items, recipes)");
   }
   const auto [wanted, inverse, counts] = at::_unique2(at::cat({clean, noised_}), true, true, false);
@@ -33,8 +33,14 @@ const Players& ExpertSite::players() const {
   return players_;
 }
 
+const at::Tensor& ExpertSite::patched() const {
+  if (!patched_.defined()) throw std::runtime_error(name() + " knows no patched rows: it never fired");
+  return patched_;
+}
+
 void ExpertSite::reset() {
   Site::reset();
+  patched_ = at::Tensor();
   routed_ = Routed();
   players_ = Players();
 }
@@ -81,8 +87,9 @@ at::Tensor ExpertSite::apply(const at::Tensor& value) {
   if (recipes_.empty()) return value;
   const at::Tensor added = factors(players_.delta.options()).bmm(players_.delta);  // (items, recipes, width)
   const at::Tensor base = flat.index_select(0, noised_.to(device)).unsqueeze(1).to(added.scalar_type());
-  const at::Tensor patched = base.add(added).to(value.scalar_type()).reshape({-1, flat.size(1)});
-  return flat.index_copy(0, destination_.reshape({-1}).to(device), patched).reshape(value.sizes());
+  patched_ = base.add(added).to(value.scalar_type()).reshape({-1, flat.size(1)});
+  if (!destination_) return value;
+  return flat.index_copy(0, destination_->reshape({-1}).to(device), patched_).reshape(value.sizes());
 }
 
 }  // namespace moetrace::experts

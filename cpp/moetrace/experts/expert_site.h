@@ -1,5 +1,6 @@
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "moetrace/experts/players.h"
@@ -13,9 +14,11 @@ namespace moetrace::experts {
 /// An item is a case and a noise draw; rows are numbers of rows of the whole value.
 class ExpertSite final : public hooks::Site {
  public:
-  /// clean, noised: int64 (items); destination: int64 (items, recipes), where each fork's row stands.
-  ExpertSite(std::string name, std::int64_t rows, at::Tensor clean, at::Tensor noised, at::Tensor destination,
-             std::vector<Recipe> recipes);
+  /// clean, noised: int64 (items); destination: int64 (items, recipes), where each fork's row stands, or none
+  /// where the forks have no rows yet: then the value stays as it is, and `patched` tells what they shall
+  /// get.
+  ExpertSite(std::string name, std::int64_t rows, at::Tensor clean, at::Tensor noised,
+             std::optional<at::Tensor> destination, std::vector<Recipe> recipes);
 
   /// Rows whose contributions are needed, each once: int64 (wanted).
   const at::Tensor& wanted() const noexcept { return wanted_; }
@@ -25,6 +28,9 @@ class ExpertSite final : public hooks::Site {
 
   /// Known after the site has fired; std::runtime_error before.
   const Players& players() const;
+  /// The experts' output of each fork: (items * recipes, width), recipes innermost; also known after it
+  /// fired.
+  const at::Tensor& patched() const;
   /// Largest |sum of contributions - output| over the wanted rows, and the largest |output| there.
   double sum_error() const noexcept { return sum_error_; }
   double output_size() const noexcept { return output_size_; }
@@ -35,7 +41,8 @@ class ExpertSite final : public hooks::Site {
   at::Tensor factors(const at::TensorOptions& options) const;
 
   std::int64_t rows_;
-  at::Tensor noised_, destination_, wanted_, clean_item_, noised_item_;
+  at::Tensor noised_, wanted_, clean_item_, noised_item_, patched_;
+  std::optional<at::Tensor> destination_;
   std::vector<Recipe> recipes_;
   Routed routed_;
   Players players_;

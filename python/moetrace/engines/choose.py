@@ -14,6 +14,7 @@ from torch import nn
 
 from moetrace.engines.base import Engine, Job, embedding_device
 from moetrace.engines.forward import read_differences
+from moetrace.engines.growth import Growth
 from moetrace.engines.patches import BlockPatch, ExpertPatch, NullPatch, Patch, expert_layers
 from moetrace.engines.reference import ReferenceEngine
 from moetrace.engines.tree import TreeEngine
@@ -41,7 +42,7 @@ class Choice:
 @dataclass(frozen=True)
 class _Verdict:
     tree: bool
-    grow: bool | None
+    growth: Growth
     reason: str
     difference: float
     rows: int
@@ -67,7 +68,7 @@ def choose_engine(
     if engine == "reference":
         return Choice(ReferenceEngine(job), "asked for", 0.0)
     if verdict.tree:
-        return Choice(TreeEngine(job, verdict.grow, batch_tokens), verdict.reason, verdict.difference)
+        return Choice(TreeEngine(job, verdict.growth, batch_tokens), verdict.reason, verdict.difference)
     if engine == "tree":
         raise EngineError(
             f"the tree engine doesn't serve {type(job.anatomy.model).__name__}: {verdict.reason}; use "
@@ -104,15 +105,16 @@ def _examine(job: Job, case: Case, rows: int) -> _Verdict:
     mixers = other_mixers(job.anatomy.layers)
     if mixers:
         reason = f"its token mixing isn't masked attention alone ({', '.join(mixers)})"
-        return _Verdict(False, None, reason, 0.0, rows)
+        return _Verdict(False, Growth.STATIC, reason, 0.0, rows)
     probe = replace(job, patches=_probe_patches(job), position="last")
     filled = _filled(probe, case, rows)
     expected = ReferenceEngine(probe).run([case])
     tolerance = _tolerance(job, expected.clean, expected.noised, expected.patched)
     if not np.isfinite(tolerance):  # nothing to compare: the case itself is not finite
-        return _Verdict(True, None, "token mixing is masked attention (by structure)", 0.0, rows)
-    for grow in (None, False):
-        tree = TreeEngine(filled, grow)
+        return _Verdict(True, Growth.BEHIND, "token mixing is masked attention (by structure)", 0.0, rows)
+    modes = tuple(Growth)
+    while modes:
+        tree = TreeEngine(filled, modes[0])
         found = tree.run([case])
         difference = max(
             float(np.abs(mine - theirs).max())
@@ -123,13 +125,11 @@ def _examine(job: Job, case: Case, rows: int) -> _Verdict:
             )
         )
         if difference <= tolerance:
-            mode = "growing" if tree.grow else "static"
-            reason = f"token mixing is masked attention ({mode} forks)"
-            return _Verdict(True, tree.grow, reason, difference, rows)
-        if tree.grow is False:
-            break
+            reason = f"token mixing is masked attention ({tree.growth.value} forks)"
+            return _Verdict(True, tree.growth, reason, difference, rows)
+        modes = tree.growth.lower()
     reason = f"its single pass differs from plain forwards by {difference:.2g} (tolerance {tolerance:.2g})"
-    return _Verdict(False, None, reason, difference, rows)
+    return _Verdict(False, Growth.STATIC, reason, difference, rows)
 
 
 def _filled(probe: Job, case: Case, rows: int) -> Job:

@@ -2,18 +2,22 @@
 
 Below its layer a fork then costs nothing. It needs a layer that takes hidden states and per-row extras that
 this module knows, and gives hidden states back; where a layer has more, :class:`CannotGrow` sends the engine
-to static rows.
+to static rows. Where a layer adds its block to a stream and does nothing more, forks can join behind it
+(:mod:`moetrace.engines.birth`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from enum import Enum
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from moetrace._native import _core
-from moetrace.engines.rows import BatchRows
+
+if TYPE_CHECKING:
+    from moetrace.engines.rows import BatchRows
 
 PASSED_ON = frozenset(
     {"past_key_values", "past_key_value", "use_cache", "cache_position", "output_attentions",
@@ -22,8 +26,21 @@ PASSED_ON = frozenset(
 PER_ROW = frozenset({"position_ids", "position_embeddings"})
 
 
+class Growth(Enum):
+    """Where forks join the pass; the first is the fastest, the last serves every model."""
+
+    BEHIND = "late growing"  # behind the layer in which they are patched
+    BEFORE = "growing"  # before it
+    STATIC = "static"  # before the first layer
+
+    def lower(self) -> tuple[Growth, ...]:
+        """What is left to try where this one doesn't serve."""
+        modes = tuple(Growth)
+        return modes[modes.index(self) + 1 :]
+
+
 class CannotGrow(Exception):
-    """A layer takes or gives something whose rows this module doesn't know how to grow."""
+    """A layer doesn't allow that forks join it in the way that was tried."""
 
 
 def grower(batch: BatchRows, layer: int, born: int) -> tuple[_core.GrowRows | None, Callable[..., Any]]:

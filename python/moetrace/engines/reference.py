@@ -18,18 +18,12 @@ from moetrace.engines.literal import Ablated, BlockCall, ablate, patch_vector, r
 from moetrace.engines.patches import BlockPatch, ExpertPatch, expert_layers
 from moetrace.engines.routing import LayerRouting
 from moetrace.errors import HookError
-from moetrace.models.state import hooked
+from moetrace.models.state import first_tensor, hooked
 
 if TYPE_CHECKING:
     from moetrace.cases import Case
 
 _ROWS = 2048  # token rows of one batch of patched sequences
-
-
-def first_tensor(output: Any) -> torch.Tensor:
-    """The hidden states that a module returns, alone or first in a tuple."""
-    found: torch.Tensor = output[0] if isinstance(output, tuple) else output
-    return found
 
 
 def with_first(output: Any, value: torch.Tensor) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from moetrace._native import _core
 from moetrace.engines.base import Job
 from moetrace.engines.experts import recipe
+from moetrace.engines.growth import Growth
 from moetrace.engines.patches import ExpertPatch, NullPatch
 from moetrace.engines.routers import RouterTap
 from moetrace.models.masks import TreeMask
@@ -25,26 +26,29 @@ def shape_of(job: Job, case: Case) -> _core.CaseShape:
 
 
 class BatchRows:
-    """A plan of one batch and the tensors that a forward pass needs from it.
+    """A plan of one batch and the tensors that a forward pass needs from it."""
 
-    ``grow``: the pass starts with the base rows and forks join at their layer; otherwise every row is in the
-    input from the start.
-    """
-
-    def __init__(self, job: Job, cases: Sequence[Case], grow: bool) -> None:
-        self.job, self.cases, self.grow = job, cases, grow
+    def __init__(self, job: Job, cases: Sequence[Case], growth: Growth) -> None:
+        self.job, self.cases, self.growth = job, cases, growth
+        self.grows = growth is not Growth.STATIC
         self.shapes = [shape_of(job, case) for case in cases]
         self.draws = job.noise.draws
         forks = [_core.Fork(patch.layer, draw) for patch in job.patches for draw in range(self.draws)]
         self.plan = _core.make_plan(self.shapes, forks, self.draws, len(job.anatomy.layers))
         self.position = self.plan.position
         self.source = self.plan.source
-        self.start_rows = self.plan.base_rows if grow else self.plan.rows
+        self.start_rows = self.plan.base_rows if self.grows else self.plan.rows
         self.taps: dict[int, RouterTap] = {}
 
     def rows_at(self, layer: int) -> int:
         """Rows of each case that are alive while a layer runs."""
-        return int(self.plan.rows_at_layer[layer]) if self.grow else int(self.plan.rows)
+        if self.growth is not Growth.BEHIND:
+            return self.rows_behind(layer)
+        return self.rows_behind(layer - 1) if layer else self.start_rows
+
+    def rows_behind(self, layer: int) -> int:
+        """Rows of each case that leave a layer."""
+        return int(self.plan.rows_at_layer[layer]) if self.grows else int(self.plan.rows)
 
     def input_ids(self) -> torch.Tensor:
         """int64 (cases, rows at the start)."""
@@ -62,7 +66,7 @@ class BatchRows:
     def mask(self) -> TreeMask:
         """The attention masks of all rows."""
         visible = torch.from_numpy(_core.visibility(self.plan)).bool()
-        lengths = (self.plan.base_rows, self.plan.rows) if self.grow else (self.plan.rows,)
+        lengths = (self.plan.base_rows, self.plan.rows) if self.grows else (self.plan.rows,)
         return TreeMask(torch.from_numpy(self.position), visible, lengths)
 
     def noise_site(self) -> _core.AddRows:
@@ -90,25 +94,64 @@ class BatchRows:
         last = self.plan.fork_last(fork)
         return np.array([last - (s.length - 1 - s.patch_position) for s in self.shapes])
 
+    def _block_forks(self, layer: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Of each fork of a layer's block patches: where its patched row stands, and the row it gets."""
+        every = np.arange(len(self.cases))
+        for index, patch in enumerate(self.job.patches):
+            if patch.layer == layer and not isinstance(patch, ExpertPatch):
+                values = self.source if isinstance(patch, NullPatch) else self.plan.clean_twin
+                for at in map(self.patched_rows, self.forks_of(index)):
+                    yield at, values[every, at]
+
+    def _expert_patches(self, layer: int) -> list[tuple[int, ExpertPatch]]:
+        """A layer's expert patches and their places among all patches."""
+        every = enumerate(self.job.patches)
+        return [(i, patch) for i, patch in every if patch.layer == layer and isinstance(patch, ExpertPatch)]
+
+    def _expert_rows(self, layer: int) -> np.ndarray:
+        """Where the patched rows of expert patches stand: (cases, draws, patches), but for the case."""
+        chosen = self._expert_patches(layer)
+        rows = [[self.patched_rows(fork) for fork in self.forks_of(index)] for index, _ in chosen]
+        return np.array(rows, dtype=np.int64).reshape(len(chosen), self.draws, len(self.cases)).transpose()
+
+    def _flat(self, at: np.ndarray, rows: int, shift: int = 0) -> np.ndarray:
+        """Numbers in a value of ``rows`` rows a case, for rows of each case (first axis)."""
+        case = np.arange(len(self.cases)).reshape(-1, *(1,) * (at.ndim - 1))
+        found: np.ndarray = case * rows + at - shift
+        return found
+
     def block_site(self, layer: int) -> _core.OverwriteRows:
         """The hook that writes the values of a layer's block patches into their forks."""
         rows = self.rows_at(layer)
-        every = np.arange(len(self.cases))
-        destination, source = [], []
-        for index, patch in enumerate(self.job.patches):
-            if patch.layer != layer or isinstance(patch, ExpertPatch):
-                continue
-            values = self.source if isinstance(patch, NullPatch) else self.plan.clean_twin
-            for fork in self.forks_of(index):
-                at = self.patched_rows(fork)
-                destination.append(every * rows + at)
-                source.append(every * rows + values[every, at])
+        forks = list(self._block_forks(layer))
         return _core.OverwriteRows(
             f"block of layer {layer}",
             len(self.cases) * rows,
-            torch.from_numpy(np.concatenate(destination)),
-            torch.from_numpy(np.concatenate(source)),
+            torch.from_numpy(np.concatenate([self._flat(at, rows) for at, _ in forks])),
+            torch.from_numpy(np.concatenate([self._flat(value, rows) for _, value in forks])),
         )
+
+    def birth_site(self, layer: int) -> tuple[_core.BirthRows, torch.Tensor]:
+        """The hook behind a layer at which its forks are born, and the rows that block patches get.
+
+        Written rows: block patches by fork, then expert patches by case, draw and patch.
+        """
+        alive, behind = self.rows_at(layer), self.rows_behind(layer)
+        every = np.arange(len(self.cases))
+        forks = list(self._block_forks(layer))
+        rows = [at for at, _ in forks]
+        experts = self._expert_rows(layer)
+        written = [self._flat(at, behind - alive, alive) for at in (*rows, experts)]
+        stream = [self._flat(self.source[every, at], alive) for at in rows]
+        stream.append(self._flat(self.source[every[:, None, None], experts], alive))
+        own = [self._flat(value, alive) for _, value in forks]
+        site = _core.BirthRows(
+            f"forks born behind layer {layer}",
+            self.sources(alive, behind),
+            torch.from_numpy(np.concatenate([part.reshape(-1) for part in written])),
+            torch.from_numpy(np.concatenate([part.reshape(-1) for part in stream])),
+        )
+        return site, torch.from_numpy(np.concatenate([np.zeros(0, dtype=np.int64), *own]))
 
     def patched_twins(self, layer: int, fork: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows of the whole value, by item: the clean and the noised row at the patched position.
@@ -123,11 +166,7 @@ class BatchRows:
 
     def router_logits(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Router logits of the clean and noised row of each item: (items, experts)."""
-        first = next(
-            index
-            for index, patch in enumerate(self.job.patches)
-            if patch.layer == layer and isinstance(patch, ExpertPatch)
-        )
+        first = self._expert_patches(layer)[0][0]
         clean, noised = self.patched_twins(layer, self.forks_of(first)[0])
         tap = self.taps.get(layer)
         if tap is None:
@@ -142,22 +181,18 @@ class BatchRows:
         Items are (case, draw), draws innermost.
         """
         rows = self.rows_at(layer)
-        every = np.arange(len(self.cases))
-        chosen = [
-            (index, patch)
-            for index, patch in enumerate(self.job.patches)
-            if patch.layer == layer and isinstance(patch, ExpertPatch)
-        ]
-        # (recipes, draws, cases): where each fork's row stands
-        at = np.array([[self.patched_rows(fork) for fork in self.forks_of(index)] for index, _ in chosen])
+        chosen = self._expert_patches(layer)
         clean, noised = self.patched_twins(layer, self.forks_of(chosen[0][0])[0])
-        destination = (every * rows + at).transpose(2, 1, 0).reshape(-1, len(chosen))
+        destination = None
+        if self.growth is not Growth.BEHIND:
+            at = self._flat(self._expert_rows(layer), rows)
+            destination = torch.from_numpy(at.reshape(-1, len(chosen)).copy())
         return _core.ExpertSite(
             f"experts of layer {layer}",
             len(self.cases) * rows,
             clean,
             noised,
-            torch.from_numpy(destination.copy()),
+            destination,
             [recipe(patch) for _, patch in chosen],
         )
 

@@ -16,14 +16,15 @@ import torch
 
 from moetrace._native import _core
 from moetrace.engines.base import Job, Outcome, embedding_device
+from moetrace.engines.birth import Birth
 from moetrace.engines.cost import cut_patches, tree_cost, tree_rows
 from moetrace.engines.experts import expert_hook, layer_routing, scale_after
 from moetrace.engines.forward import read_differences
-from moetrace.engines.growth import CannotGrow, SlimExperts, grower, refuse_extras
+from moetrace.engines.growth import CannotGrow, Growth, SlimExperts, grower, refuse_extras
 from moetrace.engines.patches import ExpertPatch, expert_layers
 from moetrace.engines.routers import RouterTap, router_of
 from moetrace.engines.rows import BatchRows
-from moetrace.errors import EngineError, HookError
+from moetrace.errors import HookError
 from moetrace.models.anatomy import expert_count
 from moetrace.models.masks import tree_masks
 from moetrace.models.state import hooked
@@ -43,48 +44,41 @@ def _keep_row(
 class TreeEngine:
     """One forward pass for a batch.
 
-    ``grow``: None finds out whether forks can join at their layer. ``batch_tokens``: the budget of token
-    rows; None for as many as there are.
+    ``growth``: where forks join, at best; where the model doesn't allow it, the next lower. ``batch_tokens``:
+    the budget of token rows; None for as many as there are.
     """
 
     name = "tree"
 
-    def __init__(self, job: Job, grow: bool | None = None, batch_tokens: int | None = None) -> None:
-        self.job, self.grow, self.batch_tokens = job, grow, batch_tokens
+    def __init__(self, job: Job, growth: Growth = Growth.BEHIND, batch_tokens: int | None = None) -> None:
+        self.job, self.growth, self.batch_tokens = job, growth, batch_tokens
         self._scales: dict[int, float] = {}  # of each layer's block, see scale_after
 
     def rows_of(self, case: Case) -> int:
         """Token rows of the largest tree that a case is given."""
-        parts = cut_patches(self.job, case, self.grow, self.batch_tokens)
+        parts = cut_patches(self.job, case, self.growth, self.batch_tokens)
         return max(tree_rows(self.job, case, part) for part in parts)
 
     def batches(self, cases: Sequence[Case]) -> list[list[int]]:
         """Cases of like length together, within the budget of token rows."""
         if self.batch_tokens is None:
             return [list(range(len(cases)))]
-        costs = [tree_cost(self.job, case, self.job.patches, self.grow) for case in cases]
+        costs = [tree_cost(self.job, case, self.job.patches, self.growth) for case in cases]
         packed: list[list[int]] = _core.pack(costs, self.batch_tokens)
         return packed
 
     def run(self, cases: Sequence[Case]) -> Outcome:
         """Trace one batch. The forks of a case that exceeds the budget by itself come in several passes."""
         budget = self.batch_tokens if len(cases) == 1 else None
-        parts = cut_patches(self.job, cases[0], self.grow, budget)
+        parts = cut_patches(self.job, cases[0], self.growth, budget)
         return Outcome.join_patches([self._run(replace(self.job, patches=part), cases) for part in parts])
 
     def _run(self, job: Job, cases: Sequence[Case]) -> Outcome:
-        if self.grow is not False:
+        while True:
             try:
-                outcome = self._pass(BatchRows(job, cases, grow=True))
-                self.grow = True
-                return outcome
+                return self._pass(BatchRows(job, cases, self.growth))
             except CannotGrow:
-                if self.grow:
-                    raise EngineError(
-                        "forks can't join at their layer in this model; use grow=None"
-                    ) from None
-                self.grow = False
-        return self._pass(BatchRows(job, cases, grow=False))
+                self.growth = self.growth.lower()[0]
 
     def _pass(self, batch: BatchRows) -> Outcome:
         anatomy = self.job.anatomy
@@ -137,10 +131,12 @@ class TreeEngine:
             handles.append(module.register_forward_hook(site))
 
         armed(anatomy.embedding, batch.noise_site())
-        slims = self._arm_growth(batch, table, handles) if batch.grow else {}
+        slims = self._arm_growth(batch, table, handles) if batch.grows else {}
         patches = batch.job.patches
-        for index in sorted({patch.layer for patch in patches if not isinstance(patch, ExpertPatch)}):
-            armed(anatomy.site(index).block, batch.block_site(index))
+        behind = batch.growth is Growth.BEHIND
+        if not behind:
+            for index in sorted({patch.layer for patch in patches if not isinstance(patch, ExpertPatch)}):
+                armed(anatomy.site(index).block, batch.block_site(index))
         experts: dict[int, _core.ExpertSite] = {}
         for index in expert_layers(patches):
             site = experts[index] = batch.expert_site(index)
@@ -152,6 +148,11 @@ class TreeEngine:
             slim = slims.get(index)
             hook = expert_hook(site, f"layer {index}", slim.rows_in_call if slim else lambda rows: rows)
             handles.append(anatomy.experts(index).register_forward_hook(hook, with_kwargs=True))
+        if behind:
+            for index in sorted({patch.layer for patch in patches}):
+                birth = Birth(batch, index, experts.get(index))
+                table.add(birth.site)
+                birth.arm(anatomy.layers[index], anatomy.site(index), handles)
         return experts
 
     def _arm_growth(
@@ -171,5 +172,5 @@ class TreeEngine:
                     slim = slims[index] = SlimExperts(batch, index, born)
                     handles.append(block.experts.register_forward_pre_hook(slim.before, with_kwargs=True))
                     handles.append(block.experts.register_forward_hook(slim.after, with_kwargs=True))
-            born = batch.rows_at(index)
+            born = batch.rows_behind(index)
         return slims

@@ -70,3 +70,9 @@ def prepared(model: nn.Module) -> Iterator[None]:
         stack.enter_context(evaluating(model))
         stack.enter_context(attention_that_takes_masks(model))
         yield
+
+
+def first_tensor(output: Any) -> torch.Tensor:
+    """The hidden states that a module returns, alone or first in a tuple."""
+    found: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    return found
