@@ -94,9 +94,9 @@ def test_birth_rows_see_what_does_not_add_up(value):
     assert not site.adds_up(output.bfloat16())
     assert not site.adds_up(output * float("nan"))
     assert site.adds_up(output)
-    with pytest.raises(ValueError, match="born behind: one block output for each written row"):
+    with pytest.raises(RuntimeError, match="born behind: one block output for each written row"):
         site.tell(value, block, torch.zeros(3, 3))
-    with pytest.raises(ValueError, match=r"born behind: expected hidden states of \(batch, rows, width\)"):
+    with pytest.raises(RuntimeError, match=r"born behind: expected hidden states of \(batch, rows, width\)"):
         site.fire(output.reshape(10, 3))
 
 
