@@ -71,4 +71,15 @@ void init_experts(py::module_& m) {
         }),
         py::arg("gate_up"), py::arg("down"), py::arg("hidden"), py::arg("index"), py::arg("weights"),
         "(n, k, width): contribution of every routed (row, expert) pair of silu-gated experts.");
+
+  m.def("gated_output",
+        wrap_pybind_function_no_gil([](const at::Tensor& gate_up, const at::Tensor& down,
+                                       const at::Tensor& hidden, const at::Tensor& index,
+                                       const at::Tensor& weights, const at::Tensor& wanted) {
+          GatedOutput found = gated_output({gate_up, down}, hidden, index, weights, wanted);
+          return std::make_pair(std::move(found.output), std::move(found.contribution));
+        }),
+        py::arg("gate_up"), py::arg("down"), py::arg("hidden"), py::arg("index"), py::arg("weights"),
+        py::arg("wanted"),
+        "(n, width): output of silu-gated experts; (wanted, k, width): contributions of the wanted rows.");
 }

@@ -7,7 +7,7 @@ import numpy
 import numpy.typing
 import torch
 import typing
-__all__: list[str] = ['AddRows', 'BirthRows', 'CaseShape', 'ExpertSite', 'Fork', 'GrowRows', 'HookTable', 'Kind', 'OverwriteRows', 'Plan', 'Players', 'Recipe', 'Site', 'TORCH_VERSION', 'additivity', 'banzhaf', 'banzhaf_interaction', 'gated_contributions', 'gather_rows', 'make_plan', 'pack', 'prefix_coalitions', 'sample_permutations', 'sampled_shapley', 'shapley', 'shapley_interaction', 'smallest_coalition', 'subsets', 'visibility']
+__all__: list[str] = ['AddRows', 'BirthRows', 'CaseShape', 'ExpertSite', 'Fork', 'GrowRows', 'HookTable', 'Kind', 'OverwriteRows', 'Plan', 'Players', 'Recipe', 'Site', 'TORCH_VERSION', 'additivity', 'banzhaf', 'banzhaf_interaction', 'gated_contributions', 'gated_output', 'gather_rows', 'make_plan', 'pack', 'prefix_coalitions', 'sample_permutations', 'sampled_shapley', 'shapley', 'shapley_interaction', 'smallest_coalition', 'subsets', 'visibility']
 class CaseShape:
     """
     What the tree has to know of a case: places in its prompt, in tokens.
@@ -347,6 +347,10 @@ def banzhaf_interaction(values: typing.Annotated[numpy.typing.ArrayLike, numpy.f
 def gated_contributions(gate_up: torch.Tensor, down: torch.Tensor, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """
     (n, k, width): contribution of every routed (row, expert) pair of silu-gated experts.
+    """
+def gated_output(gate_up: torch.Tensor, down: torch.Tensor, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    (n, width): output of silu-gated experts; (wanted, k, width): contributions of the wanted rows.
     """
 def gather_rows(value: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
     """

@@ -19,4 +19,14 @@ struct GatedExperts {
 at::Tensor gated_contributions(const GatedExperts& experts, const at::Tensor& hidden, const at::Tensor& index,
                                const at::Tensor& weights);
 
+struct GatedOutput {
+  at::Tensor output;        ///< (n, width), hidden's dtype: sum of each row's contributions
+  at::Tensor contribution;  ///< (wanted, k, width), as gated_contributions gives it
+};
+
+/// Output of the experts for all rows and the contributions of some, each weight read once. wanted: int64
+/// (m), rows of hidden, each once. Nothing k-fold is held for the other rows. Errors as gated_contributions.
+GatedOutput gated_output(const GatedExperts& experts, const at::Tensor& hidden, const at::Tensor& index,
+                         const at::Tensor& weights, const at::Tensor& wanted);
+
 }  // namespace moetrace::experts

@@ -20,7 +20,7 @@ from moetrace.models.state import hooked
 _NAMES = ("hidden_states", "top_k_index", "top_k_weights")
 _TOP_K = ("num_experts_per_tok", "moe_topk", "top_k_experts", "moe_top_k", "num_experts_per_token")
 # How far the contributions may sum from the experts' output, in units of its largest entry.
-_TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 8e-2}
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 8e-2}
 _known_scales: weakref.WeakKeyDictionary[nn.Module, float] = weakref.WeakKeyDictionary()
 KINDS = {
     "clean": _core.Kind.CLEAN,
@@ -116,16 +116,26 @@ def contributions(
     return output.reshape(rows, top_k, -1).to(wide)
 
 
+Routed = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
 def expert_hook(
-    site: _core.ExpertSite, where: str, rows_in_call: Callable[[torch.Tensor], torch.Tensor]
+    site: _core.ExpertSite, where: str, wanted: Callable[[], torch.Tensor], known: Callable[[], Routed | None]
 ) -> Callable[..., Any]:
-    """Forward hook with kwargs of an experts module: tells the site the routing and fires it."""
+    """Forward hook with kwargs of an experts module: tells the site the routing and fires it.
+
+    ``wanted``: the site's rows as rows of the call; ``known``: index, weights and contributions of these rows
+    where they were computed already.
+    """
+
+    def routed(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Routed:
+        hidden, index, weights = routed_call(module, args, kwargs, where)
+        rows = wanted().to(hidden.device)
+        index, weights = index[rows], weights[rows]
+        return index, weights, contributions(module, hidden[rows], index, weights)
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor) -> Any:
-        hidden, index, weights = routed_call(module, args, kwargs, where)
-        wanted = rows_in_call(site.wanted).to(hidden.device)
-        index, weights = index[wanted], weights[wanted]
-        site.route(index, weights, contributions(module, hidden[wanted], index, weights))
+        site.route(*(known() or routed(module, args, kwargs)))
         patched = site.fire(output)
         check_sum(site, output.dtype, where)
         return patched
@@ -135,7 +145,7 @@ def expert_hook(
 
 def check_sum(site: _core.ExpertSite, dtype: torch.dtype, where: str) -> None:
     """ContributionError unless the contributions sum to the routed part of the block's output."""
-    allowed = _TOLERANCE.get(dtype, 8e-2) * max(site.output_size, 1e-6)
+    allowed = TOLERANCE.get(dtype, 8e-2) * max(site.output_size, 1e-6)
     if not site.sum_error <= allowed and site.sum_error == site.sum_error:
         raise ContributionError(
             f"{where}: the experts' contributions sum to the experts' output only up to "

@@ -17,6 +17,7 @@ import torch
 from moetrace._native import _core
 from moetrace.engines.base import Job, Outcome, embedding_device
 from moetrace.engines.birth import Birth
+from moetrace.engines.compiled import CompiledExperts, NotCompiled
 from moetrace.engines.cost import cut_patches, tree_cost, tree_rows
 from moetrace.engines.experts import expert_hook, layer_routing, scale_after
 from moetrace.engines.forward import read_differences
@@ -39,6 +40,13 @@ def _keep_row(
     """Forward pre-hook of a block: keep one row of its input."""
     hidden = args[0] if args else kwargs["hidden_states"]
     kept[layer] = hidden.reshape(1, -1, hidden.shape[-1])[:, :1].clone()
+
+
+def _rows_in_call(site: _core.ExpertSite | None, slim: SlimExperts | None) -> torch.Tensor:
+    """The rows of a site as rows of the call that its experts get, known once the call is there."""
+    if site is None:
+        return torch.zeros(0, dtype=torch.int64)
+    return site.wanted if slim is None else slim.rows_in_call(site.wanted)
 
 
 class TreeEngine:
@@ -79,6 +87,8 @@ class TreeEngine:
                 return self._pass(BatchRows(job, cases, self.growth))
             except CannotGrow:
                 self.growth = self.growth.lower()[0]
+            except NotCompiled:
+                continue  # the module is known from now on
 
     def _pass(self, batch: BatchRows) -> Outcome:
         anatomy = self.job.anatomy
@@ -133,10 +143,6 @@ class TreeEngine:
         armed(anatomy.embedding, batch.noise_site())
         slims = self._arm_growth(batch, table, handles) if batch.grows else {}
         patches = batch.job.patches
-        behind = batch.growth is Growth.BEHIND
-        if not behind:
-            for index in sorted({patch.layer for patch in patches if not isinstance(patch, ExpertPatch)}):
-                armed(anatomy.site(index).block, batch.block_site(index))
         experts: dict[int, _core.ExpertSite] = {}
         for index in expert_layers(patches):
             site = experts[index] = batch.expert_site(index)
@@ -145,15 +151,41 @@ class TreeEngine:
             if router is not None:
                 tap = batch.taps[index] = RouterTap(expert_count(anatomy, index))
                 handles.append(router.register_forward_hook(tap))
-            slim = slims.get(index)
-            hook = expert_hook(site, f"layer {index}", slim.rows_in_call if slim else lambda rows: rows)
-            handles.append(anatomy.experts(index).register_forward_hook(hook, with_kwargs=True))
-        if behind:
+        self._arm_experts(experts, slims, handles)
+        if batch.growth is Growth.BEHIND:
             for index in sorted({patch.layer for patch in patches}):
                 birth = Birth(batch, index, experts.get(index))
                 table.add(birth.site)
                 birth.arm(anatomy.layers[index], anatomy.site(index), handles)
+        else:
+            for index in sorted({patch.layer for patch in patches if not isinstance(patch, ExpertPatch)}):
+                armed(anatomy.site(index).block, batch.block_site(index))
         return experts
+
+    def _arm_experts(
+        self, sites: dict[int, _core.ExpertSite], slims: dict[int, SlimExperts], handles: list[Any]
+    ) -> None:
+        """Register the hooks on experts modules, in the order in which they must run.
+
+        Newborn rows are taken out before the compiled routine sees the call, and put back behind it; the
+        site is fired on all rows.
+        """
+        for index, place in enumerate(self.job.anatomy.sites):
+            if place is None or place.experts is None:
+                continue
+            module, where = place.experts, f"layer {index}"
+            slim, site = slims.get(index), sites.get(index)
+            wanted = partial(_rows_in_call, site, slim)
+            compiled = CompiledExperts(module, where, wanted)
+            if slim is not None:
+                handles.append(module.register_forward_pre_hook(slim.before, with_kwargs=True))
+            handles.append(module.register_forward_pre_hook(compiled.before, with_kwargs=True))
+            handles.append(module.register_forward_hook(compiled.after, with_kwargs=True))
+            if slim is not None:
+                handles.append(module.register_forward_hook(slim.after, with_kwargs=True))
+            if site is not None:
+                hook = expert_hook(site, where, wanted, compiled.contributions)
+                handles.append(module.register_forward_hook(hook, with_kwargs=True))
 
     def _arm_growth(
         self, batch: BatchRows, table: _core.HookTable, handles: list[Any]
@@ -169,8 +201,6 @@ class TreeEngine:
                 table.add(site)
                 block = self.job.anatomy.sites[index]
                 if block is not None and block.experts is not None:
-                    slim = slims[index] = SlimExperts(batch, index, born)
-                    handles.append(block.experts.register_forward_pre_hook(slim.before, with_kwargs=True))
-                    handles.append(block.experts.register_forward_hook(slim.after, with_kwargs=True))
+                    slims[index] = SlimExperts(batch, index, born)
             born = batch.rows_behind(index)
         return slims
