@@ -101,6 +101,21 @@ def test_a_module_that_only_looks_standard_is_found_out(calls):
     assert len(calls) == served + 3  # known from then on
 
 
+def test_the_rows_whose_contributions_count_are_compared(calls):
+    model, cases = make_model("qwen3_moe"), make_cases(3)
+    module = model.model.layers[1].mlp.experts
+    kind = type(module)
+
+    def own_forward(self, hidden, index, weights):
+        whole = kind.forward(self, hidden, index, weights)
+        return whole if len(hidden) == 1 else whole * torch.tensor([1.0, 3.0])[:, None]
+
+    module.__class__ = type("Wrong", (kind,), {"forward": own_forward})
+    with prepared(model), pytest.raises(RuntimeError, match="size of tensor"):  # called again with all rows
+        TreeEngine(make_job(find_anatomy(model), [ExpertPatch(1, "clean")], None)).run(cases)
+    assert len(calls) == 3  # layers 0 and 1, and 0 again
+
+
 def test_a_users_hook_is_not_passed_by(calls):
     model, cases = make_model("qwen3_moe"), make_cases(3)
 

@@ -1,9 +1,9 @@
 """The compiled routine in place of a standard experts module, with hooks only.
 
 On a processor the k-fold copies that the module makes of a large batch cost more time than its products. So
-the pre-hook computes the experts' output itself and leaves the module one row, and the hook gives all rows
-back; the row that the module has computed shows in every call whether the routine gives what it gives. The
-contributions that expert patches need come from the same reading of the weights.
+the pre-hook computes the experts' output itself and leaves the module a row or two, and the hook gives all
+rows back; what the module has computed shows in every call whether the routine gives the same. Contributions
+for expert patches come from the same reading of the weights, and the rows left are then rows that need them.
 """
 
 from __future__ import annotations
@@ -38,11 +38,12 @@ class CompiledExperts:
     def __init__(self, module: nn.Module, where: str, wanted: Callable[[], torch.Tensor]) -> None:
         self._where, self._wanted = where, wanted
         self._plain = not (module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+        self._left = torch.zeros(1, dtype=torch.int64)
         self._output: torch.Tensor | None = None
         self._routed: Routed | None = None
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Compute the output of all rows and leave one to the module."""
+        """Compute the output of all rows and leave few to the module."""
         self._output = self._routed = None
         given = (*args, *kwargs.values())
         if not all(isinstance(value, torch.Tensor) and value.dim() == 2 for value in given):
@@ -58,7 +59,9 @@ class CompiledExperts:
             fused.gate_up_proj, fused.down_proj, hidden, index, weights, wanted
         )
         self._routed = index[wanted], weights[wanted], contribution
-        return tuple(value[:1] for value in args), {name: value[:1] for name, value in kwargs.items()}
+        self._left = wanted[:2] if len(wanted) else torch.zeros(1, dtype=torch.int64)
+        few = {name: value[self._left] for name, value in kwargs.items()}
+        return tuple(value[self._left] for value in args), few
 
     def contributions(self) -> Routed | None:
         """Index, weights and contributions of the wanted rows; None where the call was left alone."""
@@ -77,12 +80,13 @@ class CompiledExperts:
         )
 
     def after(self, module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> Any:
-        """Give all rows back. NotCompiled where the module's own row is another."""
+        """Give all rows back. NotCompiled where the module's own rows are others."""
         whole, self._output = self._output, None
         if whole is None:
             return None
-        allowed = TOLERANCE[whole.dtype] * max(float(whole[0].abs().max()), 1e-6)
-        if output.shape != whole[:1].shape or float((output - whole[:1]).abs().max()) > allowed:
+        same = whole[self._left]
+        allowed = TOLERANCE[whole.dtype] * max(float(same.abs().max()), 1e-6)
+        if output.shape != same.shape or float((output - same).abs().max()) > allowed:
             _others.add(module)
             raise NotCompiled(self._where)
         return whole
