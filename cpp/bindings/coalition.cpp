@@ -1,31 +1,17 @@
-#include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
-#include "modules.h"
+#include "arrays.h"
+#include "bindings.h"
 #include "moetrace/coalition/additivity.h"
 #include "moetrace/coalition/indices.h"
 #include "moetrace/coalition/permutations.h"
 #include "moetrace/coalition/sampled.h"
 #include "moetrace/coalition/smallest.h"
 
-namespace py = pybind11;
+using namespace moetrace::bindings;
 using namespace moetrace::coalition;
 
 namespace {
-
-/// Arguments: converted and copied only where type or layout differ.
-template <typename T>
-using In = py::array_t<T, py::array::c_style | py::array::forcecast>;
-
-template <typename T>
-py::array_t<T> grid(const std::vector<T>& cells, std::vector<py::ssize_t> shape) {
-  return py::array_t<T>(std::move(shape), cells.data());
-}
-
-template <typename T>
-py::array_t<T> line(const std::vector<T>& cells) {
-  return py::array_t<T>(static_cast<py::ssize_t>(cells.size()), cells.data());
-}
 
 template <typename T>
 std::span<const T> span_of(const In<T>& array) {

@@ -1,25 +1,22 @@
-#include <pybind11/numpy.h>
+#include <pybind11/native_enum.h>
 #include <pybind11/stl.h>
 
-#include "modules.h"
+#include "arrays.h"
+#include "bindings.h"
+#include "moetrace/tree/cost.h"
+#include "moetrace/tree/layout.h"
 #include "moetrace/tree/packing.h"
-#include "moetrace/tree/plan.h"
-#include "moetrace/tree/visibility.h"
 
-namespace py = pybind11;
-using moetrace::tree::CaseShape;
-using moetrace::tree::Fork;
-using moetrace::tree::Plan;
+using namespace moetrace::bindings;
+using namespace moetrace::tree;
 
 namespace {
 
-template <typename T>
-py::array_t<T> grid(const std::vector<T>& cells, std::vector<py::ssize_t> shape) {
-  return py::array_t<T>(std::move(shape), cells.data());
-}
-
 auto per_row(std::vector<std::int64_t> Plan::* cells) {
-  return [cells](const Plan& plan) { return grid(plan.*cells, {plan.cases, plan.rows}); };
+  return [cells](py::object self) {
+    const auto& plan = self.cast<const Plan&>();
+    return view(plan.*cells, {plan.cases, plan.rows}, self);
+  };
 }
 
 }  // namespace
@@ -28,46 +25,35 @@ void init_tree(py::module_& m) {
   py::class_<CaseShape>(m, "CaseShape",
                         "What the tree has to know of a case: places in its prompt, in tokens.")
       .def(py::init<std::int64_t, std::int64_t, std::int64_t, std::int64_t>(), py::arg("length"),
-           py::arg("subject_start"), py::arg("subject_stop"), py::arg("patch_position"))
-      .def_readonly("length", &CaseShape::length)
-      .def_readonly("subject_start", &CaseShape::subject_start)
-      .def_readonly("subject_stop", &CaseShape::subject_stop)
-      .def_readonly("patch_position", &CaseShape::patch_position);
+           py::arg("subject_start"), py::arg("subject_stop"), py::arg("patch_position"));
 
-  py::class_<Fork>(m, "Fork",
-                   "A patched run that leaves noised branch `branch` at the entry of layer `layer`.")
-      .def(py::init<std::int64_t, std::int64_t>(), py::arg("layer"), py::arg("branch") = 0)
-      .def_readonly("layer", &Fork::layer)
-      .def_readonly("branch", &Fork::branch);
+  py::native_enum<Join>(m, "Join", "enum.Enum", "Where forks join the pass; the first is the fastest.")
+      .value("AFTER_LAYER", Join::kAfterLayer, "Behind the layer in which they are patched.")
+      .value("BEFORE_LAYER", Join::kBeforeLayer, "Before it.")
+      .value("START", Join::kStart, "Before the first layer; serves every model.")
+      .finalize();
 
   py::class_<Plan>(m, "Plan", "One batch of cases laid out as rows of one forward pass.")
       .def_readonly("cases", &Plan::cases)
       .def_readonly("rows", &Plan::rows, "All rows of a case, forks included.")
       .def_readonly("base_rows", &Plan::base_rows, "Rows of a case before its first fork.")
       .def_readonly("chain", &Plan::chain, "Rows of each fork.")
-      .def_readonly("rows_at_layer", &Plan::rows_at_layer, "Rows alive while layer l runs.")
+      .def_readonly("rows_at_layer", &Plan::rows_at_layer, "Rows of the forks up to layer l, and all others.")
       .def_property_readonly("position", per_row(&Plan::position), "(cases, rows): place in the prompt.")
       .def_property_readonly("source", per_row(&Plan::source), "(cases, rows): base row that a row copies.")
       .def_property_readonly("clean_twin", per_row(&Plan::clean_twin),
                              "(cases, rows): clean row at the same position.")
       .def_property_readonly("branch", per_row(&Plan::branch),
                              "(cases, rows): -2 padding, -1 prefix and clean, else the noised branch.")
-      .def_property_readonly("fork", per_row(&Plan::fork), "(cases, rows): fork of a row, -1 for none.")
-      .def_property_readonly("clean_last", &Plan::clean_last, "Row of the clean final token.")
-      .def("noised_last", &Plan::noised_last, py::arg("branch") = 0, "Row of a noised final token.")
-      .def("fork_start", &Plan::fork_start, py::arg("fork"), "First row of a fork, by its index as given.")
-      .def("fork_last", &Plan::fork_last, py::arg("fork"), "Row of a fork's final token.");
+      .def_property_readonly("fork", per_row(&Plan::fork), "(cases, rows): fork of a row, -1 for none.");
 
-  m.def("make_plan", &moetrace::tree::make_plan, py::arg("cases"), py::arg("forks"), py::arg("branches"),
-        py::arg("layers"), py::call_guard<py::gil_scoped_release>(),
-        "Lay out a batch of cases with noised branches and forks. ValueError for shapes that don't fit.");
-  m.def(
-      "visibility",
-      [](const Plan& plan) {
-        return grid(moetrace::tree::visibility(plan), {plan.cases, plan.rows, plan.rows});
-      },
-      py::arg("plan"), "(cases, rows, rows) uint8: 1 where the second row is the first or its ancestor.");
-  m.def("pack", &moetrace::tree::pack, py::arg("rows"), py::arg("budget"),
-        py::call_guard<py::gil_scoped_release>(),
+  m.def("pack", &pack, py::arg("rows"), py::arg("budget"), py::call_guard<py::gil_scoped_release>(),
         "Cut items into batches so that items x rows of the longest stays within the budget.");
+  m.def("tree_rows", &tree_rows, py::arg("shape"), py::arg("patches"), py::arg("draws"),
+        "Token rows of one case with so many patches, each a fork of every noised branch.");
+  m.def("tree_cost", &tree_cost, py::arg("shape"), py::arg("patched"), py::arg("draws"), py::arg("layers"),
+        py::arg("join"), "Token rows of one case in the average layer, at least a quarter of all.");
+  m.def("cut", &cut, py::arg("shape"), py::arg("patched"), py::arg("draws"), py::arg("layers"),
+        py::arg("join"), py::arg("budget"),
+        "Ranges of a case's runs that keep each tree within the budget; 0 for no budget.");
 }

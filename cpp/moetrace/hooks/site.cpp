@@ -1,24 +1,59 @@
 #include "moetrace/hooks/site.h"
 
-#include <stdexcept>
+#include <mutex>
+#include <unordered_map>
+#include <utility>
 
 namespace moetrace::hooks {
 
-at::Tensor Site::fire(const at::Tensor& value) {
-  ++fired_;
-  return apply(value);
+namespace {
+
+/// Every living site by its number. Several threads may trace different models at once.
+struct Table {
+  std::mutex mutex;
+  std::unordered_map<std::int64_t, Site*> sites;
+  std::int64_t next = 0;
+};
+
+Table& table() {
+  static Table found;
+  return found;
 }
 
-at::Tensor as_rows(const at::Tensor& value, std::int64_t rows, const std::string& site) {
-  const std::int64_t width = value.dim() < 1 ? 0 : value.size(-1);
-  const std::int64_t found = width == 0 ? 0 : value.numel() / width;
-  if (value.dim() < 2 || found != rows) {
-    std::string shape;
-    for (const auto size : value.sizes()) shape += (shape.empty() ? "" : ", ") + std::to_string(size);
-    throw std::invalid_argument(site + ": expected " + std::to_string(rows) +
-                                " rows of hidden states, found a tensor of shape (" + shape + ")");
+}  // namespace
+
+Site::Site(std::string name) : name_(std::move(name)) {
+  const std::lock_guard lock(table().mutex);
+  number_ = table().next++;
+  table().sites.emplace(number_, this);
+}
+
+Site::~Site() {
+  const std::lock_guard lock(table().mutex);
+  table().sites.erase(number_);
+}
+
+Site& Site::of(std::int64_t number) {
+  const std::lock_guard lock(table().mutex);
+  const auto found = table().sites.find(number);
+  if (found == table().sites.end()) {
+    throw std::out_of_range("no site has the number " + std::to_string(number) + "; its pass is over");
   }
-  return value.reshape({rows, width});
+  return *found->second;
+}
+
+void Site::refuse(const Failure& failure) {
+  failure_ = failure;
+  throw failure;
+}
+
+std::vector<Tensor> Site::fire(Step step, const std::vector<Tensor>& given) {
+  try {
+    return apply(step, given);
+  } catch (const Failure& failure) {
+    failure_ = failure;  // LibTorch passes on the message alone
+    throw;
+  }
 }
 
 }  // namespace moetrace::hooks

@@ -1,0 +1,229 @@
+#include <pybind11/native_enum.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+
+#include "arrays.h"
+#include "bindings.h"
+#include "moetrace/pass/outcome.h"
+#include "moetrace/pass/pass.h"
+#include "moetrace/tree/visibility.h"
+
+using namespace moetrace::bindings;
+using namespace moetrace::pass;
+using moetrace::experts::Chosen;
+using moetrace::hooks::Trouble;
+
+namespace {
+
+using Release = py::call_guard<py::gil_scoped_release>;
+
+Case make_case(std::vector<std::int64_t> tokens, std::int64_t start, std::int64_t stop, std::int64_t position,
+               const In<float>& noise) {
+  const auto length = static_cast<std::int64_t>(tokens.size());
+  return {{length, start, stop, position}, std::move(tokens), vector_of(noise)};
+}
+
+/// One layer of an outcome as arrays by case, draw and expert (or slot) that share its memory.
+py::dict layer_arrays(py::object self, const LayerOutcome& layer, const Outcome& outcome) {
+  const auto grid_of = [&](const auto& cells, std::int64_t width) {
+    const std::int64_t known = cells.empty() ? 0 : width;
+    return view(cells, {outcome.cases(), outcome.draws(), known}, self);
+  };
+  py::dict found;
+  found["routed"] = grid_of(layer.routed, layer.slots);
+  found["valid"] = grid_of(layer.valid, layer.slots);
+  found["clean_active"] = grid_of(layer.clean_active, layer.experts);
+  found["noised_active"] = grid_of(layer.noised_active, layer.experts);
+  found["patched_active"] = grid_of(layer.patched_active, layer.experts);
+  found["clean_weight"] = grid_of(layer.clean_weight, layer.experts);
+  found["noised_weight"] = grid_of(layer.noised_weight, layer.experts);
+  found["delta_norm"] = grid_of(layer.delta_norm, layer.experts);
+  found["patched"] = grid_of(layer.patched, layer.experts);
+  found["clean_logit"] = grid_of(layer.clean_logit, layer.experts);
+  found["noised_logit"] = grid_of(layer.noised_logit, layer.experts);
+  return found;
+}
+
+void bind_job(py::module_& m) {
+  py::native_enum<Patch::Kind>(m, "PatchKind", "enum.Enum", "What a patched run changes at one layer.")
+      .value("BLOCK", Patch::Kind::kBlock, "The clean block output in place of the noised one (section 3.3).")
+      .value("NULL", Patch::Kind::kNull, "The noised block output in place of itself: the numerical floor.")
+      .value("EXPERTS", Patch::Kind::kExperts, "Patch vectors of chosen experts are added (section 3.4).")
+      .finalize();
+  py::native_enum<Chosen>(m, "Chosen", "enum.Enum", "Which experts' patch vectors a run adds.")
+      .value("CLEAN", Chosen::kClean, "All clean-routed ones (equation 14).")
+      .value("UNION", Chosen::kUnion, "All of either run (equation 15).")
+      .value("SLOT", Chosen::kSlot, "The one in a slot of the routing union.")
+      .value("SUBSET", Chosen::kSubset, "A bitmask over the slots of the routing union.")
+      .value("EXPERTS", Chosen::kExperts, "The named ones, where either run routes to them.")
+      .value("ANCHOR", Chosen::kAnchor, "One named expert, where it is clean-routed beside another.")
+      .value("MATCHED", Chosen::kMatched, "Its gate-weight-matched control (equation 8).")
+      .finalize();
+
+  py::class_<Patch>(m, "Patch", "What a patched run changes at one layer.")
+      .def_static("block", [](std::int64_t layer) { return Patch{layer, Patch::Kind::kBlock, {}}; },
+                  py::arg("layer"))
+      .def_static("null", [](std::int64_t layer) { return Patch{layer, Patch::Kind::kNull, {}}; },
+                  py::arg("layer"))
+      .def_static(
+          "of_experts",
+          [](std::int64_t layer, Chosen chosen, std::uint64_t subset, std::vector<std::int64_t> experts,
+             bool equal_norm) {
+            return Patch{layer, Patch::Kind::kExperts, {chosen, false, 0, subset, std::move(experts), equal_norm}};
+          },
+          py::arg("layer"), py::arg("chosen"), py::kw_only(), py::arg("subset") = 0,
+          py::arg("experts") = std::vector<std::int64_t>(), py::arg("equal_norm") = false,
+          "`subset`: bit j for slot j. `experts`: by index. `equal_norm`: of anchor and matched (equation 10).")
+      .def_readonly("layer", &Patch::layer)
+      .def_readonly("kind", &Patch::kind)
+      .def_property_readonly("chosen", [](const Patch& patch) { return patch.experts.chosen; })
+      .def_property_readonly("subset", [](const Patch& patch) { return patch.experts.subset; })
+      .def_property_readonly("experts", [](const Patch& patch) { return patch.experts.experts; })
+      .def_property_readonly("equal_norm", [](const Patch& patch) { return patch.experts.equal_norm; });
+
+  py::class_<Sweep>(m, "Sweep", "Every routed expert of a layer patched by itself.")
+      .def(py::init([](std::int64_t layer, std::int64_t top_k, bool of_union) {
+             return Sweep{layer, top_k, of_union};
+           }),
+           py::arg("layer"), py::arg("top_k"), py::arg("of_union") = false)
+      .def_readonly("layer", &Sweep::layer)
+      .def_readonly("top_k", &Sweep::top_k)
+      .def_readonly("of_union", &Sweep::of_union);
+
+  py::class_<Job>(m, "Job", "What a trace does to every case: patches, and sweeps over the experts of layers.")
+      .def(py::init([](std::int64_t layers, std::int64_t draws, std::vector<Patch> patches,
+                       std::vector<Sweep> sweeps) {
+             return Job{layers, draws, std::move(patches), std::move(sweeps)};
+           }),
+           py::arg("layers"), py::arg("draws"), py::arg("patches"), py::arg("sweeps"))
+      .def_property_readonly(
+          "run_layers",
+          [](const Job& job) {
+            std::vector<std::int64_t> layers;
+            for (const Run& run : runs_of(job)) layers.push_back(run.patch.layer);
+            return layers;
+          },
+          "Layer of each run: of the patches, then of the slots of the sweeps.");
+
+  py::class_<Case>(m, "PassCase", "A case as a pass sees it.")
+      .def(py::init(&make_case), py::arg("tokens"), py::arg("subject_start"), py::arg("subject_stop"),
+           py::arg("patch_position"), py::arg("noise"),
+           "`noise`: float32 (draws, subject tokens, width), added to the embeddings (equation 2).");
+
+  py::class_<LayerFacts>(m, "LayerFacts", "What a pass has to know of a layer of the model.")
+      .def(py::init([](bool experts, std::int64_t expert_count, std::int64_t fused_from, std::int64_t checked) {
+             return LayerFacts{experts, expert_count, fused_from, checked};
+           }),
+           py::kw_only(), py::arg("experts"), py::arg("expert_count") = 0, py::arg("fused_from") = 0,
+           py::arg("checked_rows") = 2,
+           "`fused_from`: rows from which on the fused routine computes experts, 0 for never; "
+           "`checked_rows`: rows that the module computes all the same, for comparison.");
+}
+
+}  // namespace
+
+void init_pass(py::module_& m) {
+  bind_job(m);
+
+  py::native_enum<Trouble>(m, "Trouble", "enum.Enum", "What can go wrong at a site.")
+      .value("CANNOT_JOIN", Trouble::kCannotJoin, "Forks can't join in the way that was tried.")
+      .value("NOT_FUSED", Trouble::kNotFused, "The fused routine gives other numbers than the module.")
+      .value("CONTRIBUTION", Trouble::kContribution, "Contributions don't sum to the experts' output.")
+      .value("SHAPE", Trouble::kShape, "The model hands over another shape than was planned.")
+      .finalize();
+
+  py::class_<Pass>(m, "Pass", "One forward pass of a batch of cases with all their runs, and its hooks.")
+      .def(py::init<Job, std::vector<LayerFacts>, std::vector<Case>, std::int64_t, std::int64_t,
+                    moetrace::tree::Join>(),
+           py::arg("job"), py::arg("layers"), py::arg("cases"), py::arg("begin"), py::arg("end"),
+           py::arg("join"), Release(), "`begin`, `end`: which runs of the job.")
+      .def_property_readonly(
+          "plan", [](const Pass& pass) -> const moetrace::tree::Plan& { return pass.layout().plan(); },
+          py::return_value_policy::reference_internal)
+      .def_property_readonly("start_rows", [](const Pass& pass) { return pass.layout().start_rows(); },
+                             "Rows of each case in the model's input.")
+      .def("input_ids",
+           [](const Pass& pass) {
+             return grid(pass.input_ids(), {pass.layout().cases(), pass.layout().start_rows()});
+           },
+           "int64 (cases, start rows)")
+      .def("position_ids",
+           [](const Pass& pass) {
+             return grid(pass.position_ids(), {pass.layout().cases(), pass.layout().start_rows()});
+           },
+           "int64 (cases, start rows): a row's depth in the tree")
+      .def("visibility",
+           [](const Pass& pass) {
+             const auto& plan = pass.layout().plan();
+             std::vector<std::uint8_t> cells;
+             {
+               const py::gil_scoped_release release;
+               cells = moetrace::tree::visibility(plan);
+             }
+             return grid(cells, {plan.cases, plan.rows, plan.rows});
+           },
+           "uint8 (cases, rows, rows): 1 where the second row is the first or its ancestor")
+      .def_property_readonly("final_rows", &Pass::final_rows,
+                             "Rows that are read out: clean, noised for each draw, then every fork.")
+      .def_property_readonly("fused_calls", &Pass::fused_calls,
+                             "Calls of experts that the fused routine served.")
+      .def_property_readonly(
+          "trouble",
+          [](const Pass& pass) -> std::optional<Trouble> {
+            const auto failure = pass.failure();
+            return failure ? std::optional(failure->trouble()) : std::nullopt;
+          },
+          "What went wrong at a site.")
+      .def_property_readonly(
+          "complaint",
+          [](const Pass& pass) {
+            const auto failure = pass.failure();
+            return failure ? std::string(failure->what()) : std::string();
+          },
+          "What went wrong, in words.")
+      .def_property_readonly("troubled_layer", &Pass::failed_layer)
+      .def("misfired", &Pass::misfired, "Names the sites that didn't fire exactly once; empty if all did.")
+      .def("reset", &Pass::reset, "Forget what was seen: the model is run again.");
+
+  py::class_<Outcome>(m, "Outcome", "What the passes of one batch gave, in arrays.")
+      .def(py::init<const Job&, std::int64_t>(), py::arg("job"), py::arg("cases"))
+      .def("take",
+           [](Outcome& self, const Pass& pass, const In<double>& differences,
+              const std::map<std::int64_t, double>& scales) {
+             const auto values = vector_of(differences);
+             const py::gil_scoped_release release;
+             self.take(pass, values, scales);
+           },
+           py::arg("run"), py::arg("differences"), py::arg("scales"),
+           "Take in a pass over the same cases: logit differences (cases, final rows), and what each routed "
+           "layer's block multiplies its experts' output by.")
+      .def_property_readonly("clean",
+                             [](py::object self) {
+                               const auto& own = self.cast<const Outcome&>();
+                               return view(own.clean(), {own.cases()}, self);
+                             },
+                             "float64 (cases,)")
+      .def_property_readonly("noised",
+                             [](py::object self) {
+                               const auto& own = self.cast<const Outcome&>();
+                               return view(own.noised(), {own.cases(), own.draws()}, self);
+                             },
+                             "float64 (cases, draws)")
+      .def_property_readonly("patched",
+                             [](py::object self) {
+                               const auto& own = self.cast<const Outcome&>();
+                               return view(own.patched(), {own.cases(), own.patches(), own.draws()}, self);
+                             },
+                             "float64 (cases, patches, draws)")
+      .def_property_readonly("layers",
+                             [](py::object self) {
+                               const auto& own = self.cast<const Outcome&>();
+                               py::dict found;
+                               for (const auto& [layer, arrays] : own.layers()) {
+                                 found[py::int_(layer)] = layer_arrays(self, arrays, own);
+                               }
+                               return found;
+                             },
+                             "For each routed layer its arrays by case, draw and expert (or slot).");
+}

@@ -1,0 +1,309 @@
+#include "moetrace/experts/experts_call.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+namespace moetrace::experts {
+
+namespace {
+
+/// How far sums of contributions, and the fused routine, may lie from the module: in units of a row's size.
+double tolerance(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Double:
+      return 1e-6;
+    case ScalarType::Float:
+      return 2e-4;
+    case ScalarType::Half:
+      return 2e-2;
+    default:
+      return 8e-2;
+  }
+}
+
+/// Largest absolute number of each row of (n, …).
+std::vector<double> row_sizes(const Tensor& value) {
+  const Tensor flat = ops::reshape(value, {value.size(0), value.numel() / std::max<std::int64_t>(1, value.size(0))});
+  return ops::to_vector<double>(torch::stable::amax(ops::abs(flat), 1), ScalarType::Double);
+}
+
+/// The first row whose difference exceeds its own size times the tolerance; -1 where all agree. Rows that are
+/// not finite in the model itself say nothing.
+std::int64_t first_difference(const Tensor& found, const Tensor& expected, const std::vector<double>& sizes) {
+  const auto differences = row_sizes(ops::sub(found, ops::to(expected, found.scalar_type())));
+  const auto own = row_sizes(expected);
+  const double allowed = tolerance(expected.scalar_type());
+  for (std::size_t row = 0; row < own.size(); ++row) {
+    if (!std::isfinite(own[row])) continue;
+    const double size = std::max({own[row], sizes.empty() ? 0.0 : sizes[row], 1e-30});
+    if (!(differences[row] <= allowed * size)) return static_cast<std::int64_t>(row);
+  }
+  return -1;
+}
+
+}  // namespace
+
+ExpertsCall::ExpertsCall(std::string name, Rows rows, std::vector<ExpertPatch> patches, std::int64_t fused_from)
+    : Site(std::move(name)),
+      rows_(std::move(rows)),
+      expert_patches_(std::move(patches)),
+      fused_from_(fused_from),
+      noised_(rows_.noised),
+      patched_(rows_.patched) {
+  const std::size_t items = rows_.clean.size();
+  if (rows_.noised.size() != items ||
+      (!rows_.patched.empty() && rows_.patched.size() != items * expert_patches_.size())) {
+    throw std::invalid_argument(this->name() + ": clean and noised (items), patched (items x patches)");
+  }
+  std::vector<std::int64_t> watched(rows_.clean);
+  watched.insert(watched.end(), rows_.noised.begin(), rows_.noised.end());
+  std::sort(watched.begin(), watched.end());
+  watched.erase(std::unique(watched.begin(), watched.end()), watched.end());
+  const auto place_of = [&](std::int64_t row) {
+    return std::lower_bound(watched.begin(), watched.end(), row) - watched.begin();
+  };
+  for (const std::int64_t row : rows_.clean) clean_.push_back(place_of(row));
+  for (const std::int64_t row : rows_.noised) noised_items_.push_back(place_of(row));
+  watched_ = hooks::RowIndex(std::move(watched));
+
+  std::vector<std::int64_t> kept, place;
+  for (std::int64_t at = 0; at < rows_.cases; ++at) {
+    for (std::int64_t row = 0; row < rows_.before; ++row) kept.push_back(at * rows_.inside + row);
+  }
+  for (std::size_t at = 0; at < rows_.sources.size(); ++at) {
+    const std::int64_t index = static_cast<std::int64_t>(at) / rows_.inside;
+    const std::int64_t row = static_cast<std::int64_t>(at) % rows_.inside;
+    place.push_back(index * rows_.before + (row < rows_.before ? row : rows_.sources[at]));
+  }
+  kept_ = hooks::RowIndex(std::move(kept));
+  place_ = hooks::RowIndex(std::move(place));
+}
+
+void ExpertsCall::reset() {
+  Site::reset();
+  skipped_ = false;
+  left_.clear();
+  fused_.reset();
+  fused_index_ = fused_weight_ = watched_output_ = patched_output_ = std::nullopt;
+  routing_.clear();
+  norms_.clear();
+}
+
+std::vector<Tensor> ExpertsCall::apply(hooks::Step step, const std::vector<Tensor>& given) {
+  if (step == hooks::Step::kEnter) return enter(given);
+  if (step == hooks::Step::kPairs) {
+    const Routed call{given.at(0), given.at(1), given.at(2)};
+    const bool known = given.size() == 5 && serves({given[3], given[4]}, call.index);
+    return known ? std::vector<Tensor>() : pairs(call);
+  }
+  return leave(given);
+}
+
+std::vector<Tensor> ExpertsCall::enter(std::vector<Tensor> given) {
+  skipped_ = false;
+  left_.clear();
+  fused_.reset();
+  fused_index_ = fused_weight_ = std::nullopt;
+  if (given.empty()) return {};  // a call that must be left alone
+  const bool fewer = skip_new_rows(given);
+  const bool computed = fused_from_ > 0 && compute_fused(given);
+  if (fused_from_ > 0) given.resize(given.size() - 2);
+  return fewer || computed ? given : std::vector<Tensor>();
+}
+
+bool ExpertsCall::skip_new_rows(std::vector<Tensor>& values) {
+  if (rows_.inside == rows_.before) return false;
+  const std::size_t count = values.size() - (fused_from_ > 0 ? 2 : 0);
+  for (std::size_t at = 0; at < count; ++at) {
+    if (values[at].size(0) != rows_.cases * rows_.inside) return false;
+  }
+  for (std::size_t at = 0; at < count; ++at) {
+    values[at] = ops::index_select(values[at], kept_.on(values[at]));
+  }
+  return skipped_ = true;
+}
+
+bool ExpertsCall::compute_fused(std::vector<Tensor>& values) {
+  const std::size_t count = values.size() - 2;
+  const FusedExperts experts{values[count], values[count + 1]};
+  const Routed call{values[0], values[1], values[2]};
+  const std::int64_t rows = call.hidden.size(0);
+  const ScalarType dtype = call.hidden.scalar_type();
+  bool fits = rows >= fused_from_ && (dtype == ScalarType::Float || dtype == ScalarType::Double) &&
+              experts.down.scalar_type() == dtype && experts.down.is_cpu();
+  for (std::size_t at = 0; fits && at < count; ++at) {
+    fits = values[at].size(0) == rows && values[at].is_cpu();
+  }
+  if (!fits) return false;
+  const auto index = ops::to_vector<std::int64_t>(call.index, ScalarType::Long);
+  const auto [least, most] = std::minmax_element(index.begin(), index.end());
+  if (*least < 0 || *most >= experts.experts()) return false;  // identity experts: the module knows them
+
+  fused_ = fused_output(experts, call, in_call(watched_.rows()));
+  ++fused_calls_;
+  if (!watched_.empty()) {
+    const hooks::RowIndex wanted(in_call(watched_.rows()));
+    fused_index_ = ops::index_select(call.index, wanted.on(call.index));
+    fused_weight_ = ops::index_select(call.weight, wanted.on(call.weight));
+  }
+  left_ = in_call(rows_.checked);
+  const hooks::RowIndex left(left_);
+  for (std::size_t at = 0; at < count; ++at) values[at] = ops::index_select(values[at], left.on(values[at]));
+  return true;
+}
+
+std::vector<std::int64_t> ExpertsCall::in_call(const std::vector<std::int64_t>& rows) const {
+  if (!skipped_) return rows;
+  std::vector<std::int64_t> found;
+  for (const std::int64_t row : rows) found.push_back(place_.rows()[static_cast<std::size_t>(row)]);
+  return found;
+}
+
+bool ExpertsCall::serves(const FusedExperts& experts, const Tensor& index) const {
+  const hooks::RowIndex wanted(in_call(watched_.rows()));
+  if (fused_) return true;
+  const auto routed = ops::to_vector<std::int64_t>(ops::index_select(index, wanted.on(index)), ScalarType::Long);
+  return std::all_of(routed.begin(), routed.end(),
+                     [&](std::int64_t expert) { return expert >= 0 && expert < experts.experts(); });
+}
+
+std::vector<Tensor> ExpertsCall::pairs(const Routed& call) const {
+  if (fused_ || watched_.empty()) return {};
+  const hooks::RowIndex wanted(in_call(watched_.rows()));
+  const std::int64_t top_k = call.index.size(1);
+  std::vector<std::int64_t> repeated;
+  for (std::int64_t row = 0; row < wanted.size(); ++row) repeated.insert(repeated.end(), top_k, row);
+  const hooks::RowIndex lines(std::move(repeated));
+  const auto chosen = [&](const Tensor& value) { return ops::index_select(value, wanted.on(value)); };
+  const Tensor hidden = chosen(call.hidden);
+  const Tensor one = ops::reshape(chosen(call.index), {-1, 1}), weight = ops::reshape(chosen(call.weight), {-1, 1});
+  // A second slot of weight 0: some experts squeeze a single one away.
+  Tensor nothing = torch::stable::empty_like(weight);
+  torch::stable::zero_(nothing);
+  return {ops::index_select(hidden, lines.on(hidden)), ops::cat({one, one}, 1), ops::cat({weight, nothing}, 1)};
+}
+
+std::vector<Tensor> ExpertsCall::leave(const std::vector<Tensor>& given) {
+  count();
+  const Routed call{given.at(0), given.at(1), given.at(2)};
+  const Tensor& output = given.at(3);
+  if (fused_) check_fused(output);
+  const Tensor whole = whole_output(output);
+  const bool replaced = fused_ || skipped_;
+  if (!patches()) {
+    fused_.reset();
+    return replaced ? std::vector<Tensor>{whole} : std::vector<Tensor>();
+  }
+
+  const hooks::RowIndex wanted(in_call(watched_.rows()));
+  const Tensor index = fused_ ? *fused_index_ : ops::index_select(call.index, wanted.on(call.index));
+  const Tensor weight = fused_ ? *fused_weight_ : ops::index_select(call.weight, wanted.on(call.weight));
+  const std::int64_t top_k = index.size(1);
+  const Tensor flat = hooks::as_rows(whole, rows_.cases * rows_.inside, name());
+  Tensor contribution = output;
+  if (fused_) {
+    contribution = *fused_->contribution;
+  } else if (given.size() == 5) {  // by the module, pair by pair
+    const ScalarType wide = output.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+    contribution = ops::to(ops::reshape(given[4], {watched_.size(), top_k, flat.size(1)}), wide);
+  } else {
+    const Tensor hidden = ops::index_select(call.hidden, wanted.on(call.hidden));
+    contribution = contributions({given.at(4), given.at(5)}, {hidden, index, weight});
+  }
+  fused_.reset();
+  watched_output_ = ops::index_select(flat, watched_.on(flat));
+  check_sums(contribution, *watched_output_);
+  unite_routings(index, weight);
+  const Tensor delta = patch_vectors(contribution);
+  const auto squares = ops::to_vector<float>(ops::sqrt(ops::sum(ops::mul(delta, delta), 2)), ScalarType::Float);
+  const auto slots = static_cast<std::size_t>(2 * top_k);
+  norms_.clear();
+  for (std::size_t item = 0; item < routing_.size(); ++item) {
+    norms_.emplace_back(squares.begin() + static_cast<std::ptrdiff_t>(item * slots),
+                        squares.begin() + static_cast<std::ptrdiff_t>((item + 1) * slots));
+  }
+  if (expert_patches_.empty()) return replaced ? std::vector<Tensor>{whole} : std::vector<Tensor>();
+
+  const auto items = static_cast<std::int64_t>(routing_.size());
+  const Tensor added = ops::bmm(factors(delta), delta);  // (items, patches, width)
+  Tensor base = ops::to(ops::index_select(flat, noised_.on(flat)), added.scalar_type());
+  base = ops::reshape(base, {items, 1, flat.size(1)});
+  patched_output_ = ops::to(ops::reshape(ops::add(base, added), {-1, flat.size(1)}), whole.scalar_type());
+  if (patched_.empty()) return replaced ? std::vector<Tensor>{whole} : std::vector<Tensor>();
+  return {ops::reshape(ops::index_copy(flat, patched_.on(flat), *patched_output_), ops::shape_of(whole))};
+}
+
+void ExpertsCall::check_fused(const Tensor& output) const {
+  const hooks::RowIndex left(left_);
+  const Tensor mine = ops::index_select(fused_->output, left.on(fused_->output));
+  if (ops::shape_of(output) != ops::shape_of(mine) || first_difference(mine, output, {}) >= 0) {
+    throw hooks::Failure(hooks::Trouble::kNotFused, name() + ": the fused routine gives other numbers than the module");
+  }
+}
+
+Tensor ExpertsCall::whole_output(const Tensor& output) const {
+  const Tensor& all = fused_ ? fused_->output : output;
+  return skipped_ ? ops::index_select(all, place_.on(all)) : all;
+}
+
+void ExpertsCall::check_sums(const Tensor& contribution, const Tensor& output) const {
+  const Tensor sums = ops::sum(contribution, 1);
+  const std::int64_t row = first_difference(sums, output, row_sizes(contribution));
+  if (row < 0) return;
+  throw hooks::Failure(hooks::Trouble::kContribution,
+                       name() + ": the experts' contributions don't sum to the experts' output in row " +
+                           std::to_string(watched_.rows()[static_cast<std::size_t>(row)]) +
+                           "; this layout of experts isn't understood, so no patch vector would be right");
+}
+
+void ExpertsCall::unite_routings(const Tensor& index, const Tensor& weight) {
+  const auto experts = ops::to_vector<std::int64_t>(index, ScalarType::Long);
+  const auto weights = ops::to_vector<float>(weight, ScalarType::Float);
+  const auto top_k = static_cast<std::size_t>(index.size(1));
+  const auto line = [&](const auto& values, std::int64_t row) {
+    return std::span(values.data() + static_cast<std::size_t>(row) * top_k, top_k);
+  };
+  routing_.clear();
+  for (std::size_t item = 0; item < clean_.size(); ++item) {
+    const std::int64_t clean = clean_[item], noised = noised_items_[item];
+    routing_.push_back(unite(line(experts, clean), line(weights, clean), line(experts, noised), line(weights, noised)));
+  }
+}
+
+Tensor ExpertsCall::patch_vectors(const Tensor& contribution) const {
+  const std::int64_t top_k = contribution.size(1), width = contribution.size(2);
+  const std::int64_t zero = watched_.size() * top_k;  // a line of zeros behind all contributions
+  const Tensor flat = ops::reshape(contribution, {zero, width});
+  Tensor nothing = ops::narrow(flat, 0, 0, 1);
+  nothing = torch::stable::empty_like(nothing);
+  torch::stable::zero_(nothing);
+  const Tensor lines = ops::cat({flat, nothing}, 0);
+  std::vector<std::int64_t> clean, noised;
+  for (std::size_t item = 0; item < routing_.size(); ++item) {
+    const RoutingUnion& own = routing_[item];
+    for (std::size_t slot = 0; slot < own.slots(); ++slot) {
+      const std::int64_t in_clean = own.clean_place[slot], in_noised = own.noised_place[slot];
+      clean.push_back(in_clean < 0 ? zero : clean_[item] * top_k + in_clean);
+      noised.push_back(in_noised < 0 ? zero : noised_items_[item] * top_k + in_noised);
+    }
+  }
+  const Tensor delta = ops::sub(ops::index_select(lines, hooks::RowIndex(std::move(clean)).on(lines)),
+                                ops::index_select(lines, hooks::RowIndex(std::move(noised)).on(lines)));
+  return ops::reshape(delta, {static_cast<std::int64_t>(routing_.size()), 2 * top_k, width});
+}
+
+Tensor ExpertsCall::factors(const Tensor& like) const {
+  std::vector<float> cells;
+  for (std::size_t item = 0; item < routing_.size(); ++item) {
+    for (const ExpertPatch& patch : expert_patches_) {
+      const auto line = slot_factors(patch, routing_[item], norms_[item]);
+      cells.insert(cells.end(), line.begin(), line.end());
+    }
+  }
+  const std::vector<std::int64_t> shape{static_cast<std::int64_t>(routing_.size()),
+                                        static_cast<std::int64_t>(expert_patches_.size()), like.size(1)};
+  return ops::to(ops::to_device(ops::from_vector(cells, shape, ScalarType::Float), like), like.scalar_type());
+}
+
+}  // namespace moetrace::experts

@@ -1,0 +1,84 @@
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "moetrace/experts/expert_patch.h"
+#include "moetrace/experts/fused_experts.h"
+#include "moetrace/hooks/layer_exit.h"
+
+namespace moetrace::experts {
+
+/// One call of a layer's experts in a pass: what is spared the module, and what is patched behind it.
+///
+/// On the way in (kEnter: [hidden, index, weights, others…, gate_up, down where fused]) rows that have just
+/// joined are left out, since their experts give what the experts of the rows give that they are copies of; and
+/// where the layout is known the fused routine computes all rows and leaves the module a few that count. On
+/// the way out (kLeave: [hidden, index, weights, output] and the pairs' outputs where the
+/// module computed them, or gate_up and down where the layout is known) the rows the module computed are compared, all rows are put back,
+/// and the patched rows get the noised row's output plus the sum of chosen patch vectors.
+class ExpertsCall final : public hooks::Site, public hooks::PatchedOutputs {
+ public:
+  struct Rows {
+    std::int64_t cases = 0;
+    std::int64_t before = 0;            ///< rows a case before forks joined the layer
+    std::int64_t inside = 0;            ///< rows a case inside the layer
+    std::vector<std::int64_t> sources;  ///< of each case, of all its rows: the row whose output it shares
+    std::vector<std::int64_t> checked;  ///< rows that count, for the comparison of the fused routine
+    std::vector<std::int64_t> clean;    ///< by item: the clean row at the patched position
+    std::vector<std::int64_t> noised;   ///< by item: the noised row there
+    std::vector<std::int64_t> patched;  ///< by item and patch: where the row stands; empty where it has none
+  };
+  /// An item is a case and a noise draw. Rows are numbers of rows of the whole value. `patches`: of this layer.
+  /// `fused_from`: rows from which on the fused routine is used; 0 for never.
+  ExpertsCall(std::string name, Rows rows, std::vector<ExpertPatch> patches, std::int64_t fused_from);
+
+  /// Whether patches are asked for, so that the site must fire.
+  bool patches() const noexcept { return !clean_.empty(); }
+  /// By item: the experts that either run routes to, and the norms of their patch vectors at the experts'
+  /// output. Empty before it fired.
+  const std::vector<RoutingUnion>& routing() const noexcept { return routing_; }
+  const std::vector<std::vector<float>>& norms() const noexcept { return norms_; }
+  /// Calls in which the fused routine served.
+  std::int64_t fused_calls() const noexcept { return fused_calls_; }
+
+  const hooks::RowIndex& watched_rows() const override { return watched_; }
+  const Tensor& watched_output() const override { return *watched_output_; }
+  const Tensor& patched() const override { return *patched_output_; }
+  void reset() override;
+
+ private:
+  std::vector<Tensor> apply(hooks::Step step, const std::vector<Tensor>& given) override;
+  std::vector<Tensor> enter(std::vector<Tensor> given);
+  bool serves(const FusedExperts& experts, const Tensor& index) const;
+  std::vector<Tensor> pairs(const Routed& call) const;
+  std::vector<Tensor> leave(const std::vector<Tensor>& given);
+
+  bool skip_new_rows(std::vector<Tensor>& values);
+  bool compute_fused(std::vector<Tensor>& values);
+  void check_fused(const Tensor& output) const;
+  Tensor whole_output(const Tensor& output) const;
+  std::vector<std::int64_t> in_call(const std::vector<std::int64_t>& rows) const;
+  void check_sums(const Tensor& contribution, const Tensor& output) const;
+  void unite_routings(const Tensor& index, const Tensor& weight);
+  Tensor patch_vectors(const Tensor& contribution) const;
+  Tensor factors(const Tensor& like) const;
+
+  Rows rows_;
+  std::vector<ExpertPatch> expert_patches_;
+  std::int64_t fused_from_;
+  hooks::RowIndex kept_, place_;               ///< rows left in the call; row of the call for every row
+  hooks::RowIndex watched_, noised_, patched_;  ///< rows whose contributions are needed, each once
+  std::vector<std::int64_t> clean_, noised_items_;  ///< by item, into watched_
+  std::int64_t fused_calls_ = 0;
+
+  bool skipped_ = false;
+  std::vector<std::int64_t> left_;  ///< rows of the call that the module computes where fused
+  std::optional<FusedOutput> fused_;
+  std::optional<Tensor> fused_index_, fused_weight_;  ///< of the watched rows
+  std::optional<Tensor> watched_output_, patched_output_;
+  std::vector<RoutingUnion> routing_;
+  std::vector<std::vector<float>> norms_;
+};
+
+}  // namespace moetrace::experts

@@ -1,0 +1,296 @@
+#include "moetrace/pass/pass.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace moetrace::pass {
+
+namespace {
+
+std::vector<tree::CaseShape> shapes_of(const std::vector<Case>& cases) {
+  std::vector<tree::CaseShape> shapes;
+  for (const Case& own : cases) shapes.push_back(own.shape);
+  return shapes;
+}
+
+std::vector<Run> runs_between(const Job& job, std::int64_t begin, std::int64_t end) {
+  const auto runs = runs_of(job);
+  if (begin < 0 || begin > end || end > static_cast<std::int64_t>(runs.size())) {
+    throw std::invalid_argument("runs " + std::to_string(begin) + " to " + std::to_string(end) + " of " +
+                                std::to_string(runs.size()));
+  }
+  return {runs.begin() + begin, runs.begin() + end};
+}
+
+/// A fork for each run and draw, draws innermost.
+std::vector<tree::Fork> forks_of(const std::vector<Run>& runs, std::int64_t draws) {
+  std::vector<tree::Fork> forks;
+  for (const Run& run : runs) {
+    for (std::int64_t draw = 0; draw < draws; ++draw) forks.push_back({run.patch.layer, draw});
+  }
+  return forks;
+}
+
+std::string at_layer(const char* what, std::int64_t layer) { return what + std::to_string(layer); }
+
+}  // namespace
+
+Pass::Pass(Job job, std::vector<LayerFacts> layers, std::vector<Case> cases, std::int64_t begin,
+           std::int64_t end, tree::Join join)
+    : job_(std::move(job)),
+      facts_(std::move(layers)),
+      cases_(std::move(cases)),
+      runs_(runs_between(job_, begin, end)),
+      layout_(shapes_of(cases_), forks_of(runs_, job_.draws), job_.draws, job_.layers, join) {
+  if (static_cast<std::int64_t>(facts_.size()) != job_.layers) {
+    throw std::invalid_argument("facts of every layer are needed");
+  }
+  const bool joins = join != tree::Join::kStart;
+  add_noise();
+  for (std::int64_t layer = 0; layer < job_.layers; ++layer) {
+    const auto entry = joins ? add_entry(layer) : nullptr;
+    if (facts(layer).experts) add_experts(layer);
+    if (join == tree::Join::kAfterLayer && layout_.rows_behind(layer) > layout_.rows_inside(layer)) {
+      add_exit(layer);
+    } else if (joins) {
+      add(Place::kLayerExit, layer, entry, false);
+    }
+    if (join != tree::Join::kAfterLayer) add_block(layer);
+  }
+}
+
+void Pass::add(Place place, std::int64_t layer, std::shared_ptr<hooks::Site> site, bool must_fire) {
+  if (must_fire) must_fire_.push_back(site);
+  hooks_.push_back({place, layer, std::move(site)});
+}
+
+void Pass::add_noise() {
+  const tree::Plan& plan = layout_.plan();
+  const std::int64_t rows = layout_.start_rows();
+  std::vector<std::int64_t> destination;
+  std::vector<float> addend;
+  for (std::int64_t index = 0; index < layout_.cases(); ++index) {
+    const Case& own = cases_[static_cast<std::size_t>(index)];
+    const std::int64_t tokens = own.shape.subject_stop - own.shape.subject_start;
+    const auto width = static_cast<std::int64_t>(own.noise.size()) / (job_.draws * tokens);
+    if (width * job_.draws * tokens != static_cast<std::int64_t>(own.noise.size()) || width < 1) {
+      throw std::invalid_argument("noise needs a vector for each draw and subject token");
+    }
+    for (std::int64_t row = 0; row < rows; ++row) {
+      const auto at = static_cast<std::size_t>(index * plan.rows + row);
+      const std::int64_t position = plan.position[at], branch = plan.branch[at];
+      if (branch < 0 || position < own.shape.subject_start || position >= own.shape.subject_stop) continue;
+      destination.push_back(index * rows + row);
+      const auto first = own.noise.begin() + (branch * tokens + position - own.shape.subject_start) * width;
+      addend.insert(addend.end(), first, first + width);
+    }
+  }
+  add(Place::kEmbedding, -1,
+      std::make_shared<hooks::AddRows>("embedding noise", layout_.cases() * rows, std::move(destination),
+                                       std::move(addend)),
+      true);
+}
+
+std::shared_ptr<hooks::Site> Pass::add_entry(std::int64_t layer) {
+  const std::int64_t before = layout_.rows_before(layer), inside = layout_.rows_inside(layer);
+  auto site = std::make_shared<hooks::LayerEntry>(
+      at_layer("forks that join at layer ", layer), layout_.cases(), layout_.start_rows(),
+      inside > before ? layout_.sources(before, inside) : std::vector<std::int64_t>(), layout_.sources(0, inside));
+  add(Place::kLayerEntry, layer, site, site->joins());
+  return site;
+}
+
+std::vector<std::int64_t> Pass::runs_at(std::int64_t layer, bool of_experts) const {
+  std::vector<std::int64_t> found;
+  for (std::size_t run = 0; run < runs_.size(); ++run) {
+    const Patch& patch = runs_[run].patch;
+    const bool experts = patch.kind == Patch::Kind::kExperts;
+    if (patch.layer == layer && experts == of_experts) found.push_back(static_cast<std::int64_t>(run));
+  }
+  return found;
+}
+
+std::vector<std::int64_t> Pass::checked_rows(std::int64_t layer) const {
+  // Clean and noised final tokens, spread over the cases: rows that every figure rests on.
+  const std::int64_t inside = layout_.rows_inside(layer), cases = layout_.cases();
+  const std::int64_t wanted = std::max<std::int64_t>(1, std::min(cases, facts(layer).checked_rows / 2));
+  std::vector<std::int64_t> rows;
+  for (std::int64_t at = 0; at < wanted; ++at) {
+    const std::int64_t index = at * cases / wanted;
+    rows.push_back(index * inside + layout_.plan().clean_last());
+    rows.push_back(index * inside + layout_.plan().noised_last(0));
+  }
+  return rows;
+}
+
+void Pass::add_experts(std::int64_t layer) {
+  const auto runs = runs_at(layer, true);
+  const std::int64_t inside = layout_.rows_inside(layer), before = layout_.rows_before(layer);
+  experts::ExpertsCall::Rows rows;
+  rows.cases = layout_.cases();
+  rows.inside = inside;
+  rows.before = layout_.join() == tree::Join::kBeforeLayer ? before : inside;
+  if (rows.before < inside) rows.sources = layout_.sources(0, inside);
+  rows.checked = checked_rows(layer);
+  for (std::int64_t index = 0; !runs.empty() && index < rows.cases; ++index) {
+    for (std::int64_t draw = 0; draw < job_.draws; ++draw) {
+      const std::int64_t row = layout_.patched_row(index, fork(runs[0], draw));
+      rows.clean.push_back(index * inside + layout_.clean_twin(index, row));
+      rows.noised.push_back(index * inside + layout_.noised_twin(index, row));
+      if (layout_.join() == tree::Join::kAfterLayer) continue;
+      for (const std::int64_t run : runs) {
+        rows.patched.push_back(index * inside + layout_.patched_row(index, fork(run, draw)));
+      }
+    }
+  }
+  std::vector<experts::ExpertPatch> patches;
+  for (const std::int64_t run : runs) patches.push_back(runs_[static_cast<std::size_t>(run)].patch.experts);
+  if (!runs.empty()) {
+    auto tap = std::make_shared<experts::RouterTap>(at_layer("router of layer ", layer), rows.cases * inside,
+                                                    rows.clean, rows.noised);
+    routers_[layer] = tap;
+    add(Place::kRouter, layer, std::move(tap), false);
+  }
+  auto call = std::make_shared<experts::ExpertsCall>(at_layer("experts of layer ", layer), std::move(rows),
+                                                     std::move(patches), facts(layer).fused_from);
+  calls_[layer] = call;
+  if (call->patches()) routed_[layer] = call;
+  const bool spared = facts(layer).fused_from > 0 || inside > before;
+  if (!call->patches() && !spared) return;
+  if (spared) add(Place::kExpertsEntry, layer, call, false);
+  const bool must_fire = call->patches();
+  add(Place::kExpertsExit, layer, std::move(call), must_fire);
+}
+
+void Pass::add_exit(std::int64_t layer) {
+  const std::int64_t inside = layout_.rows_inside(layer), behind = layout_.rows_behind(layer);
+  hooks::LayerExit::Rows rows;
+  rows.cases = layout_.cases();
+  rows.inside = inside;
+  rows.sources = layout_.sources(inside, behind);
+  const auto join = [&](std::int64_t index, std::int64_t run, std::int64_t draw) {
+    const std::int64_t row = layout_.patched_row(index, fork(run, draw));
+    rows.patched.push_back(index * (behind - inside) + row - inside);
+    rows.stream.push_back(index * inside + layout_.noised_twin(index, row));
+    return row;
+  };
+  for (const std::int64_t run : runs_at(layer, false)) {
+    const bool null = runs_[static_cast<std::size_t>(run)].patch.kind == Patch::Kind::kNull;
+    for (std::int64_t index = 0; index < rows.cases; ++index) {
+      for (std::int64_t draw = 0; draw < job_.draws; ++draw) {
+        const std::int64_t row = join(index, run, draw);
+        rows.block.push_back(index * inside +
+                             (null ? layout_.noised_twin(index, row) : layout_.clean_twin(index, row)));
+      }
+    }
+  }
+  // In the order in which the experts give their patched rows: by case, draw and patch.
+  const auto of_experts = runs_at(layer, true);
+  for (std::int64_t index = 0; index < rows.cases; ++index) {
+    for (std::int64_t draw = 0; draw < job_.draws; ++draw) {
+      for (const std::int64_t run : of_experts) join(index, run, draw);
+    }
+  }
+  const auto call = routed_.find(layer);
+  auto site = std::make_shared<hooks::LayerExit>(at_layer("forks that join behind layer ", layer), std::move(rows),
+                                                 call == routed_.end() ? nullptr : call->second.get());
+  add(Place::kNorm, layer, site, false);
+  add(Place::kBlockEntry, layer, site, false);
+  add(Place::kBlockExit, layer, site, false);
+  add(Place::kLayerExit, layer, std::move(site), true);
+  hooks_.back().joins = true;
+}
+
+void Pass::add_block(std::int64_t layer) {
+  const auto runs = runs_at(layer, false);
+  if (runs.empty()) return;
+  const std::int64_t inside = layout_.rows_inside(layer);
+  std::vector<std::int64_t> destination, source;
+  for (const std::int64_t run : runs) {
+    const bool null = runs_[static_cast<std::size_t>(run)].patch.kind == Patch::Kind::kNull;
+    for (std::int64_t index = 0; index < layout_.cases(); ++index) {
+      for (std::int64_t draw = 0; draw < job_.draws; ++draw) {
+        const std::int64_t row = layout_.patched_row(index, fork(run, draw));
+        destination.push_back(index * inside + row);
+        source.push_back(index * inside +
+                         (null ? layout_.noised_twin(index, row) : layout_.clean_twin(index, row)));
+      }
+    }
+  }
+  add(Place::kBlockOutput, layer,
+      std::make_shared<hooks::OverwriteRows>(at_layer("block of layer ", layer), layout_.cases() * inside,
+                                             std::move(destination), std::move(source)),
+      true);
+}
+
+std::vector<std::int64_t> Pass::input_ids() const {
+  std::vector<std::int64_t> ids;
+  const auto positions = position_ids();
+  const std::int64_t rows = layout_.start_rows();
+  for (std::size_t at = 0; at < positions.size(); ++at) {
+    const Case& own = cases_[at / static_cast<std::size_t>(rows)];
+    ids.push_back(own.tokens.at(static_cast<std::size_t>(positions[at])));
+  }
+  return ids;
+}
+
+std::vector<std::int64_t> Pass::position_ids() const {
+  const tree::Plan& plan = layout_.plan();
+  std::vector<std::int64_t> found;
+  for (std::int64_t index = 0; index < plan.cases; ++index) {
+    const auto line = plan.position.begin() + index * plan.rows;
+    found.insert(found.end(), line, line + layout_.start_rows());
+  }
+  return found;
+}
+
+std::vector<std::int64_t> Pass::final_rows() const {
+  const tree::Plan& plan = layout_.plan();
+  std::vector<std::int64_t> rows{plan.clean_last()};
+  for (std::int64_t draw = 0; draw < job_.draws; ++draw) rows.push_back(plan.noised_last(draw));
+  const auto forks = static_cast<std::int64_t>(runs_.size()) * job_.draws;
+  for (std::int64_t fork = 0; fork < forks; ++fork) rows.push_back(plan.fork_last(fork));
+  return rows;
+}
+
+std::int64_t Pass::fused_calls() const noexcept {
+  std::int64_t calls = 0;
+  for (const auto& [layer, call] : calls_) calls += call->fused_calls();
+  return calls;
+}
+
+std::optional<hooks::Failure> Pass::failure() const {
+  for (const Hook& hook : hooks_) {
+    if (hook.site && hook.site->failure()) return hook.site->failure();
+  }
+  return std::nullopt;
+}
+
+std::int64_t Pass::failed_layer() const noexcept {
+  for (const Hook& hook : hooks_) {
+    if (hook.site && hook.site->failure()) return hook.layer;
+  }
+  return -1;
+}
+
+std::string Pass::misfired() const {
+  std::string silent, repeated;
+  for (const auto& site : must_fire_) {
+    if (site->fired() == 0) silent += (silent.empty() ? "" : ", ") + site->name();
+    if (site->fired() > 1) {
+      repeated += (repeated.empty() ? "" : ", ") + site->name() + " (" + std::to_string(site->fired()) + " times)";
+    }
+  }
+  std::string text;
+  if (!silent.empty()) text += " never fired: " + silent + ";";
+  if (!repeated.empty()) text += " fired repeatedly: " + repeated + ";";
+  return text.empty() ? text : "hooks must fire once in a forward pass;" + text;
+}
+
+void Pass::reset() {
+  for (const Hook& hook : hooks_) {
+    if (hook.site) hook.site->reset();
+  }
+}
+
+}  // namespace moetrace::pass
