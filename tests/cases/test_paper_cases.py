@@ -8,7 +8,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from moetrace.cases import Case, CaseSet, Records, select_cases
+from moetrace.cases import Case, CaseSet, Records
+from moetrace.trace.select_cases import select_cases
 
 MODELS = ["qwen3", "mixtral"]
 

@@ -6,17 +6,20 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from moetrace.cases.case import Case
-from moetrace.cases.case_set import CaseSet
+import pandas as pd
+import torch
+
+from moetrace.cases import Case, CaseSet, validate_cases
+from moetrace.engines.base import make_job
+from moetrace.engines.choose import choose_engine
+from moetrace.engines.inputs import as_case_set, resolve_budget
 from moetrace.errors import ArgumentError, MoetraceWarning, NoCasesError, NonFiniteWarning
+from moetrace.models.anatomy import find_anatomy
+from moetrace.models.state import prepared
+from moetrace.noise import SubjectNoise, check_seeds
 from moetrace.progress import Progress, progress_bar
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from moetrace.noise import SubjectNoise
 
 FIRST_BATCH = 32
 LARGEST_BATCH = 1024
@@ -81,12 +84,12 @@ def select_cases(
         NonFiniteWarning: Cases that gave NaN or infinite logits were dropped.
     """
     _check_arguments(n, margin, drop)
-    source = cases if isinstance(cases, CaseSet) else CaseSet(cases)
+    source = as_case_set(cases)
     if not source:
         raise NoCasesError(
             f"there are no cases to select from ({source!r}); look at .dropped for the reasons"
         )
-    score = _score or _scorer()
+    score = _score or score_cases
     verdicts: list[tuple[int, str | None]] = []
     found, size = 0, min(n, FIRST_BATCH)
     order = source.record_order(seed)
@@ -100,6 +103,41 @@ def select_cases(
             bar.update(judged.count(None))
             size = _next_size(size, len(verdicts), found, n)
     return _collect(source, verdicts, n)
+
+
+def score_cases(
+    model: torch.nn.Module,
+    cases: Sequence[Case] | CaseSet,
+    noise: SubjectNoise | None = None,
+    batch_tokens: int | str = "auto",
+    engine: str = "auto",
+) -> pd.DataFrame:
+    """Logit differences (equation 1) of the clean and the noised run (equation 3 is their difference).
+
+    >>> score_cases(model, cases).query("clean >= 1.0 and clean - noised >= 0.5")
+
+    Columns case_id, clean, noised (averaged over the noise's draws), in the order given; a case whose logits
+    are NaN or infinite has NaN.
+    """
+    case_set = as_case_set(cases)
+    anatomy = find_anatomy(model)
+    validate_cases(case_set, anatomy.vocab_size, final_subject="keep")
+    noise = noise or SubjectNoise()
+    check_seeds(noise, case_set)
+    budget = resolve_budget(batch_tokens, anatomy)
+    clean = pd.Series(index=range(len(case_set)), dtype="float64")
+    noised = clean.copy()
+    with prepared(model):
+        job = make_job(anatomy, (), noise)
+        runner = choose_engine(job, case_set, engine, budget).engine
+        for batch in runner.batches(case_set):
+            outcome = runner.run([case_set[index] for index in batch])
+            clean.iloc[batch] = outcome.clean
+            noised.iloc[batch] = outcome.noised.mean(axis=1)
+    table = pd.DataFrame({"case_id": [case.case_id for case in case_set], "clean": clean, "noised": noised})
+    values = table[["clean", "noised"]]
+    table[["clean", "noised"]] = values.where(values.abs().lt(float("inf")).all(axis=1), axis=0)
+    return table
 
 
 def _check_arguments(n: int, margin: float, drop: float) -> None:
@@ -162,10 +200,3 @@ def _collect(source: CaseSet, verdicts: list[tuple[int, str | None]], n: int) ->
             stacklevel=3,
         )
     return result
-
-
-def _scorer() -> Callable[..., pd.DataFrame]:
-    from moetrace.engines.score import score_cases
-
-    scorer: Callable[..., pd.DataFrame] = score_cases
-    return scorer

@@ -1,18 +1,18 @@
 from __future__ import annotations
 
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from moetrace.cases import Case, CaseSet, FewCasesWarning, select, select_cases
+from moetrace.cases import Case, CaseSet
 from moetrace.errors import ArgumentError, MoetraceWarning, NoCasesError, NonFiniteWarning
+from moetrace.trace import select_cases as home
+from moetrace.trace.select_cases import FewCasesWarning, select_cases
 
 
 def case_set(n: int, n_records: int | None = None) -> CaseSet:
@@ -77,7 +77,7 @@ def one_by_one(cases: CaseSet, scorer: Scorer, n: int, margin: float, drop: floa
 def test_batches_give_what_a_scan_one_by_one_gives(
     seed: int | None, n: int, margin: float, drop: float, first: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(select, "FIRST_BATCH", first)
+    monkeypatch.setattr(home, "FIRST_BATCH", first)
     cases, scorer = case_set(300), Scorer(non_finite=range(100, 400, 11))
     expected, counts = one_by_one(cases, scorer, n, margin, drop, seed)
     with warnings.catch_warnings():
@@ -125,7 +125,7 @@ def test_what_is_passed_on() -> None:
 
 def test_the_engines_score_where_no_scorer_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     scorer = Scorer()
-    monkeypatch.setitem(sys.modules, "moetrace.engines.score", SimpleNamespace(score_cases=scorer))
+    monkeypatch.setattr(home, "score_cases", scorer)
     found = select_cases("model", case_set(50), n=2, progress=False)
     assert len(found) == 2
     assert scorer.options == {"model": "model", "noise": None, "batch_tokens": "auto", "engine": "auto"}
