@@ -9,7 +9,8 @@
 from moetrace.cases.case import Case, validate_cases
 from moetrace.cases.case_set import CaseSet
 from moetrace.cases.make import make_cases
-from moetrace.cases.records import Record, Records, load_records
+from moetrace.cases.record import Record
+from moetrace.cases.records import Records, load_records
 
 __all__ = [
     "Case",

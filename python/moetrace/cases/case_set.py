@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import random
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, overload
 
-from moetrace.cases.case import Case, refuse_duplicates
+from moetrace.cases.case import Case, fingerprint, refuse_duplicates
+from moetrace.cases.case_display import SHOWN, case_set_html
+from moetrace.cases.case_files import Origin, case_frame, read_case_set, write_case_set
 from moetrace.cases.folds import fold_positions
 from moetrace.errors import ArgumentError, CaseError
 
@@ -185,37 +185,27 @@ class CaseSet(Sequence[Case]):
 
         >>> usable.fingerprint()[:8]
         """
-        digest = hashlib.sha256()
-        for case in self._cases:
-            row = [
-                case.case_id,
-                case.input_ids,
-                case.subject,
-                case.true_id,
-                case.foil_id,
-                case.relation_id,
-                case.prompt,
-            ]
-            digest.update(json.dumps(row, separators=(",", ":")).encode() + b"\n")
-        return digest.hexdigest()
+        return fingerprint(self)
 
     def frame(self) -> pd.DataFrame:
         """One row per case: ids, relation, prompt, token counts and positions, objects.
 
         >>> cases.frame().groupby("relation_id").size()
         """
-        from moetrace.cases.case_files import case_frame
-
-        return case_frame(self)
+        return case_frame(self, self._record_indices)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the set, atomically: Parquet where the path ends in ``.parquet``, JSON otherwise.
 
         >>> usable.save("usable.json")
         """
-        from moetrace.cases.case_files import write_case_set
-
-        write_case_set(self, path)
+        origin = Origin(
+            funnel=self._funnel,
+            dropped=dict(self._dropped),
+            record_indices=self._record_indices,
+            n_records=self._n_records,
+        )
+        write_case_set(self, origin, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> CaseSet:
@@ -226,15 +216,11 @@ class CaseSet(Sequence[Case]):
         Raises:
             RecordError: There is no such file, it is truncated, changed, or of another kind.
         """
-        from moetrace.cases.case_files import read_case_set
-
-        return read_case_set(path)
+        return read_case_set(path, cls)
 
     def __repr__(self) -> str:
         steps = ", ".join(f"{name} {left:,}" for name, left in self._funnel.items())
         return f"CaseSet({len(self):,} cases{': ' + steps if steps else ''})"
 
     def _repr_html_(self) -> str:
-        from moetrace.cases.case_display import case_set_html
-
-        return case_set_html(self)
+        return case_set_html(self[:SHOWN].frame(), len(self), self._funnel, self._dropped)
