@@ -104,6 +104,16 @@ def test_record_order_shuffles_all_records_and_not_just_the_cases_left() -> None
     assert cases.record_order(seed=None) == [0, 1, 2, 3, 4]
 
 
+def test_the_rank_of_a_case_is_the_place_of_its_record_among_all() -> None:
+    kept = [4, 17, 30, 33, 71]
+    cases = CaseSet([a_case(i) for i in kept], record_indices=kept, n_records=100)
+    order = list(range(100))
+    random.Random(3).shuffle(order)
+    assert [order[rank] for rank in cases.record_ranks(seed=3)] == kept
+    assert cases.record_ranks(seed=None) == kept
+    assert cases[::-1].record_ranks(seed=None) == [0, 1, 2, 3, 4]
+
+
 @given(st.lists(st.sampled_from("abcdefgh"), min_size=8, max_size=60), st.integers(2, 5), st.integers(0, 3))
 def test_folds_hold_every_group_out_whole_and_once(letters: list[str], k: int, seed: int) -> None:
     cases = CaseSet([a_case(i, letter) for i, letter in enumerate(letters)])

@@ -6,6 +6,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, overload
 
 from moetrace.cases.case import Case, fingerprint, refuse_duplicates
@@ -132,12 +133,25 @@ class CaseSet(Sequence[Case]):
         All ``n_records`` indices are shuffled by Python's ``random.Random(seed)``, before any filter, and
         the cases follow in that order. ``seed=None`` is the order of the set.
         """
-        if seed is None:
-            return list(range(len(self)))
-        order = list(range(self._n_records))
-        random.Random(seed).shuffle(order)
-        rank = {record: place for place, record in enumerate(order)}
-        return sorted(range(len(self)), key=lambda place: rank[self._record_indices[place]])
+        ranks = self.record_ranks(seed)
+        return sorted(range(len(self)), key=ranks.__getitem__)
+
+    def record_ranks(self, seed: int | None = 0) -> list[int]:
+        """For each case, how many records a scan in record order passes before the case's own.
+
+        >>> max(usable.record_ranks(seed=0)) + 1     # records scanned until the last usable case
+
+        Records without a case in this set, those that :func:`make_cases` dropped among them, have their
+        places in the order and count. With ``seed=None`` a rank is the record's index; where the cases
+        don't stand in their records' order, the others have no place among them, and it is the position.
+        """
+        if seed is not None:
+            order = list(range(self._n_records))
+            random.Random(seed).shuffle(order)
+            rank = {record: place for place, record in enumerate(order)}
+            return [rank[record] for record in self._record_indices]
+        ascending = all(one <= other for one, other in pairwise(self._record_indices))
+        return list(self._record_indices if ascending else range(len(self)))
 
     def split(self, seed: int = 0, fraction: float = 0.5) -> tuple[CaseSet, CaseSet]:
         """Discovery and validation cases, as the paper splits them (Tables 2 and 8).

@@ -50,7 +50,7 @@ def select_cases(
 
     >>> usable = select_cases(model, cases, n=256)
     >>> usable.funnel
-    {'records': 21919, ..., 'scanned': 371, 'finite': 371, 'clean_margin': 300, 'noise_drop': 256}
+    {'records': 21919, ..., 'scanned': 390, 'finite': 381, 'clean_margin': 300, 'noise_drop': 256}
 
     A case is usable if its clean logit difference (equation 1) is at least ``margin`` and noise on its
     subject lowers it by at least ``drop`` (equation 3), both in logits. Cases are scored in growing
@@ -72,8 +72,10 @@ def select_cases(
 
     Returns:
         The usable cases in the order of the scan. The funnel goes on from the given one with ``scanned``,
-        ``finite``, ``clean_margin`` and ``noise_drop``; ``.dropped`` with ``non_finite``, ``clean_margin``
-        and ``noise_drop``.
+        the *records* passed up to the n-th usable case (section 4.2; all, where fewer are usable), those
+        without a case here included; ``finite``, those of them that have a case, with finite logits;
+        ``clean_margin`` and ``noise_drop``. ``.dropped`` goes on with ``non_finite``, ``clean_margin`` and
+        ``noise_drop``.
 
     Raises:
         NoCasesError: ``cases`` is empty.
@@ -102,7 +104,7 @@ def select_cases(
             found += judged.count(None)
             bar.update(judged.count(None))
             size = _next_size(size, len(verdicts), found, n)
-    return _collect(source, verdicts, n)
+    return _collect(source, verdicts, n, seed)
 
 
 def score_cases(
@@ -174,14 +176,15 @@ def _reason(clean: float, noised: float, margin: float, drop: float) -> str | No
     return "noise_drop" if clean - noised < drop else None
 
 
-def _collect(source: CaseSet, verdicts: list[tuple[int, str | None]], n: int) -> CaseSet:
+def _collect(source: CaseSet, verdicts: list[tuple[int, str | None]], n: int, seed: int | None) -> CaseSet:
+    usable = [position for position, reason in verdicts if reason is None]
     fallen = Counter(reason for _, reason in verdicts if reason is not None)
-    funnel = source.funnel | {"scanned": len(verdicts)}
+    scanned = source.record_ranks(seed)[verdicts[-1][0]] + 1 if len(usable) == n else source.n_records
+    funnel = source.funnel | {"scanned": scanned}
     left = len(verdicts)
     for reason, name in FILTERS.items():
         left -= fallen[reason]
         funnel[name] = left
-    usable = [position for position, reason in verdicts if reason is None]
     result = source.take(usable, funnel=funnel, dropped=source.dropped + fallen)
     if fallen["non_finite"]:
         ids = [source[position].case_id for position, reason in verdicts if reason == "non_finite"]
