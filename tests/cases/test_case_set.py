@@ -88,6 +88,19 @@ def test_a_split_is_the_seeded_shuffle_cut_in_two(n: int, seed: int, fraction: f
     assert len(discovery) == round(n * fraction)
 
 
+@given(st.integers(0, 60), st.integers(0, 5), st.floats(0.05, 0.95))
+def test_a_split_in_scan_order_cuts_the_cases_as_they_stand(n: int, seed: int, fraction: float) -> None:
+    cases = a_set(n)[::-1]
+    discovery, validation = cases.split(seed, fraction, order="scan")
+    assert list(discovery) + list(validation) == list(cases)
+    assert len(discovery) == round(n * fraction)
+
+
+def test_an_unknown_order_is_refused_with_both_that_there_are() -> None:
+    with pytest.raises(ArgumentError, match=r'order is \'record\'; expected "shuffle" or "scan"'):
+        a_set(4).split(order="record")
+
+
 @pytest.mark.parametrize("fraction", [0, 1, -0.5, float("nan")])
 def test_a_fraction_out_of_range_is_refused(fraction: float) -> None:
     with pytest.raises(ArgumentError, match="strictly between 0 and 1"):
