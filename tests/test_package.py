@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import re
 import subprocess
@@ -50,6 +51,14 @@ def test_every_public_name_is_there_and_documented():
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         mt.nothing  # noqa: B018
     assert set(mt.__all__) <= set(dir(mt))
+
+
+@pytest.mark.parametrize("package", ["cases", "coalition", "demo", "stats"])
+def test_no_module_hides_a_public_name_of_its_package(package):
+    home = importlib.import_module(f"moetrace.{package}")
+    modules = {path.stem for path in Path(home.__file__).parent.glob("*.py")} - {"__init__"}
+    assert modules.isdisjoint(home.__all__)
+    assert not [name for name in modules if name.startswith("_")]
 
 
 def test_the_core_knows_no_python():

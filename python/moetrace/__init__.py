@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from moetrace.cases import CaseSet as CaseSet
     from moetrace.cases import load_records as load_records
     from moetrace.cases import make_cases as make_cases
-    from moetrace.cases import select_cases as select_cases
     from moetrace.demo import demo_records as demo_records
     from moetrace.demo import load_demo as load_demo
     from moetrace.errors import MoetraceError as MoetraceError
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
     from moetrace.trace.layers import trace_layers as trace_layers
     from moetrace.trace.matched import trace_matched as trace_matched
     from moetrace.trace.scales import trace_noise_scales as trace_noise_scales
+    from moetrace.trace.select_cases import select_cases as select_cases
 
 _HOMES = {
     "Case": "cases",
@@ -61,7 +61,7 @@ _HOMES = {
     "load_model": "models.load",
     "load_records": "cases",
     "make_cases": "cases",
-    "select_cases": "cases",
+    "select_cases": "trace.select_cases",
     "trace_coalitions": "trace.coalitions",
     "trace_experts": "trace.experts",
     "trace_layers": "trace.layers",

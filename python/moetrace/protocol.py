@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from moetrace.cases import CaseSet, make_cases, select_cases
+from moetrace.cases import CaseSet, make_cases
 from moetrace.errors import MoetraceError
 from moetrace.noise import SubjectNoise
 from moetrace.progress import Progress
 from moetrace.results.layer_trace import LayerTrace
 from moetrace.trace.layers import trace_layers
+from moetrace.trace.select_cases import select_cases
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,19 @@ def test_a_split_is_the_seeded_shuffle_cut_in_two(n: int, seed: int, fraction: f
     assert len(discovery) == round(n * fraction)
 
 
+@given(st.integers(0, 60), st.integers(0, 5), st.floats(0.05, 0.95))
+def test_a_split_in_scan_order_cuts_the_cases_as_they_stand(n: int, seed: int, fraction: float) -> None:
+    cases = a_set(n)[::-1]
+    discovery, validation = cases.split(seed, fraction, order="scan")
+    assert list(discovery) + list(validation) == list(cases)
+    assert len(discovery) == round(n * fraction)
+
+
+def test_an_unknown_order_is_refused_with_both_that_there_are() -> None:
+    with pytest.raises(ArgumentError, match=r'order is \'record\'; expected "shuffle" or "scan"'):
+        a_set(4).split(order="record")
+
+
 @pytest.mark.parametrize("fraction", [0, 1, -0.5, float("nan")])
 def test_a_fraction_out_of_range_is_refused(fraction: float) -> None:
     with pytest.raises(ArgumentError, match="strictly between 0 and 1"):
@@ -102,6 +115,16 @@ def test_record_order_shuffles_all_records_and_not_just_the_cases_left() -> None
     expected = [index for index in order if index in kept]
     assert [cases[place].case_id for place in cases.record_order(seed=3)] == expected
     assert cases.record_order(seed=None) == [0, 1, 2, 3, 4]
+
+
+def test_the_rank_of_a_case_is_the_place_of_its_record_among_all() -> None:
+    kept = [4, 17, 30, 33, 71]
+    cases = CaseSet([a_case(i) for i in kept], record_indices=kept, n_records=100)
+    order = list(range(100))
+    random.Random(3).shuffle(order)
+    assert [order[rank] for rank in cases.record_ranks(seed=3)] == kept
+    assert cases.record_ranks(seed=None) == kept
+    assert cases[::-1].record_ranks(seed=None) == [0, 1, 2, 3, 4]
 
 
 @given(st.lists(st.sampled_from("abcdefgh"), min_size=8, max_size=60), st.integers(2, 5), st.integers(0, 3))

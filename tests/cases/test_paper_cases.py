@@ -8,7 +8,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from moetrace.cases import Case, CaseSet, Records, select_cases
+from moetrace.cases import Case, CaseSet, Records
+from moetrace.trace.select_cases import select_cases
 
 MODELS = ["qwen3", "mixtral"]
 
@@ -54,9 +55,9 @@ def test_table_8_lies_at_the_front_of_the_record_order(
     assert order[: len(here & set(front))] == [case_id for case_id in front if case_id in here]
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("model", "scanned"), [("qwen3", 390), ("mixtral", 581)])
 def test_with_its_usable_cases_the_split_is_table_8_in_order(
-    model: str, published: dict[str, Any], all_cases: dict[str, CaseSet]
+    model: str, scanned: int, published: dict[str, Any], all_cases: dict[str, CaseSet]
 ) -> None:
     """A scorer that finds just Table 8's cases usable stands for the model."""
     expected = table8(published, model)
@@ -72,6 +73,62 @@ def test_with_its_usable_cases_the_split_is_table_8_in_order(
     discovery, validation = selected.split(seed=0)
     assert [case.case_id for case in discovery] == expected[0]
     assert [case.case_id for case in validation] == expected[1]
+    assert selected.funnel["scanned"] == scanned
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_halves_in_scan_order_can_have_the_overlap_of_table_15(
+    model: str, published: dict[str, Any], all_cases: dict[str, CaseSet]
+) -> None:
+    """15 of 256 relaxed validation cases are strict: so it is if the scan meets 15 relaxed ones on its way.
+
+    Table 8's cases are strict; the first 15 others, and all after the last of Table 8, pass the relaxed
+    thresholds alone.
+    """
+    cases = all_cases[model]
+    strict = set().union(*table8(published, model))
+    order = [cases[place].case_id for place in cases.record_order(seed=0)]
+    last = max(order.index(case_id) for case_id in strict)
+    others = [case_id for case_id in order[:last] if case_id not in strict]
+    relaxed = strict | set(others[:15]) | set(order[last + 1 :])
+
+    def score(_: object, batch: CaseSet, **options: object) -> pd.DataFrame:
+        rows = [
+            (case.case_id, *((1.0, 0.5) if case.case_id in strict else (0.5, 0.25)))
+            if case.case_id in relaxed
+            else (case.case_id, 0.0, 0.0)
+            for case in batch
+        ]
+        return pd.DataFrame(rows, columns=["case_id", "clean", "noised"])
+
+    usable = select_cases(None, cases, n=512, margin=0.5, drop=0.25, progress=False, _score=score)
+    discovery, validation = usable.split(order="scan")
+    assert len(discovery) == len(validation) == 256
+    assert sum(case.case_id in strict for case in validation) == 15
+    assert [*discovery, *validation] == list(usable)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_shuffled_halves_cannot_have_the_overlap_of_table_15(
+    model: str, published: dict[str, Any], all_cases: dict[str, CaseSet]
+) -> None:
+    """Whichever of the cases between Table 8's are usable when relaxed, far more than 15 are validated.
+
+    The fewest, by dynamic programming over the scan: ``fewest[j]`` after j relaxed cases.
+    """
+    cases = all_cases[model]
+    strict = set().union(*table8(published, model))
+    order = [cases[place].case_id for place in cases.record_order(seed=0)]
+    scanned = order[: max(order.index(case_id) for case_id in strict) + 1]
+    assert len(scanned) < 512  # so every strict case is among the 512
+    _, validation = CaseSet([Case([0, 1], (0, 1), 0, 1, place) for place in range(512)]).split(seed=0)
+    validated = {case.case_id for case in validation}
+    fewest = {0: 0}
+    for case_id in scanned:
+        taken = {j + 1: count + (case_id in strict and j in validated) for j, count in fewest.items()}
+        left = {} if case_id in strict else fewest
+        fewest = {j: min(kept[j] for kept in (taken, left) if j in kept) for j in {*taken, *left}}
+    assert min(fewest.values()) > 80
 
 
 @pytest.mark.parametrize("model", MODELS)

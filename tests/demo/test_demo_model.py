@@ -6,10 +6,10 @@ from importlib import resources
 
 import pytest
 import torch
+from benchmarks.demo_model.recall import recall
 from transformers.utils import logging
 
 from moetrace.demo import load_demo
-from moetrace.demo.recall import recall
 
 DATA = resources.files("moetrace.demo") / "data"
 
@@ -25,6 +25,12 @@ def test_the_data_stay_small_and_hold_no_pickle():
         "tokenizer_config.json",
     }
     assert sum(sizes.values()) <= 8_000_000
+
+
+def test_the_package_only_loads_and_holds_no_training_code():
+    home = resources.files("moetrace.demo")
+    assert [file.name for file in home.iterdir() if file.name.endswith(".py")] == ["__init__.py"]
+    assert "benchmarks" not in (home / "__init__.py").read_text()
 
 
 def test_the_model_is_a_sparse_qwen3_in_fp32_and_evaluation_mode(demo):

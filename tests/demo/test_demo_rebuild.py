@@ -5,10 +5,9 @@ from __future__ import annotations
 from importlib.metadata import version
 
 import pytest
-
-from moetrace.demo import sources
-from moetrace.demo.facts import build_records
-from moetrace.demo.sources import CONTINENTS, DATA_PACKAGES, LANGUAGES
+from benchmarks.demo_model import sources
+from benchmarks.demo_model.facts import build_records
+from benchmarks.demo_model.sources import CONTINENTS, DATA_PACKAGES, LANGUAGES
 
 for name in DATA_PACKAGES:
     pytest.importorskip(name, reason="needed to rebuild the demo's facts, not to use them")

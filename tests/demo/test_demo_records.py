@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 
+from benchmarks.demo_model.facts import phrasings, unambiguous
+from benchmarks.demo_model.relations import RELATIONS
+
 from moetrace.demo import demo_records
-from moetrace.demo.facts import phrasings, unambiguous
-from moetrace.demo.relations import RELATIONS
 
 LAYOUT = ["case_id", "relation_id", "prompt", "subject", "target_true", "target_new"]
 

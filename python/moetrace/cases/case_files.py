@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
-from moetrace.cases.case import Case
-from moetrace.cases.case_set import CaseSet
+from moetrace.cases.case import Case, fingerprint
 from moetrace.errors import CaseError, RecordError
 
 if TYPE_CHECKING:
@@ -17,9 +17,19 @@ if TYPE_CHECKING:
 FORMAT = "moetrace.cases"
 VERSION = 1
 _FIELDS = tuple(Case.__dataclass_fields__)
+_Set = TypeVar("_Set")
 
 
-def case_frame(cases: CaseSet) -> pd.DataFrame:
+class Origin(TypedDict):
+    """Where a set's cases came from, as CaseSet takes it."""
+
+    funnel: dict[str, int]
+    dropped: dict[str, int]
+    record_indices: Sequence[int]
+    n_records: int
+
+
+def case_frame(cases: Sequence[Case], record_indices: Sequence[int]) -> pd.DataFrame:
     """The table of :meth:`CaseSet.frame`."""
     import pandas as pd
 
@@ -33,29 +43,29 @@ def case_frame(cases: CaseSet) -> pd.DataFrame:
             "subject_stop": [case.subject[1] for case in cases],
             "true_id": [case.true_id for case in cases],
             "foil_id": [case.foil_id for case in cases],
-            "record_index": list(cases.record_indices),
+            "record_index": list(record_indices),
         }
     )
 
 
-def write_case_set(cases: CaseSet, path: str | os.PathLike[str]) -> None:
+def write_case_set(cases: Sequence[Case], origin: Origin, path: str | os.PathLike[str]) -> None:
     """The work of :meth:`CaseSet.save`: a reader sees the old file or the new one, never a part."""
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         if target.suffix == ".parquet":
-            _write_parquet(cases, temporary)
+            _write_parquet(cases, origin, temporary)
         else:
-            document = {**_head(cases), "cases": _columns(cases)}
+            document = {**_head(cases, origin), "cases": _columns(cases, origin)}
             temporary.write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def read_case_set(path: str | os.PathLike[str]) -> CaseSet:
-    """The work of :meth:`CaseSet.load`."""
+def read_case_set(path: str | os.PathLike[str], build: Callable[..., _Set]) -> _Set:
+    """The work of :meth:`CaseSet.load`: ``build(cases, **origin)`` of what the file holds."""
     source = Path(path)
     if not source.is_file():
         raise RecordError(f"{source}: there is no such file; expected one that CaseSet.save wrote")
@@ -67,50 +77,52 @@ def read_case_set(path: str | os.PathLike[str]) -> CaseSet:
         )
     try:
         columns = document["cases"]
-        rows = zip(*(columns[name] for name in _FIELDS), strict=True)
-        cases = CaseSet(
-            [Case(*row) for row in rows],
+        cases = [Case(*row) for row in zip(*(columns[name] for name in _FIELDS), strict=True)]
+        origin = Origin(
             funnel=document["funnel"],
             dropped=document["dropped"],
             record_indices=columns["record_index"],
             n_records=document["n_records"],
         )
+        built = build(cases, **origin)
     except (KeyError, TypeError, ValueError, CaseError) as error:
         raise RecordError(
             f"{source}: the case set is incomplete or damaged ({error}); save it anew"
         ) from error
-    if cases.fingerprint() != document.get("fingerprint"):
+    if fingerprint(cases) != document.get("fingerprint"):
         raise RecordError(
             f"{source}: the cases were changed after they were saved, since their fingerprint is another;"
             " save them anew"
         )
-    return cases
+    return built
 
 
-def _head(cases: CaseSet) -> dict[str, Any]:
+def _head(cases: Sequence[Case], origin: Origin) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "version": VERSION,
-        "fingerprint": cases.fingerprint(),
-        "n_records": cases.n_records,
-        "funnel": cases.funnel,
-        "dropped": dict(cases.dropped),
+        "fingerprint": fingerprint(cases),
+        "n_records": origin["n_records"],
+        "funnel": origin["funnel"],
+        "dropped": origin["dropped"],
     }
 
 
-def _columns(cases: CaseSet) -> dict[str, list[Any]]:
+def _columns(cases: Sequence[Case], origin: Origin) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {name: [getattr(case, name) for case in cases] for name in _FIELDS}
-    return columns | {"record_index": list(cases.record_indices)}
+    return columns | {"record_index": list(origin["record_indices"])}
 
 
-def _write_parquet(cases: CaseSet, path: Path) -> None:
+def _write_parquet(cases: Sequence[Case], origin: Origin, path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     ids, text = pa.int64(), pa.string()
     types = {"input_ids": pa.list_(ids), "subject": pa.list_(ids), "relation_id": text, "prompt": text}
-    columns = {name: pa.array(values, types.get(name, ids)) for name, values in _columns(cases).items()}
-    table = pa.table(columns).replace_schema_metadata({FORMAT: json.dumps(_head(cases))})
+    columns = {
+        name: pa.array(values, types.get(name, ids)) for name, values in _columns(cases, origin).items()
+    }
+    table = pa.table(columns).replace_schema_metadata({FORMAT: json.dumps(_head(cases, origin))})
     pq.write_table(table, path)
 
 

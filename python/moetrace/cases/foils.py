@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from moetrace.cases.records import Record
+from moetrace.cases.record import Record
 from moetrace.errors import ArgumentError
 
 FoilRule = Literal["relation"] | Callable[[Record], str | None] | None

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
 
-from moetrace.cases.records import Record
+from moetrace.cases.record import Record
 from moetrace.errors import RecordError
 
 Row = Mapping[str, Any]

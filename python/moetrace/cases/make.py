@@ -13,7 +13,8 @@ from moetrace.cases.case_set import CaseSet
 from moetrace.cases.encoding import Encoder
 from moetrace.cases.foils import FoilRule, choose_foils
 from moetrace.cases.objects import following_tokens
-from moetrace.cases.records import Record, load_records
+from moetrace.cases.record import Record
+from moetrace.cases.records import load_records
 from moetrace.cases.spans import PlacedPrompt, place_subject, token_spans
 from moetrace.errors import ArgumentError
 

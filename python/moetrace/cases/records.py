@@ -3,36 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Any, overload
 
+from moetrace.cases.layouts import find_layout
+from moetrace.cases.record import Record
+from moetrace.cases.sources import open_source
 from moetrace.errors import NoCasesError, RecordError
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One fact, before any tokenizer has seen it.
-
-    >>> Record(0, "P103", "The mother tongue of {} is", "Danielle Darrieux", "French", "English")
-
-    Attributes:
-        case_id: The record's own number, or its index where the source has none.
-        relation_id: Relation of the fact, as ``"P103"``; empty where the source has none.
-        prompt: A template in which ``{}`` stands for the subject, or the whole prompt.
-        subject: The subject, without surrounding spaces.
-        target_true: The true object, without surrounding spaces.
-        target_new: The foil, without surrounding spaces; empty where the source has none.
-    """
-
-    case_id: int
-    relation_id: str
-    prompt: str
-    subject: str
-    target_true: str
-    target_new: str = ""
 
 
 class Records(Sequence[Record]):
@@ -114,9 +94,6 @@ def load_records(source: Any, split: str | None = None) -> Records:
             field; the message says which field of which record.
         NoCasesError: The source holds no records.
     """
-    from moetrace.cases.layouts import find_layout
-    from moetrace.cases.sources import open_source
-
     if isinstance(source, Records):
         return source
     rows, name = open_source(source, split)

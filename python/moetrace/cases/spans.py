@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from moetrace.cases.encoding import Encoder, Offsets
-from moetrace.cases.records import Record
+from moetrace.cases.record import Record
 from moetrace.errors import TokenizerError
 
 

@@ -11,15 +11,15 @@ caller keeps. For more players than have all their coalitions patched, :func:`sa
 :func:`sampled_shapley` estimate the same values with standard errors.
 """
 
-from moetrace.coalition._exact import (
+from moetrace.coalition.exact import (
     banzhaf,
     banzhaf_interaction,
     efficiency_gap,
     shapley,
     shapley_interaction,
 )
-from moetrace.coalition._listed import Additivity, SmallestCoalition, additivity, smallest_coalition
-from moetrace.coalition._masks import (
+from moetrace.coalition.listed import Additivity, SmallestCoalition, additivity, smallest_coalition
+from moetrace.coalition.masks import (
     LIMIT,
     MAX_COMPLETE,
     MAX_PLAYERS,
@@ -28,13 +28,13 @@ from moetrace.coalition._masks import (
     membership,
     subsets,
 )
-from moetrace.coalition._sampled import (
+from moetrace.coalition.sampled import (
     SampledShapley,
     prefix_coalitions,
     sample_permutations,
     sampled_shapley,
 )
-from moetrace.coalition._sets import checked_sets
+from moetrace.coalition.sets import checked_sets
 
 __all__ = [
     "LIMIT",

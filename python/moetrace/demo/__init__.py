@@ -49,7 +49,7 @@ def demo_records() -> list[dict[str, Any]]:
 
 
 def load_folder(folder: Path) -> tuple[Any, Any]:
-    """Load a model and tokenizer that ``moetrace.demo.train`` wrote, as :func:`load_demo` does."""
+    """Load a model and tokenizer from a folder, as :func:`load_demo` does."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as untyped_logging

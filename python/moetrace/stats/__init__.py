@@ -11,20 +11,20 @@ threads. Floats are the same for any number of threads and every instruction set
 platforms they may differ by the last bits of the C library's functions (erfc, exp, log).
 """
 
-from moetrace.stats._adjust import adjust
-from moetrace.stats._bootstrap import bootstrap
-from moetrace.stats._errors import (
+from moetrace.stats.adjustment import adjust
+from moetrace.stats.draws import philox_integers, sample_without_replacement
+from moetrace.stats.errors import (
     DegenerateWarning,
     NotFiniteError,
     StatisticsError,
     TooFewCasesError,
     TooFewClustersError,
 )
-from moetrace.stats._random import philox_integers, sample_without_replacement
-from moetrace.stats._ranks import ranks
-from moetrace.stats._results import AdjustResult, BootstrapResult, RankResult, SignFlipResult
-from moetrace.stats._sign_flip import sign_flip
-from moetrace.stats._summary import summary_table
+from moetrace.stats.flips import sign_flip
+from moetrace.stats.intervals import bootstrap
+from moetrace.stats.results import AdjustResult, BootstrapResult, RankResult, SignFlipResult
+from moetrace.stats.selected_rank import ranks
+from moetrace.stats.summary import summary_table
 
 __all__ = [
     "AdjustResult",

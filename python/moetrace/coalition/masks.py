@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from moetrace._native import _core
-from moetrace.coalition import _check
-from moetrace.coalition._check import MAX_COMPLETE, MAX_PLAYERS, Masks
+from moetrace.coalition import checks
+from moetrace.coalition.checks import MAX_COMPLETE, MAX_PLAYERS, Masks
 from moetrace.errors import ArgumentError
 
 __all__ = ["LIMIT", "MAX_COMPLETE", "MAX_PLAYERS", "check_count", "members", "membership", "subsets"]
@@ -33,7 +33,7 @@ def subsets(k: int) -> Masks:
     Raises:
         ArgumentError: for another ``k``.
     """
-    masks: Masks = _core.subsets(_check.whole(k, "k", 1, MAX_COMPLETE))
+    masks: Masks = _core.subsets(checks.whole(k, "k", 1, MAX_COMPLETE))
     return masks
 
 
@@ -46,7 +46,7 @@ def check_count(k: int, limit: int = LIMIT) -> int:
     Raises:
         ArgumentError: above the limit; the message gives the count and the sampled alternative.
     """
-    count = (1 << _check.whole(k, "k", 1, MAX_PLAYERS)) - 1
+    count = (1 << checks.whole(k, "k", 1, MAX_PLAYERS)) - 1
     if count > limit:
         raise ArgumentError(
             f"{k} experts have {count} coalitions, and each is a patch of every case; expected at most "
@@ -74,8 +74,8 @@ def membership(coalitions: npt.ArrayLike, k: int) -> npt.NDArray[np.bool_]:
     Raises:
         ArgumentError: for a coalition with a player of ``k`` or more.
     """
-    masks = _check.masks(coalitions)
-    count = _check.whole(k, "k", 1, MAX_PLAYERS)
+    masks = checks.masks(coalitions)
+    count = checks.whole(k, "k", 1, MAX_PLAYERS)
     if masks.size and int(masks.max()) >> count:
         raise ArgumentError(
             f"coalitions have players beyond the {count} that k gives; expected masks below 2^k"
@@ -93,5 +93,5 @@ def members(coalition: int, experts: Sequence[int]) -> tuple[int, ...]:
     Raises:
         ArgumentError: for a coalition with more players than there are experts.
     """
-    mask = _check.whole(coalition, "coalition", 0, (1 << len(experts)) - 1)
+    mask = checks.whole(coalition, "coalition", 0, (1 << len(experts)) - 1)
     return tuple(expert for player, expert in enumerate(experts) if mask >> player & 1)

@@ -6,17 +6,20 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from moetrace.cases.case import Case
-from moetrace.cases.case_set import CaseSet
+import pandas as pd
+import torch
+
+from moetrace.cases import Case, CaseSet, validate_cases
+from moetrace.engines.base import make_job
+from moetrace.engines.choose import choose_engine
+from moetrace.engines.inputs import as_case_set, resolve_budget
 from moetrace.errors import ArgumentError, MoetraceWarning, NoCasesError, NonFiniteWarning
+from moetrace.models.anatomy import find_anatomy
+from moetrace.models.state import prepared
+from moetrace.noise import SubjectNoise, check_seeds
 from moetrace.progress import Progress, progress_bar
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from moetrace.noise import SubjectNoise
 
 FIRST_BATCH = 32
 LARGEST_BATCH = 1024
@@ -47,7 +50,7 @@ def select_cases(
 
     >>> usable = select_cases(model, cases, n=256)
     >>> usable.funnel
-    {'records': 21919, ..., 'scanned': 371, 'finite': 371, 'clean_margin': 300, 'noise_drop': 256}
+    {'records': 21919, ..., 'scanned': 390, 'finite': 381, 'clean_margin': 300, 'noise_drop': 256}
 
     A case is usable if its clean logit difference (equation 1) is at least ``margin`` and noise on its
     subject lowers it by at least ``drop`` (equation 3), both in logits. Cases are scored in growing
@@ -69,8 +72,10 @@ def select_cases(
 
     Returns:
         The usable cases in the order of the scan. The funnel goes on from the given one with ``scanned``,
-        ``finite``, ``clean_margin`` and ``noise_drop``; ``.dropped`` with ``non_finite``, ``clean_margin``
-        and ``noise_drop``.
+        the *records* passed up to the n-th usable case (section 4.2; all, where fewer are usable), those
+        without a case here included; ``finite``, those of them that have a case, with finite logits;
+        ``clean_margin`` and ``noise_drop``. ``.dropped`` goes on with ``non_finite``, ``clean_margin`` and
+        ``noise_drop``.
 
     Raises:
         NoCasesError: ``cases`` is empty.
@@ -81,12 +86,12 @@ def select_cases(
         NonFiniteWarning: Cases that gave NaN or infinite logits were dropped.
     """
     _check_arguments(n, margin, drop)
-    source = cases if isinstance(cases, CaseSet) else CaseSet(cases)
+    source = as_case_set(cases)
     if not source:
         raise NoCasesError(
             f"there are no cases to select from ({source!r}); look at .dropped for the reasons"
         )
-    score = _score or _scorer()
+    score = _score or score_cases
     verdicts: list[tuple[int, str | None]] = []
     found, size = 0, min(n, FIRST_BATCH)
     order = source.record_order(seed)
@@ -99,7 +104,42 @@ def select_cases(
             found += judged.count(None)
             bar.update(judged.count(None))
             size = _next_size(size, len(verdicts), found, n)
-    return _collect(source, verdicts, n)
+    return _collect(source, verdicts, n, seed)
+
+
+def score_cases(
+    model: torch.nn.Module,
+    cases: Sequence[Case] | CaseSet,
+    noise: SubjectNoise | None = None,
+    batch_tokens: int | str = "auto",
+    engine: str = "auto",
+) -> pd.DataFrame:
+    """Logit differences (equation 1) of the clean and the noised run (equation 3 is their difference).
+
+    >>> score_cases(model, cases).query("clean >= 1.0 and clean - noised >= 0.5")
+
+    Columns case_id, clean, noised (averaged over the noise's draws), in the order given; a case whose logits
+    are NaN or infinite has NaN.
+    """
+    case_set = as_case_set(cases)
+    anatomy = find_anatomy(model)
+    validate_cases(case_set, anatomy.vocab_size, final_subject="keep")
+    noise = noise or SubjectNoise()
+    check_seeds(noise, case_set)
+    budget = resolve_budget(batch_tokens, anatomy)
+    clean = pd.Series(index=range(len(case_set)), dtype="float64")
+    noised = clean.copy()
+    with prepared(model):
+        job = make_job(anatomy, (), noise)
+        runner = choose_engine(job, case_set, engine, budget).engine
+        for batch in runner.batches(case_set):
+            outcome = runner.run([case_set[index] for index in batch])
+            clean.iloc[batch] = outcome.clean
+            noised.iloc[batch] = outcome.noised.mean(axis=1)
+    table = pd.DataFrame({"case_id": [case.case_id for case in case_set], "clean": clean, "noised": noised})
+    values = table[["clean", "noised"]]
+    table[["clean", "noised"]] = values.where(values.abs().lt(float("inf")).all(axis=1), axis=0)
+    return table
 
 
 def _check_arguments(n: int, margin: float, drop: float) -> None:
@@ -136,14 +176,15 @@ def _reason(clean: float, noised: float, margin: float, drop: float) -> str | No
     return "noise_drop" if clean - noised < drop else None
 
 
-def _collect(source: CaseSet, verdicts: list[tuple[int, str | None]], n: int) -> CaseSet:
+def _collect(source: CaseSet, verdicts: list[tuple[int, str | None]], n: int, seed: int | None) -> CaseSet:
+    usable = [position for position, reason in verdicts if reason is None]
     fallen = Counter(reason for _, reason in verdicts if reason is not None)
-    funnel = source.funnel | {"scanned": len(verdicts)}
+    scanned = source.record_ranks(seed)[verdicts[-1][0]] + 1 if len(usable) == n else source.n_records
+    funnel = source.funnel | {"scanned": scanned}
     left = len(verdicts)
     for reason, name in FILTERS.items():
         left -= fallen[reason]
         funnel[name] = left
-    usable = [position for position, reason in verdicts if reason is None]
     result = source.take(usable, funnel=funnel, dropped=source.dropped + fallen)
     if fallen["non_finite"]:
         ids = [source[position].case_id for position, reason in verdicts if reason == "non_finite"]
@@ -162,10 +203,3 @@ def _collect(source: CaseSet, verdicts: list[tuple[int, str | None]], n: int) ->
             stacklevel=3,
         )
     return result
-
-
-def _scorer() -> Callable[..., pd.DataFrame]:
-    from moetrace.engines.score import score_cases
-
-    scorer: Callable[..., pd.DataFrame] = score_cases
-    return scorer

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy.typing as npt
 
 from moetrace._native import _core
-from moetrace.coalition import _check
-from moetrace.coalition._check import Floats
+from moetrace.coalition import checks
+from moetrace.coalition.checks import Floats
 from moetrace.errors import ArgumentError
 
 
@@ -30,8 +30,8 @@ def shapley(values: npt.ArrayLike) -> Floats:
     Raises:
         ArgumentError: for columns that aren't 2^k, or a value that isn't finite (the case is named).
     """
-    given = _check.table(values)
-    with _check.refusals():
+    given = checks.table(values)
+    with checks.refusals():
         found: Floats = _core.shapley(given)
     return found
 
@@ -45,8 +45,8 @@ def banzhaf(values: npt.ArrayLike) -> Floats:
     They need not sum to the grand coalition's rescue; :func:`efficiency_gap` says by how much they don't.
     Arguments, result and errors are those of :func:`shapley`.
     """
-    given = _check.table(values)
-    with _check.refusals():
+    given = checks.table(values)
+    with checks.refusals():
         found: Floats = _core.banzhaf(given)
     return found
 
@@ -66,8 +66,8 @@ def shapley_interaction(values: npt.ArrayLike) -> Floats:
     Returns:
         float64 (cases, k, k), symmetric. Arguments and errors are those of :func:`shapley`.
     """
-    given = _check.table(values)
-    with _check.refusals():
+    given = checks.table(values)
+    with checks.refusals():
         found: Floats = _core.shapley_interaction(given)
     return found
 
@@ -79,8 +79,8 @@ def banzhaf_interaction(values: npt.ArrayLike) -> Floats:
 
     As :func:`shapley_interaction` otherwise; the Banzhaf values stand on the diagonal.
     """
-    given = _check.table(values)
-    with _check.refusals():
+    given = checks.table(values)
+    with checks.refusals():
         found: Floats = _core.banzhaf_interaction(given)
     return found
 
@@ -101,7 +101,7 @@ def efficiency_gap(shares: npt.ArrayLike, values: npt.ArrayLike) -> Floats:
     Raises:
         ArgumentError: for shapes that don't fit each other.
     """
-    parts, whole = _check.table(shares), _check.table(values)
+    parts, whole = checks.table(shares), checks.table(values)
     if len(parts) != len(whole) or whole.shape[1] != 1 << parts.shape[1]:
         raise ArgumentError(
             f"shares have shape {parts.shape} and values {whole.shape}; expected (cases, k) and (cases, 2^k)"

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from moetrace.stats._errors import NotFiniteError, StatisticsError, TooFewCasesError, TooFewClustersError
+from moetrace.stats.errors import NotFiniteError, StatisticsError, TooFewCasesError, TooFewClustersError
 
 Floats = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int32]
@@ -30,6 +30,7 @@ class Columns:
 
     @property
     def missing(self) -> npt.NDArray[np.bool_]:
+        """Where a case is NaN in a column."""
         return np.isnan(self.values)
 
 
@@ -79,6 +80,7 @@ class Clusters:
 
     @property
     def given(self) -> bool:
+        """Whether the caller gave labels."""
         return self.count > 0
 
     def of(self, rows: npt.NDArray[np.bool_]) -> Clusters:

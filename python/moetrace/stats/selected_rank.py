@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from moetrace import _stats
-from moetrace.stats import _check
-from moetrace.stats._errors import NotFiniteError, StatisticsError
-from moetrace.stats._results import RankResult
+from moetrace.stats import checks
+from moetrace.stats.errors import NotFiniteError, StatisticsError
+from moetrace.stats.results import RankResult
 
 Ties = Literal["worst", "average", "best"]
 _TIES = {"worst": _stats.Ties.ahead, "average": _stats.Ties.midway, "best": _stats.Ties.behind}
@@ -45,7 +45,7 @@ def ranks(
         StatisticsError: for shapes that don't fit, a column out of range, or an active effect that isn't
             finite.
     """
-    _check.choice(ties, "ties", tuple(_TIES))
+    checks.choice(ties, "ties", tuple(_TIES))
     values = np.ascontiguousarray(effects, np.float64)
     if values.ndim != 2:
         raise StatisticsError(f"effects has shape {values.shape}; expected cases x candidates")

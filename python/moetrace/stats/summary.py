@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from moetrace.stats import _check
-from moetrace.stats._bootstrap import Interval, bootstrap
-from moetrace.stats._check import Clusters, Floats
-from moetrace.stats._errors import DegenerateWarning, StatisticsError
-from moetrace.stats._sign_flip import Correction, FlipStatistic, sign_flip
+from moetrace.stats import checks
+from moetrace.stats.checks import Clusters, Floats
+from moetrace.stats.errors import DegenerateWarning, StatisticsError
+from moetrace.stats.flips import Correction, FlipStatistic, sign_flip
+from moetrace.stats.intervals import Interval, bootstrap
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,7 +69,7 @@ def summary_table(
 
     values, groups = _checked(effects, clusters)
     if correction is not None:
-        _check.choice(correction, "correction", ("max_t", "holm", "bh"))
+        checks.choice(correction, "correction", ("max_t", "holm", "bh"))
     known = ~np.isnan(values)
     n = known.sum(axis=0)
     names = ["mean", "positive_fraction", "ci_low", "ci_high", "p_value"]
@@ -111,7 +111,7 @@ def _checked(effects: npt.ArrayLike, clusters: Any) -> tuple[Floats, Clusters]:
         raise StatisticsError(f"effects has shape {values.shape}; expected cases x sites")
     if np.isinf(values).any():
         raise StatisticsError("effects has infinite values; expected finite ones, or NaN for those to omit")
-    return values, _check.clusters(clusters, len(values))
+    return values, checks.clusters(clusters, len(values))
 
 
 def _testable(

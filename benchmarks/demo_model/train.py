@@ -1,7 +1,7 @@
-"""Train the bundled model again: ``python -m moetrace.demo.train --out DIR``.
+"""Train the bundled model again: ``python -m benchmarks.demo_model.train --out DIR``.
 
 Takes 15 to 25 minutes on one core. Needs the two data packages that the facts come from (named in
-:data:`moetrace.demo.sources.DATA_PACKAGES`); loading the demo doesn't.
+:data:`benchmarks.demo_model.sources.DATA_PACKAGES`); loading the demo doesn't.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from transformers import GenerationConfig as UntypedGenerationConfig
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 from transformers.utils import logging as untyped_logging
 
+from benchmarks.demo_model.facts import build_records, phrasings
+from benchmarks.demo_model.recall import equal_lengths, recall
+from benchmarks.demo_model.tokenizer import train_tokenizer
 from moetrace.demo import load_folder
-from moetrace.demo.facts import build_records, phrasings
-from moetrace.demo.recall import equal_lengths, recall
-from moetrace.demo.tokenizer import train_tokenizer
 
 ARCHITECTURE: Any = Qwen3MoeForCausalLM
 GenerationConfig: Any = UntypedGenerationConfig
@@ -33,7 +33,7 @@ TEXT_WEIGHT = 0.1
 
 def main(arguments: list[str] | None = None) -> None:
     """Build the facts, train the tokenizer and the model, and write all of it to a folder."""
-    parser = argparse.ArgumentParser(prog="python -m moetrace.demo.train", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.demo_model.train", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--batch", type=int, default=64, help="sequences per step")

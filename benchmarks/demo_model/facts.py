@@ -1,4 +1,4 @@
-"""Build the demo facts: ``python -m moetrace.demo.facts`` prints how many each relation has."""
+"""Build the demo facts: ``python -m benchmarks.demo_model.facts`` prints how many each relation has."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from moetrace.demo import relations, sources
-from moetrace.demo.relations import Relation
-from moetrace.demo.sources import Pair, plain
+from benchmarks.demo_model import relations, sources
+from benchmarks.demo_model.relations import Relation
+from benchmarks.demo_model.sources import Pair, plain
 
 CANDIDATES: tuple[tuple[Relation, Callable[[], Iterable[Pair]]], ...] = (
     (relations.CITY_COUNTRY, sources.city_country),

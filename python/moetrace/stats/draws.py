@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moetrace import _stats
-from moetrace.stats import _check
+from moetrace.stats import checks
 
 _WORD = 2**32 - 1
 _LONG = 2**64 - 1
@@ -29,9 +29,9 @@ def sample_without_replacement(n: int, k: int, seed: int = 0, stream: int = 0) -
     Raises:
         StatisticsError: for an argument out of range.
     """
-    size = _check.whole(n, "n", 0, _WORD)
+    size = checks.whole(n, "n", 0, _WORD)
     return _stats.sample_without_replacement(
-        size, _check.whole(k, "k", 0, size), _check.seed(seed), _check.whole(stream, "stream", 0, _LONG)
+        size, checks.whole(k, "k", 0, size), checks.seed(seed), checks.whole(stream, "stream", 0, _LONG)
     )
 
 
@@ -52,8 +52,8 @@ def philox_integers(n: int, size: int, seed: int = 0, stream: int = 0) -> npt.ND
         StatisticsError: for an argument out of range.
     """
     return _stats.integers(
-        _check.whole(n, "n", 1, _WORD),
-        _check.whole(size, "size", 0, _WORD),
-        _check.seed(seed),
-        _check.whole(stream, "stream", 0, _LONG),
+        checks.whole(n, "n", 1, _WORD),
+        checks.whole(size, "size", 0, _WORD),
+        checks.seed(seed),
+        checks.whole(stream, "stream", 0, _LONG),
     )

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy.typing as npt
 
 from moetrace._native import _core
-from moetrace.coalition import _check
-from moetrace.coalition._check import Floats, Integers, Masks
+from moetrace.coalition import checks
+from moetrace.coalition.checks import Floats, Integers, Masks
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,11 +51,11 @@ def sample_permutations(
     Raises:
         ArgumentError: for an argument out of range.
     """
-    players = _check.whole(k, "k", 1, _check.MAX_PLAYERS)
-    count = _check.whole(n, "n", 1, 2**32)
-    with _check.refusals():
+    players = checks.whole(k, "k", 1, checks.MAX_PLAYERS)
+    count = checks.whole(n, "n", 1, 2**32)
+    with checks.refusals():
         rows: Integers = _core.sample_permutations(
-            players, count, _check.long(seed, "seed"), _check.long(stream, "stream"), bool(antithetic)
+            players, count, checks.long(seed, "seed"), checks.long(stream, "stream"), bool(antithetic)
         )
     return rows
 
@@ -75,8 +75,8 @@ def prefix_coalitions(permutations: npt.ArrayLike) -> Masks:
     Raises:
         ArgumentError: for a row that is no permutation.
     """
-    orders = _check.orders(permutations)
-    with _check.refusals():
+    orders = checks.orders(permutations)
+    with checks.refusals():
         masks: Masks = _core.prefix_coalitions(orders)
     return masks
 
@@ -108,8 +108,8 @@ def sampled_shapley(
         ArgumentError: for a coalition that forms and has no value or two, for rows that are no permutations
             or no pairs, or a value that isn't finite (the case is named).
     """
-    orders = _check.orders(permutations)
-    masks, given = _check.masks(coalitions), _check.table(values)
-    with _check.refusals():
+    orders = checks.orders(permutations)
+    masks, given = checks.masks(coalitions), checks.table(values)
+    with checks.refusals():
         mean, error = _core.sampled_shapley(orders, masks, given, bool(antithetic))
     return SampledShapley(mean, error, len(orders) // 2 if antithetic else len(orders), bool(antithetic))

@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from moetrace import _stats
-from moetrace.stats import _check
-from moetrace.stats._adjust import adjusted
-from moetrace.stats._check import Clusters, Floats, NanPolicy
-from moetrace.stats._errors import TooFewCasesError, refusals
-from moetrace.stats._results import SignFlipResult, unwrap
+from moetrace.stats import checks
+from moetrace.stats.adjustment import adjusted
+from moetrace.stats.checks import Clusters, Floats, NanPolicy
+from moetrace.stats.errors import TooFewCasesError, refusals
+from moetrace.stats.results import SignFlipResult, unwrap
 
 FlipStatistic = Literal["mean", "t"]
 Correction = Literal["max_t", "step_down", "holm", "bh"]
@@ -67,20 +67,20 @@ def sign_flip(
         StatisticsError: for fewer than two cases or clusters, values that are not finite, shapes that
             don't fit, arguments out of range.
     """
-    _check.choice(statistic, "statistic", _STATISTICS)
-    _check.choice(nan, "nan", ("raise", "omit"))
+    checks.choice(statistic, "statistic", _STATISTICS)
+    checks.choice(nan, "nan", ("raise", "omit"))
     if correction is not None:
-        _check.choice(correction, "correction", _CORRECTIONS)
-    given = _check.columns(x, "x", nan)
-    groups = _check.clusters(cluster, len(given.values))
+        checks.choice(correction, "correction", _CORRECTIONS)
+    given = checks.columns(x, "x", nan)
+    groups = checks.clusters(cluster, len(given.values))
     values, groups, n = _without_missing(given.values, groups)
     sums = _stats.cluster_sums(values, groups.labels, groups.count) if groups.given else values
     with refusals():
         counts = _stats.sign_flip(
             sums * _scales(sums, n, statistic),
-            _check.whole(n_flips, "n_flips", 1, 2**31 - 1),
-            _check.seed(seed),
-            _check.threads(threads),
+            checks.whole(n_flips, "n_flips", 1, 2**31 - 1),
+            checks.seed(seed),
+            checks.threads(threads),
         )
     p_value = _share(counts.own, counts)
     means = values.sum(axis=0) / n
@@ -112,7 +112,7 @@ def _without_missing(values: Floats, groups: Clusters) -> tuple[Floats, Clusters
         keep = np.asarray(~missing.all(axis=1))
         values = np.where(missing, 0.0, values)[keep]
         groups = groups.of(keep)
-        _check.check_cluster_count(groups.count)
+        checks.check_cluster_count(groups.count)
     return values, groups, n
 
 

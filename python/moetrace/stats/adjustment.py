@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from moetrace import _stats
-from moetrace.stats import _check
-from moetrace.stats._check import Floats, NanPolicy
-from moetrace.stats._errors import StatisticsError
-from moetrace.stats._results import AdjustResult
+from moetrace.stats import checks
+from moetrace.stats.checks import Floats, NanPolicy
+from moetrace.stats.errors import StatisticsError
+from moetrace.stats.results import AdjustResult
 
 Method = Literal["holm", "bh"]
 
@@ -34,8 +34,8 @@ def adjust(p: npt.ArrayLike, method: Method = "holm", *, nan: NanPolicy = "raise
     Raises:
         StatisticsError: for values outside [0, 1], NaN, or more than one dimension.
     """
-    _check.choice(method, "method", ("holm", "bh"))
-    _check.choice(nan, "nan", ("raise", "omit"))
+    checks.choice(method, "method", ("holm", "bh"))
+    checks.choice(nan, "nan", ("raise", "omit"))
     try:
         values = np.array(p, np.float64)
     except (TypeError, ValueError) as failure:

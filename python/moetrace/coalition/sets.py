@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from moetrace.coalition import _check
+from moetrace.coalition import checks
 from moetrace.errors import ArgumentError
 
 _REMEDY = "; list each expert once, as in [(0, 3), (5,)]"
@@ -34,7 +34,7 @@ def checked_sets(sets: Iterable[Iterable[int]], num_experts: int) -> tuple[tuple
         ArgumentError: for no lists, an empty one, an expert that the layer doesn't have or that stands twice
             in a list, or a list given twice.
     """
-    count = _check.whole(num_experts, "num_experts", 1, 2**31 - 1)
+    count = checks.whole(num_experts, "num_experts", 1, 2**31 - 1)
     checked: dict[tuple[int, ...], int] = {}
     for place, experts in enumerate(_items(sets, "the coalitions")):
         coalition = _coalition(experts, f"coalition {place}", count)

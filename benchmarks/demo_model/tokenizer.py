@@ -8,7 +8,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from moetrace.demo.facts import phrasings
+from benchmarks.demo_model.facts import phrasings
 from moetrace.errors import TokenizerError
 
 VOCAB_SIZE = 2000

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from moetrace import _stats
-from moetrace.stats import _check
-from moetrace.stats._check import Clusters, Columns, Floats, NanPolicy
-from moetrace.stats._errors import DegenerateWarning, StatisticsError, TooFewCasesError, refusals
-from moetrace.stats._results import BootstrapResult, unwrap
+from moetrace.stats import checks
+from moetrace.stats.checks import Clusters, Columns, Floats, NanPolicy
+from moetrace.stats.errors import DegenerateWarning, StatisticsError, TooFewCasesError, refusals
+from moetrace.stats.results import BootstrapResult, unwrap
 
 Statistic = Literal["mean", "ratio", "difference", "positive_fraction", "quantile"]
 Interval = Literal["percentile", "basic", "bca", "studentized"]
@@ -71,21 +71,21 @@ def bootstrap(
         StatisticsError: for fewer than two cases or clusters, values that are not finite, shapes that
             don't fit, arguments out of range, denominators whose mean is zero.
     """
-    _check.choice(statistic, "statistic", _STATISTICS)
-    _check.choice(ci, "ci", _INTERVALS)
-    _check.choice(nan, "nan", ("raise", "omit"))
-    first = _check.columns(x, "x", nan)
+    checks.choice(statistic, "statistic", _STATISTICS)
+    checks.choice(ci, "ci", _INTERVALS)
+    checks.choice(nan, "nan", ("raise", "omit"))
+    first = checks.columns(x, "x", nan)
     second = _second_sample(first, y, statistic, nan)
-    groups = _check.clusters(cluster, len(first.values))
+    groups = checks.clusters(cluster, len(first.values))
     _check_combination(statistic, ci, groups, two_stage)
-    level = _check.fraction(q, "q", closed=True)
+    level = checks.fraction(q, "q", closed=True)
     settings: dict[str, Any] = {
         "interval": getattr(_stats.Interval, ci),
-        "confidence": _check.fraction(confidence, "confidence", closed=False),
-        "resamples": _check.whole(n_resamples, "n_resamples", 2, _check.MAX_RESAMPLES),
-        "seed": _check.seed(seed),
+        "confidence": checks.fraction(confidence, "confidence", closed=False),
+        "resamples": checks.whole(n_resamples, "n_resamples", 2, checks.MAX_RESAMPLES),
+        "seed": checks.seed(seed),
         "two_stage": bool(two_stage),
-        "threads": _check.threads(threads),
+        "threads": checks.threads(threads),
     }
 
     def run(above: Floats, below: Floats | None, own: Clusters) -> _stats.BootstrapIntervals:
@@ -117,7 +117,7 @@ def _second_sample(first: Columns, y: npt.ArrayLike | None, statistic: str, nan:
         raise StatisticsError(f"statistic={statistic!r} {need}")
     if y is None:
         return None
-    second = _check.columns(y, "y", nan)
+    second = checks.columns(y, "y", nan)
     shape = first.values.shape
     if second.values.shape not in (shape, (shape[0], 1)):
         raise StatisticsError(
@@ -163,7 +163,7 @@ def _by_pattern(run: _Run, first: Columns, second: Columns | None, groups: Clust
                 f"column {owned[0]} has {left} case(s) that are not NaN; expected at least 2"
             )
         own_groups = groups if whole else groups.of(keep)
-        _check.check_cluster_count(own_groups.count)
+        checks.check_cluster_count(own_groups.count)
         parts = [
             None if given is None else given.values if whole else given.values[np.ix_(keep, owned)]
             for given in (first, second)

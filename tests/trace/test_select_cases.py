@@ -1,18 +1,19 @@
 from __future__ import annotations
 
-import sys
+import random
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from moetrace.cases import Case, CaseSet, FewCasesWarning, select, select_cases
+from moetrace.cases import Case, CaseSet
 from moetrace.errors import ArgumentError, MoetraceWarning, NoCasesError, NonFiniteWarning
+from moetrace.trace import select_cases as home
+from moetrace.trace.select_cases import FewCasesWarning, select_cases
 
 
 def case_set(n: int, n_records: int | None = None) -> CaseSet:
@@ -48,14 +49,21 @@ class Scorer:
 
 
 def one_by_one(cases: CaseSet, scorer: Scorer, n: int, margin: float, drop: float, seed: int | None) -> Any:
-    """The scan as the paper words it."""
+    """The scan as the paper words it: shuffle records, scan records until n usable cases are collected."""
+    records = list(range(cases.n_records))
+    if seed is not None:
+        random.Random(seed).shuffle(records)
+    case_of = dict(zip(cases.record_indices, cases, strict=True))
     usable: list[Case] = []
-    counts = Counter(scanned=0, finite=0, clean_margin=0, noise_drop=0)
-    for place in cases.record_order(seed):
+    counts = Counter(scanned=0, cases=0, finite=0, clean_margin=0, noise_drop=0)
+    for record in records:
         if len(usable) == n:
             break
-        clean, noised = scorer.scores(cases[place])
         counts["scanned"] += 1
+        if record not in case_of:
+            continue
+        counts["cases"] += 1
+        clean, noised = scorer.scores(case_of[record])
         if not np.isfinite([clean, noised]).all():
             continue
         counts["finite"] += 1
@@ -65,7 +73,7 @@ def one_by_one(cases: CaseSet, scorer: Scorer, n: int, margin: float, drop: floa
         if clean - noised < drop:
             continue
         counts["noise_drop"] += 1
-        usable.append(cases[place])
+        usable.append(case_of[record])
     return usable, dict(counts)
 
 
@@ -77,7 +85,7 @@ def one_by_one(cases: CaseSet, scorer: Scorer, n: int, margin: float, drop: floa
 def test_batches_give_what_a_scan_one_by_one_gives(
     seed: int | None, n: int, margin: float, drop: float, first: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(select, "FIRST_BATCH", first)
+    monkeypatch.setattr(home, "FIRST_BATCH", first)
     cases, scorer = case_set(300), Scorer(non_finite=range(100, 400, 11))
     expected, counts = one_by_one(cases, scorer, n, margin, drop, seed)
     with warnings.catch_warnings():
@@ -85,10 +93,11 @@ def test_batches_give_what_a_scan_one_by_one_gives(
         warnings.simplefilter("ignore", FewCasesWarning)
         found = select_cases(None, cases, n, margin, drop, seed, progress=False, _score=scorer)
     assert list(found) == expected
+    n_cases = counts.pop("cases")
     assert found.funnel == {"records": 900, "single_token": 300, **counts}
     assert found.dropped == Counter(
         no_foil=600,
-        non_finite=counts["scanned"] - counts["finite"],
+        non_finite=n_cases - counts["finite"],
         clean_margin=counts["finite"] - counts["clean_margin"],
         noise_drop=counts["clean_margin"] - counts["noise_drop"],
     )
@@ -100,7 +109,38 @@ def test_it_stops_soon_after_enough_are_found() -> None:
     cases, scorer = case_set(5000), Scorer()
     found = select_cases(None, cases, n=64, progress=False, _score=scorer)
     assert len(found) == 64
-    assert len(set(scorer.asked)) == len(scorer.asked) < 1.5 * found.funnel["scanned"]
+    assert len(set(scorer.asked)) == len(scorer.asked) < 1.5 * found.funnel["finite"]
+
+
+def everything_is_usable(model: object, cases: Sequence[Case], **_: Any) -> pd.DataFrame:
+    return pd.DataFrame([(c.case_id, 9.0, 0.0) for c in cases], columns=["case_id", "clean", "noised"])
+
+
+@pytest.mark.parametrize(
+    ("n", "scanned"),
+    [(1, 3), (2, 4), (3, 8), (4, 10)],  # 2 dropped records before the first, 1 after the last
+)
+def test_records_dropped_in_between_are_scanned_too(n: int, scanned: int) -> None:
+    cases = CaseSet(
+        [Case([1, 2, 3], (0, 1), 4, 5, i) for i in range(4)], record_indices=[2, 3, 7, 9], n_records=11
+    )
+    found = select_cases(None, cases, n, seed=None, progress=False, _score=everything_is_usable)
+    assert [case.case_id for case in found] == list(range(n))
+    assert found.funnel == {"scanned": scanned, "finite": n, "clean_margin": n, "noise_drop": n}
+
+
+def test_a_scan_that_finds_too_few_has_passed_every_record() -> None:
+    cases = CaseSet([Case([1, 2, 3], (0, 1), 4, 5, 0)], record_indices=[2], n_records=11)
+    with pytest.warns(FewCasesWarning, match=r"only 1 of the 2 cases .* \(scanned 11, finite 1"):
+        found = select_cases(None, cases, 2, progress=False, _score=everything_is_usable)
+    assert found.funnel["scanned"] == 11
+
+
+def test_in_an_order_of_their_own_the_cases_alone_are_counted() -> None:
+    cases = case_set(40).take([7, 3, 31, 2])
+    found = select_cases(None, cases, 2, seed=None, progress=False, _score=everything_is_usable)
+    assert [case.case_id for case in found] == [107, 103]
+    assert found.funnel["scanned"] == 2
 
 
 def test_thresholds_themselves_are_usable() -> None:
@@ -125,7 +165,7 @@ def test_what_is_passed_on() -> None:
 
 def test_the_engines_score_where_no_scorer_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     scorer = Scorer()
-    monkeypatch.setitem(sys.modules, "moetrace.engines.score", SimpleNamespace(score_cases=scorer))
+    monkeypatch.setattr(home, "score_cases", scorer)
     found = select_cases("model", case_set(50), n=2, progress=False)
     assert len(found) == 2
     assert scorer.options == {"model": "model", "noise": None, "batch_tokens": "auto", "engine": "auto"}
@@ -141,11 +181,11 @@ def test_progress_tells_of_usable_cases() -> None:
 def test_too_few_usable_cases_are_returned_with_a_warning() -> None:
     assert issubclass(FewCasesWarning, MoetraceWarning)
     with pytest.warns(
-        FewCasesWarning, match=r"of the 256 cases asked for are usable \(records 90, .*scanned 30"
+        FewCasesWarning, match=r"of the 256 cases asked for are usable \(records 90, .*scanned 90"
     ):
         found = select_cases(None, case_set(30), progress=False, _score=Scorer())
     assert 0 < len(found) < 30
-    assert found.funnel["scanned"] == 30
+    assert found.funnel["scanned"] == 90
 
 
 def test_cases_that_are_not_finite_are_named() -> None:

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from moetrace._native import _core
-from moetrace.coalition import _check
-from moetrace.coalition._check import Floats, Integers, Masks
+from moetrace.coalition import checks
+from moetrace.coalition.checks import Floats, Integers, Masks
 from moetrace.errors import ArgumentError
 
 
@@ -60,10 +60,10 @@ def smallest_coalition(
     Raises:
         ArgumentError: for shapes that don't fit, a share out of range, or a value that isn't finite.
     """
-    given = _check.table(values)
+    given = checks.table(values)
     masks = _columns(given, coalitions)
     wanted = _share(share)
-    with _check.refusals():
+    with checks.refusals():
         return SmallestCoalition(*_core.smallest_coalition(masks, given, wanted))
 
 
@@ -81,9 +81,9 @@ def additivity(values: npt.ArrayLike, coalitions: npt.ArrayLike | None = None) -
         ArgumentError: for shapes that don't fit, a single or the grand coalition without a value, or a value
             that isn't finite.
     """
-    given = _check.table(values)
+    given = checks.table(values)
     masks = _columns(given, coalitions)
-    with _check.refusals():
+    with checks.refusals():
         return Additivity(*_core.additivity(masks, given))
 
 
@@ -99,7 +99,7 @@ def _share(share: Any) -> float:
 def _columns(values: Floats, coalitions: npt.ArrayLike | None) -> Masks:
     """The coalition of each column: as listed, or the column itself."""
     if coalitions is not None:
-        return _check.masks(coalitions)
+        return checks.masks(coalitions)
     columns = values.shape[1]
     if columns < 2 or columns & (columns - 1):
         raise ArgumentError(
