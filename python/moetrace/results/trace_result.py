@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from moetrace.errors import ArgumentError
-from moetrace.results.files import write_json, write_parquet
+from moetrace.files import write_json, write_parquet
 
 INTERVALS = ("percentile", "bca", "basic")
 CORRECTIONS = (None, "max_t", "holm", "bh")

@@ -17,9 +17,9 @@ from moetrace.engines.patches import ExpertPatch, NullPatch, Patch
 from moetrace.errors import ArgumentError
 from moetrace.models.anatomy import Anatomy, expert_count, find_anatomy
 from moetrace.results.coalition_trace import CoalitionTrace
-from moetrace.results.provenance import provenance
 from moetrace.trace.experts import expert_layers_of
 from moetrace.trace.options import TraceOptions, shows_options
+from moetrace.trace.provenance import provenance
 from moetrace.trace.session import Session, case_table, trace
 
 if TYPE_CHECKING:

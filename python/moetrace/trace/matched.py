@@ -16,8 +16,8 @@ from moetrace.models.anatomy import expert_count, find_anatomy
 from moetrace.results.experts.errors import ExpertRangeError, NeverActiveError
 from moetrace.results.experts.expert import Expert, ExpertLike
 from moetrace.results.matched_trace import SITES, MatchedTrace
-from moetrace.results.provenance import provenance
 from moetrace.trace.options import TraceOptions, shows_options
+from moetrace.trace.provenance import provenance
 from moetrace.trace.session import Session, case_table, trace
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from moetrace.engines.patches import BlockPatch, ExpertPatch, NullPatch, Patch
 from moetrace.models.anatomy import find_anatomy
 from moetrace.noise import NoiseScales
 from moetrace.results.experts.expert import ExpertLike
-from moetrace.results.provenance import provenance
 from moetrace.results.scale_trace import ScaleTrace
 from moetrace.trace.matched import check_expert, clean_places
 from moetrace.trace.options import ScaleOptions
+from moetrace.trace.provenance import provenance
 from moetrace.trace.session import case_table, trace
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from moetrace.models.anatomy import Anatomy, find_anatomy
 from moetrace.models.state import prepared
 from moetrace.noise import Noise, SubjectNoise, check_seeds
 from moetrace.progress import Progress, progress_bar
-from moetrace.results.run_folder import RunFolder
+from moetrace.trace.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from moetrace.cases import Case

@@ -15,8 +15,8 @@ import pandas as pd
 from moetrace.engines.base import Job, Outcome
 from moetrace.engines.routing import LayerRouting
 from moetrace.errors import RunFolderError
-from moetrace.results.files import write_json, write_parquet
-from moetrace.results.provenance import model_facts
+from moetrace.files import write_json, write_parquet
+from moetrace.trace.provenance import model_facts
 
 if TYPE_CHECKING:
     from moetrace.cases import CaseSet
