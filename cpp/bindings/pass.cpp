@@ -80,7 +80,13 @@ void bind_job(py::module_& m) {
       .def_property_readonly("chosen", [](const Patch& patch) { return patch.experts.chosen; })
       .def_property_readonly("subset", [](const Patch& patch) { return patch.experts.subset; })
       .def_property_readonly("experts", [](const Patch& patch) { return patch.experts.experts; })
-      .def_property_readonly("equal_norm", [](const Patch& patch) { return patch.experts.equal_norm; });
+      .def_property_readonly("equal_norm", [](const Patch& patch) { return patch.experts.equal_norm; })
+      .def("__eq__", [](const Patch& a, const Patch& b) { return a == b; }, py::is_operator())
+      .def("__repr__", [](py::object self) {
+        return py::str("Patch(layer={}, kind={}, chosen={}, subset={}, experts={}, equal_norm={})")
+            .format(self.attr("layer"), self.attr("kind").attr("name"), self.attr("chosen").attr("name"),
+                    self.attr("subset"), self.attr("experts"), self.attr("equal_norm"));
+      });
 
   py::class_<Sweep>(m, "Sweep", "Every routed expert of a layer patched by itself.")
       .def(py::init([](std::int64_t layer, std::int64_t top_k, bool of_union) {
@@ -89,7 +95,11 @@ void bind_job(py::module_& m) {
            py::arg("layer"), py::arg("top_k"), py::arg("of_union") = false)
       .def_readonly("layer", &Sweep::layer)
       .def_readonly("top_k", &Sweep::top_k)
-      .def_readonly("of_union", &Sweep::of_union);
+      .def_readonly("of_union", &Sweep::of_union)
+      .def("__repr__", [](py::object self) {
+        return py::str("Sweep(layer={}, top_k={}, of_union={})")
+            .format(self.attr("layer"), self.attr("top_k"), self.attr("of_union"));
+      });
 
   py::class_<Job>(m, "Job", "What a trace does to every case: patches, and sweeps over the experts of layers.")
       .def(py::init([](std::int64_t layers, std::int64_t draws, std::vector<Patch> patches,

@@ -264,7 +264,7 @@ struct ExpertsExit : Experts {
     }
     py::list computed;
     if (patches_) {
-      py::list asked(given);
+      py::list asked(given.attr("copy")());
       if (known_layout()) append_weights(asked, module);
       computed = fire(Step::kPairs, std::move(asked));
     }

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import torch
 
-from moetrace.errors import MoetraceError
+from moetrace.errors import CoreImportError
 
+LEAST, BELOW = (2, 11), (3,)  # versions of torch that the core's stable ABI serves
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split("+")[0].split(".")[:2])
+
+
+if not LEAST <= _version(torch.__version__) < BELOW:
+    raise CoreImportError(
+        f"torch {torch.__version__} is installed; moetrace needs torch>=2.11,<3: pip install 'torch>=2.11,<3'"
+    )
 try:
     from moetrace import _core
 except ImportError as failure:
-    raise MoetraceError(
-        f"the compiled core of moetrace could not be imported ({failure}); it is built for one minor "
-        f"version of torch, and torch {torch.__version__} is installed: reinstall moetrace beside this torch"
+    raise CoreImportError(
+        f"the compiled core of moetrace can't be imported beside torch {torch.__version__}: {failure}; "
+        "install moetrace again (pip install --force-reinstall --no-deps moetrace)"
     ) from failure
-
-
-def _minor(version: str) -> tuple[str, ...]:
-    return tuple(version.split("+")[0].split(".")[:2])
-
-
-if _minor(_core.TORCH_VERSION) != _minor(torch.__version__):
-    raise MoetraceError(
-        f"the compiled core of moetrace was built with torch {_core.TORCH_VERSION}, but torch "
-        f"{torch.__version__} is installed: reinstall moetrace beside this torch"
-    )
 
 __all__ = ["_core"]

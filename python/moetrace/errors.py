@@ -88,6 +88,10 @@ class RunFolderError(MoetraceError, RuntimeError):
     """A run folder belongs to another call, or can't be read."""
 
 
+class CoreImportError(MoetraceError, ImportError):
+    """The compiled core doesn't go with what is installed."""
+
+
 class MoetraceWarning(UserWarning):
     """Base of all warnings."""
 

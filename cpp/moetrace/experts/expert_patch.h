@@ -26,6 +26,8 @@ struct ExpertPatch {
   std::uint64_t subset = 0;           ///< kSubset: bit j for slot j
   std::vector<std::int64_t> experts;  ///< kExperts, kAnchor, kMatched: by index
   bool equal_norm = false;            ///< kAnchor, kMatched: both scaled to the smaller norm (equation 10)
+
+  bool operator==(const ExpertPatch&) const = default;
 };
 
 /// The factor of each slot's patch vector (equation 6) in the sum that the patch adds; all zero where it names

@@ -19,6 +19,8 @@ struct Patch {
   std::int64_t layer = 0;
   Kind kind = Kind::kBlock;
   experts::ExpertPatch experts;
+
+  bool operator==(const Patch&) const = default;
 };
 
 /// Every routed expert of a layer patched by itself: the clean-routed ones, or those of either run.

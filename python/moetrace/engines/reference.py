@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from moetrace.engines.base import Job, Outcome, embedding_device
-from moetrace.engines.forward import read_differences
-from moetrace.engines.literal import Ablated, BlockCall, ablate, patch_vector, routing_of
-from moetrace.engines.patches import BlockPatch, ExpertPatch, expert_layers
-from moetrace.engines.routing import LayerRouting
+from moetrace._native import _core
+from moetrace.engines.ablation import Ablated, BlockCall, ablate, delta, patch_vector, routing_of, union_of
+from moetrace.engines.job import Job, LayerRouting, Outcome, embedding_device
 from moetrace.errors import HookError
-from moetrace.models.state import first_tensor, hooked
+from moetrace.models.anatomy import expert_count
+from moetrace.models.forward import read_differences
+from moetrace.models.state import first_tensor
 
 if TYPE_CHECKING:
     from moetrace.cases import Case
@@ -63,23 +63,48 @@ class ReferenceEngine:
             noised_calls, difference = self._watched(case, draw)
             noised_experts = self._ablate(noised_calls, position)
             noised.append(difference)
-            values = []
+            runs: list[tuple[int, torch.Tensor]] = []  # layer, and what its block gives at the position
             for patch in job.patches:
-                source = clean_calls if isinstance(patch, BlockPatch) else noised_calls
-                value = _row(source[patch.layer], position)
-                if isinstance(patch, ExpertPatch):
-                    layer = patch.layer
+                layer = patch.layer
+                source = clean_calls if patch.kind is _core.PatchKind.BLOCK else noised_calls
+                value = _row(source[layer], position)
+                if patch.kind is _core.PatchKind.EXPERTS:
                     value = value + patch_vector(patch, clean_experts[layer], noised_experts[layer])
-                values.append(value)
-            patched.append(self._patched(case, draw, values, position))
-            routings.append({x: routing_of(clean_experts[x], noised_experts[x]) for x in clean_experts})
-        routing = {layer: LayerRouting.join_draws([r[layer] for r in routings]) for layer in clean_experts}
+                runs.append((layer, value))
+            swept = self._swept(clean_experts, noised_experts)
+            for layer, expert in swept:
+                own = delta(expert, clean_experts[layer], noised_experts[layer])
+                runs.append((layer, _row(noised_calls[layer], position) + own))
+            differences = self._patched(case, draw, runs, position)
+            patched.append(differences[: len(job.patches)])
+            of_sweeps = dict(zip(swept, differences[len(job.patches) :].tolist(), strict=True))
+            routings.append(self._routing(clean_experts, noised_experts, of_sweeps))
+        routing = {x: LayerRouting.join([r[x] for r in routings], axis=1) for x in clean_experts}
         return Outcome(np.array([clean]), np.array([noised]), np.stack(patched, axis=-1)[None], routing)
+
+    def _swept(self, clean: dict[int, Ablated], noised: dict[int, Ablated]) -> list[tuple[int, int]]:
+        """Layer and expert of every run of a sweep."""
+        found = []
+        for sweep in self.job.sweeps:
+            own = clean[sweep.layer]
+            experts = union_of(own, noised[sweep.layer]) if sweep.of_union else own.experts
+            found += [(sweep.layer, expert) for expert in experts]
+        return found
+
+    def _routing(
+        self, clean: dict[int, Ablated], noised: dict[int, Ablated], swept: dict[tuple[int, int], float]
+    ) -> dict[int, LayerRouting]:
+        found = {}
+        for layer in clean:
+            own = {expert: value for (where, expert), value in swept.items() if where == layer}
+            count = expert_count(self.job.anatomy, layer)
+            found[layer] = routing_of(clean[layer], noised[layer], count, own)
+        return found
 
     def _ablate(self, calls: dict[int, BlockCall], position: int) -> dict[int, Ablated]:
         """Literal contributions in every layer with expert patches."""
         anatomy = self.job.anatomy
-        return {x: ablate(anatomy, x, calls[x], position) for x in expert_layers(self.job.patches)}
+        return {x: ablate(anatomy, x, calls[x], position) for x in self.job.expert_layers}
 
     def _watched(self, case: Case, noise: torch.Tensor | None) -> tuple[dict[int, BlockCall], float]:
         """Run one sequence and keep each patched layer's block call."""
@@ -91,30 +116,28 @@ class ReferenceEngine:
 
             return hook
 
-        layers = sorted({patch.layer for patch in self.job.patches})
+        layers = self.job.block_layers
         hooks = [(self.job.anatomy.site(layer).block, keep(layer)) for layer in layers]
-        difference = self._forward(case, noise, 1, hooks, with_kwargs=True)
+        difference = self._forward(case, noise, 1, hooks)
         self._all_fired(layers, kept)
         return kept, float(difference[0])
 
     def _patched(
-        self, case: Case, noise: torch.Tensor, values: Sequence[torch.Tensor], position: int
+        self, case: Case, noise: torch.Tensor, runs: Sequence[tuple[int, torch.Tensor]], position: int
     ) -> np.ndarray:
-        """Logit differences of all patches of a case: sequence i of a batch carries patch i."""
+        """Logit differences of patched runs of a case: sequence i of a batch carries run i."""
         size = max(1, _ROWS // len(case.input_ids))
-        patches = self.job.patches
         found: list[np.ndarray] = []
-        for begin in range(0, len(patches), size):
-            part = range(begin, min(begin + size, len(patches)))
+        for begin in range(0, len(runs), size):
+            part = runs[begin : begin + size]
             fired: dict[int, bool] = {}
-            layers = sorted({patches[index].layer for index in part})
             hooks = []
-            for layer in layers:
-                rows = {i - begin: values[i] for i in part if patches[i].layer == layer}
+            for layer in sorted({layer for layer, _ in part}):
+                rows = {i: value for i, (where, value) in enumerate(part) if where == layer}
                 writer = self._writer(layer, rows, len(part), position, fired)
                 hooks.append((self.job.anatomy.site(layer).block, writer))
             found.append(self._forward(case, noise, len(part), hooks))
-            self._all_fired(layers, fired)
+            self._all_fired(sorted({layer for layer, _ in part}), fired)
         return np.concatenate(found) if found else np.zeros(0)
 
     @staticmethod
@@ -123,7 +146,7 @@ class ReferenceEngine:
     ) -> Callable[..., Any]:
         """Write one row in each of the sequences that ``values`` names."""
 
-        def hook(_module: Any, _args: Any, output: Any) -> Any:
+        def hook(_module: Any, _args: Any, _kwargs: Any, output: Any) -> Any:
             value = first_tensor(output)
             rows = value.reshape(sequences, -1, value.shape[-1]).clone()
             for sequence, vector in values.items():
@@ -139,14 +162,13 @@ class ReferenceEngine:
         noise: torch.Tensor | None,
         copies: int,
         hooks: Sequence[tuple[Any, Any]],
-        with_kwargs: bool = False,
     ) -> np.ndarray:
         """Logit differences at the final token of ``copies`` sequences of one case (equation 1)."""
         anatomy = self.job.anatomy
         ids = torch.tensor([case.input_ids] * copies, device=embedding_device(anatomy))
         start, stop = case.subject
 
-        def add_noise(_module: Any, _args: Any, output: torch.Tensor) -> torch.Tensor:
+        def add_noise(_module: Any, _args: Any, _kwargs: Any, output: torch.Tensor) -> torch.Tensor:
             noised = output.clone()
             assert noise is not None
             part = noised[:, start:stop].float() + noise.to(output.device)
@@ -155,13 +177,11 @@ class ReferenceEngine:
 
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
         objects = torch.tensor([(case.true_id, case.foil_id)] * copies)
-        handles: list[Any] = []
-        with hooked(handles):
+        with _core.HookScope() as scope:
             if noise is not None:
-                handles.append(anatomy.embedding.register_forward_hook(add_noise))
-            handles.extend(
-                module.register_forward_hook(hook, with_kwargs=with_kwargs) for module, hook in hooks
-            )
+                scope.behind(anatomy.embedding, add_noise)
+            for module, hook in hooks:
+                scope.behind(module, hook)
             last = [len(case.input_ids) - 1]
             found = read_differences(anatomy, self.job.readout, inputs, last, objects)
         return found[:, 0].cpu().numpy()

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from moetrace.models.layout import is_fused_layout
 from moetrace.errors import EncoderDecoderError, LayerRangeError, LayoutError, ModelError, TokenMixingError
 
 LAYER_LISTS = ("layers", "h", "blocks", "block", "decoder_layers")
@@ -30,7 +31,8 @@ class LayerSite:
     """The block of one decoder layer: what a layer patch overwrites.
 
     ``layer``: index among the decoder layers; ``path``: dotted name inside the model; ``sparse``: whether
-    it is a Mixture-of-Experts block; ``experts``: the experts module inside it, None if there is none.
+    it is a Mixture-of-Experts block; ``experts``: the experts module inside it, None if there is none;
+    ``router``: in the block or beside its experts, None where no usual name has one.
     """
 
     layer: int
@@ -38,6 +40,21 @@ class LayerSite:
     block: nn.Module
     sparse: bool
     experts: nn.Module | None
+    router: nn.Module | None = None
+
+    @property
+    def known_layout(self) -> bool:
+        """Whether the compiled routines read the experts' weights."""
+        return self.experts is not None and is_fused_layout(self.experts)
+
+    @property
+    def fusible(self) -> bool:
+        """Whether they may compute the module's output too: its user has no hooks on it, and it has no
+        forward of its own, as offloaded weights give it."""
+        module = self.experts
+        if module is None or module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+            return False
+        return self.known_layout
 
 
 @dataclass(frozen=True)
@@ -184,7 +201,7 @@ def _find_site(number: int, layer: nn.Module, names: dict[nn.Module, str]) -> La
     children = dict(layer.named_children())
     if EXPERTS in children:  # gemma4: experts and router sit in the layer itself, beside a dense MLP
         experts = children[EXPERTS]
-        return LayerSite(number, names[experts], experts, True, experts)
+        return LayerSite(number, names[experts], experts, True, experts, _find_router(experts, layer))
     for name in BLOCKS:
         block = children.get(name)
         if block is None:
@@ -193,7 +210,17 @@ def _find_site(number: int, layer: nn.Module, names: dict[nn.Module, str]) -> La
         inner = dict(block.named_children()).get("text_moe", block)
         if name == "mixer" and not _is_sparse(inner):
             continue  # nemotron_h calls its attention and state-space mixers so too
-        return LayerSite(number, names[block], block, _is_sparse(inner), _experts_of(inner))
+        router = _find_router(block, layer)
+        return LayerSite(number, names[block], block, _is_sparse(inner), _experts_of(inner), router)
+    return None
+
+
+def _find_router(block: nn.Module, layer: nn.Module) -> nn.Module | None:
+    for owner in (block, layer):
+        children = dict(owner.named_children())
+        for name in ROUTERS:
+            if name in children:
+                return children[name]
     return None
 
 

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
+from moetrace.errors import ArgumentError
 from moetrace.models.anatomy import Anatomy
 
+ReadoutKind = Literal["exact", "model"]
+READOUTS = ("exact", "model")
 Elementwise = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -44,11 +47,11 @@ def _plain_weight(head: nn.Module) -> torch.Tensor | None:
 class Readout:
     """Logits of chosen tokens from the rows that enter the head."""
 
-    def __init__(self, anatomy: Anatomy) -> None:
+    def __init__(self, anatomy: Anatomy, own_head: bool = False) -> None:
         self._head = anatomy.head
         self._candidates = _candidates(anatomy.config)
         self._chosen: Elementwise | None = None
-        self.kind = "unchecked"
+        self.kind = "own head" if own_head else "unchecked"
 
     @property
     def checked(self) -> bool:
@@ -92,6 +95,15 @@ class Readout:
         logits = torch.einsum("nmw,nw->nm", rows, hidden.to(weight.device, torch.float64))
         bias = getattr(self._head, "bias", None)
         return logits if bias is None else logits + bias[tokens].to(torch.float64)
+
+
+def make_readout(anatomy: Anatomy, kind: ReadoutKind = "exact") -> Readout:
+    """How logits are read: "exact" in float64 from the rows that enter the head, "model" as the model's own
+    head and dtype give them, rounded as the model rounds.
+    """
+    if kind not in READOUTS:
+        raise ArgumentError(f"readout is {kind!r}; expected one of {', '.join(map(repr, READOUTS))}")
+    return Readout(anatomy, own_head=kind == "model")
 
 
 class HeadTap:

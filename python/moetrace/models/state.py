@@ -22,6 +22,22 @@ def configs_of(model: nn.Module) -> list[Any]:
     return list(found.values())
 
 
+def fingerprint(module: nn.Module) -> tuple[Any, ...]:
+    """What a verdict about a module is true for: its weights, its hooks, its forwards.
+
+    Weights by place and version: an edit in place through ``.data`` doesn't show.
+    """
+    weights = tuple(
+        (0 if w.is_meta else w.data_ptr(), 0 if w.is_inference() else w._version)
+        for w in module.parameters()
+    )
+    hooks = tuple(
+        (*child._forward_hooks, *child._forward_pre_hooks, id(vars(child).get("forward")))
+        for child in module.modules()
+    )
+    return weights, hooks
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode without gradients, module by module as it was afterwards, also after an interrupt."""

@@ -12,10 +12,11 @@ import torch
 from typing_extensions import Unpack
 
 from moetrace import coalition
-from moetrace.engines.experts import top_k_of
-from moetrace.engines.patches import ExpertPatch, NullPatch, Patch
+from moetrace._native import _core
+from moetrace.engines.job import Patch
 from moetrace.errors import ArgumentError
 from moetrace.models.anatomy import Anatomy, expert_count, find_anatomy
+from moetrace.models.experts import top_k_of
 from moetrace.results.coalition_trace import CoalitionTrace
 from moetrace.trace.experts import expert_layers_of
 from moetrace.trace.options import TraceOptions, shows_options
@@ -25,7 +26,7 @@ from moetrace.trace.session import Session, case_table, trace
 if TYPE_CHECKING:
     from moetrace.cases import Case, CaseSet
 
-NAMED = ("clean", "union")
+NAMED = {"clean": _core.Chosen.CLEAN, "union": _core.Chosen.UNION}
 Sets = str | Sequence[str] | Sequence[Sequence[int]]
 
 
@@ -34,7 +35,7 @@ class _Wanted:
     """What to patch: a label and a patch for each coalition, and which game they are the values of."""
 
     labels: list[str]
-    patches: list[ExpertPatch]
+    patches: list[Patch]
     masks: list[int]  # of the places; 0 where the coalition isn't one of places
     players: int  # places that the game is over; 0 where there is no game
     orders: np.ndarray | None  # sampled permutations of the places
@@ -72,7 +73,7 @@ def trace_coalitions(
     anatomy = find_anatomy(model)
     (chosen,) = expert_layers_of(anatomy, int(layer))
     wanted = _wanted(anatomy, chosen, sets, n_permutations, sampled_players, limit, seed)
-    patches: list[Patch] = [*wanted.patches, NullPatch(chosen)]
+    patches: list[Patch] = [*wanted.patches, Patch.null(chosen)]
     details = {"sets": wanted.labels, "seed": seed}
     session = trace(model, cases, patches, anatomy=anatomy, what="coalitions", details=details, **options)
     result = _result(session, chosen, wanted)
@@ -104,17 +105,17 @@ def _wanted(
             raise ArgumentError(
                 f"sets is {sets!r}; expected 'clean', 'union', both, 'all', 'sampled', or lists of experts"
             )
-        patches = [ExpertPatch(layer, "clean" if name == "clean" else "union") for name in named]
+        patches = [Patch.of_experts(layer, NAMED[name]) for name in named]
         return _Wanted(named, patches, [0] * len(named), 0, None)
     lists = coalition.checked_sets(named, expert_count(anatomy, layer))
     labels = ["+".join(f"E{expert:03d}" for expert in experts) for experts in lists]
-    patches = [ExpertPatch(layer, "experts", experts=experts) for experts in lists]
+    patches = [Patch.of_experts(layer, _core.Chosen.EXPERTS, experts=list(experts)) for experts in lists]
     return _Wanted(labels, patches, [0] * len(lists), 0, None)
 
 
 def _subsets(layer: int, masks: list[int], players: int, orders: np.ndarray | None) -> _Wanted:
     labels = ["places " + "+".join(str(j) for j in range(players) if mask >> j & 1) for mask in masks]
-    patches = [ExpertPatch(layer, "subset", subset=mask) for mask in masks]
+    patches = [Patch.of_experts(layer, _core.Chosen.SUBSET, subset=mask) for mask in masks]
     return _Wanted(labels, patches, masks, players, orders)
 
 
@@ -123,7 +124,7 @@ def _result(session: Session, layer: int, wanted: _Wanted) -> CoalitionTrace:
     rescue = (outcome.patched - outcome.noised[:, None, :])[:, :-1].mean(axis=2)
     cases = case_table(session)
     # Of the first draw: the clean places are the same in every draw.
-    cases["experts"] = [line.tolist() for line in routing.expert[:, 0]]
+    cases["experts"] = [line.tolist() for line in routing.routed[:, 0]]
     cases["valid"] = [line.tolist() for line in routing.valid[:, 0]]
     sites = pd.DataFrame({"layer": layer, "coalition": wanted.labels})
     facts = provenance(session, (layer,)) | {

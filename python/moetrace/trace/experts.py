@@ -10,10 +10,10 @@ import pandas as pd
 import torch
 from typing_extensions import Unpack
 
-from moetrace.engines.experts import top_k_of
-from moetrace.engines.patches import ExpertPatch, NullPatch, Patch
+from moetrace.engines.job import Patch, Sweep
 from moetrace.errors import ArgumentError, LayoutError
 from moetrace.models.anatomy import Anatomy, expert_count, find_anatomy
+from moetrace.models.experts import top_k_of
 from moetrace.results.expert_trace import ExpertTrace
 from moetrace.results.experts.arrays import ExpertArrays
 from moetrace.trace.options import TraceOptions, shows_options
@@ -55,14 +55,13 @@ def trace_experts(
     if layer is not None and layers is not None:
         raise ArgumentError("both layer and layers are given; expected one of them")
     chosen = expert_layers_of(anatomy, layers if layer is None else layer)
-    places = top_k_of(anatomy.config) * (2 if union else 1)
-    patches: list[Patch] = []
-    for index in chosen:
-        patches += [ExpertPatch(index, "place", place=place) for place in range(places)]
-    patches.append(NullPatch(min(chosen)))
+    sweeps = [Sweep(index, top_k_of(anatomy.config), union) for index in chosen]
+    patches = [Patch.null(min(chosen))]
     details = {"union": union}
-    session = trace(model, cases, patches, anatomy=anatomy, what="experts", details=details, **options)
-    result = _result(session, chosen, places)
+    session = trace(
+        model, cases, patches, sweeps=sweeps, anatomy=anatomy, what="experts", details=details, **options
+    )
+    result = _result(session, chosen, union)
     if options.get("out") is not None:
         result.save(options["out"])  # type: ignore[arg-type]
     return result
@@ -81,13 +80,12 @@ def expert_layers_of(anatomy: Anatomy, layer: int | Sequence[int] | None) -> tup
     return tuple(sorted(wanted))
 
 
-def _result(session: Session, layers: tuple[int, ...], places: int) -> ExpertTrace:
-    anatomy = session.job.anatomy
+def _result(session: Session, layers: tuple[int, ...], union: bool) -> ExpertTrace:
     sites, columns = [], []
-    for rank, layer in enumerate(layers):
-        count = expert_count(anatomy, layer)
+    for layer in layers:
+        count = session.outcome.routing[layer].clean_active.shape[-1]
         sites.append(pd.DataFrame({"layer": layer, "expert": np.arange(count)}))
-        columns.append(_layer_arrays(session, layer, count, slice(rank * places, (rank + 1) * places)))
+        columns.append(_layer_arrays(session, layer, union))
     names = [name for name in columns[0].names() if all(name in column.names() for column in columns)]
     arrays = ExpertArrays(**{n: np.concatenate([getattr(c, n) for c in columns], axis=1) for n in names})
     return ExpertTrace(
@@ -99,39 +97,22 @@ def _result(session: Session, layers: tuple[int, ...], places: int) -> ExpertTra
     )
 
 
-def _layer_arrays(session: Session, layer: int, count: int, patches: slice) -> ExpertArrays:
-    """From places in the router's order to experts; averaged over draws."""
+def _layer_arrays(session: Session, layer: int, union: bool) -> ExpertArrays:
+    """One layer of an outcome, averaged over draws; a draw in which nothing was patched counts with 0."""
     outcome, routing = session.outcome, session.outcome.routing[layer]
-    cases, draws, _ = routing.expert.shape
-    places = patches.stop - patches.start
-    rescue = outcome.patched[:, patches] - outcome.noised[:, None, :]  # (cases, places, draws)
-
-    def scatter(values: np.ndarray, where: np.ndarray, width: int) -> np.ndarray:
-        """Mean over draws of ``values`` (cases, draws, width) at their experts, 0 elsewhere."""
-        grid = np.zeros((cases, count))
-        case, draw, place = np.nonzero(where[..., :width])
-        np.add.at(grid, (case, routing.expert[case, draw, place]), values[case, draw, place] / draws)
-        return grid
-
-    clean = routing.valid.copy()
-    clean[..., routing.top_k :] = False
-    patched = routing.valid.copy()
-    patched[..., places:] = False
-    every = routing.expert.shape[-1]
-    found = scatter(rescue.transpose(0, 2, 1), patched, places)
-    was_patched = scatter(np.ones_like(routing.norm), patched, every) > 0
-    found[~was_patched] = 0.0
+    rescue = np.where(routing.patched_active, routing.patched - outcome.noised[:, :, None], 0.0).mean(axis=1)
+    patched = routing.patched_active
     return ExpertArrays(
-        clean_active=scatter(np.ones_like(routing.norm), clean, every) > 0,
-        noised_active=scatter(np.ones_like(routing.norm), routing.noised_active & routing.valid, every) > 0,
-        clean_weight=scatter(routing.clean_weight, routing.valid, every),
-        noised_weight=scatter(routing.noised_weight, routing.valid, every),
-        delta_norm=scatter(routing.norm, patched, every),
-        patched=outcome.noised.mean(axis=1)[:, None] + found,
-        rescue=found,
-        patched_active=was_patched if places > routing.top_k else None,
-        clean_logit=_logits(routing.clean_logit, count),
-        noised_logit=_logits(routing.noised_logit, count),
+        clean_active=routing.clean_active.any(axis=1),
+        noised_active=routing.noised_active.any(axis=1),
+        clean_weight=routing.clean_weight.mean(axis=1),
+        noised_weight=routing.noised_weight.mean(axis=1),
+        delta_norm=np.where(patched, routing.delta_norm, 0.0).mean(axis=1),
+        patched=outcome.noised.mean(axis=1)[:, None] + rescue,
+        rescue=rescue,
+        patched_active=patched.any(axis=1) if union else None,
+        clean_logit=_logits(routing.clean_logit, patched.shape[-1]),
+        noised_logit=_logits(routing.noised_logit, patched.shape[-1]),
     )
 
 

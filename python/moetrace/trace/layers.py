@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from typing_extensions import Unpack
 
-from moetrace.engines.patches import BlockPatch, NullPatch, Patch
+from moetrace.engines.job import Patch
 from moetrace.models.anatomy import find_anatomy
 from moetrace.results.layer_trace import LayerTrace
 from moetrace.trace.options import TraceOptions, shows_options
@@ -52,7 +52,7 @@ def trace_layers(
     anatomy = find_anatomy(model)
     chosen = anatomy.resolve_layers(layers)
     # The null fork leaves at the lowest layer, where it has the most layers to drift away in.
-    patches: list[Patch] = [*(BlockPatch(layer) for layer in chosen), NullPatch(min(chosen))]
+    patches: list[Patch] = [*(Patch.block(layer) for layer in chosen), Patch.null(min(chosen))]
     session = trace(model, cases, patches, anatomy=anatomy, what="layers", **options)
     result = _result(session, chosen)
     if options.get("out") is not None:

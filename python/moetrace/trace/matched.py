@@ -10,8 +10,8 @@ import pandas as pd
 import torch
 from typing_extensions import Unpack
 
-from moetrace.engines.patches import ExpertPatch, NullPatch, Patch, RecipeKind
-from moetrace.engines.routing import LayerRouting
+from moetrace._native import _core
+from moetrace.engines.job import Patch
 from moetrace.models.anatomy import expert_count, find_anatomy
 from moetrace.results.experts.errors import ExpertRangeError, NeverActiveError
 from moetrace.results.experts.expert import Expert, ExpertLike
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from moetrace.cases import Case, CaseSet
     from moetrace.models.anatomy import Anatomy
 
-ROLES: dict[str, RecipeKind] = {"selected": "anchor", "matched": "matched"}
+ROLES = {"selected": _core.Chosen.ANCHOR, "matched": _core.Chosen.MATCHED}
 
 
 @shows_options
@@ -47,10 +47,12 @@ def trace_matched(
     anatomy = find_anatomy(model)
     chosen = check_expert(anatomy, star)
     patches: list[Patch] = [
-        ExpertPatch(chosen.layer, ROLES[role], experts=(chosen.expert,), equal_norm=scaling == "equal_norm")
+        Patch.of_experts(
+            chosen.layer, ROLES[role], experts=[chosen.expert], equal_norm=scaling == "equal_norm"
+        )
         for role, scaling in SITES
     ]
-    patches.append(NullPatch(chosen.layer))
+    patches.append(Patch.null(chosen.layer))
     session = trace(
         model, cases, patches, anatomy=anatomy, what="matched", details={"star": str(chosen)}, **options
     )
@@ -72,36 +74,28 @@ def check_expert(anatomy: Anatomy, star: ExpertLike) -> Expert:
     return chosen
 
 
-def clean_places(routing: LayerRouting, expert: int) -> np.ndarray:
-    """(cases,): the clean place of an expert, -1 where the clean run doesn't route to it."""
-    clean = routing.expert[:, 0, : routing.top_k] == expert
-    return np.where(clean.any(axis=1), clean.argmax(axis=1), -1)
-
-
-def _control(weights: np.ndarray, experts: np.ndarray, place: int) -> int:
-    """Place of the matched control (equation 8); of equally close experts the one with the lowest index."""
-    others = [p for p in range(len(experts)) if p != place]
-    return min(others, key=lambda p: (abs(weights[p] - weights[place]), experts[p]))
+def _control(clean: np.ndarray, weight: np.ndarray, star: int) -> int:
+    """The matched control of one case (equation 8)."""
+    place = _core.matched_control(clean, weight[clean], int(np.flatnonzero(clean == star)[0]))
+    return int(clean[place])
 
 
 def _result(session: Session, star: Expert) -> MatchedTrace:
     outcome, routing = session.outcome, session.outcome.routing[star.layer]
-    place = clean_places(routing, star.expert)
-    active = np.flatnonzero((place >= 0) & (routing.top_k > 1))
+    active = np.flatnonzero(routing.clean_active[:, 0, star.expert] & (routing.top_k > 1))
     if not len(active):
         raise NeverActiveError(
             f"{star} is clean-active beside another expert in none of the {len(session.cases)} cases; "
             "expected at least one: choose an expert that .activity() shows"
         )
     cases = case_table(session)
-    experts = routing.expert[:, 0, : routing.top_k]
-    weights = routing.clean_weight[:, 0, : routing.top_k].astype(np.float32)
-    norms = routing.norm.mean(axis=1)[:, : routing.top_k]
-    control = np.array([_control(weights[i], experts[i], place[i]) for i in active])
+    clean = routing.routed[:, 0, : routing.top_k]
+    weight, norm = routing.clean_weight[:, 0], routing.delta_norm.mean(axis=1)
+    control = np.array([_control(clean[i], weight[i], star.expert) for i in active])
     kept = cases.iloc[active].reset_index(drop=True)
-    kept["control"] = experts[active, control]
-    for name, values in (("weight", weights.astype(float)), ("norm", norms)):
-        kept[f"star_{name}"] = values[active, place[active]]
+    kept["control"] = control
+    for name, values in (("weight", weight), ("norm", norm)):
+        kept[f"star_{name}"] = values[active, star.expert]
         kept[f"control_{name}"] = values[active, control]
     rescue = (outcome.patched - outcome.noised[:, None, :])[active, :-1].mean(axis=2)
     patched = outcome.patched[active, :-1].mean(axis=2)

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar, get_type_hints
 
-from moetrace.engines.base import Position
+from moetrace.engines.job import Position
+from moetrace.models.readout import ReadoutKind
 from moetrace.noise import SubjectNoise
 from moetrace.progress import Progress
 
@@ -22,6 +23,7 @@ class ScaleOptions(TypedDict, total=False):
     progress: Progress
     out: str | Path | None
     final_subject: Literal["refuse", "keep"]
+    readout: ReadoutKind
 
 
 class TraceOptions(ScaleOptions, total=False):
@@ -39,6 +41,7 @@ DEFAULTS: dict[str, Any] = {
     "progress": None,
     "out": None,
     "final_subject": "refuse",
+    "readout": "exact",
 }
 F = TypeVar("F", bound=Callable[..., Any])
 

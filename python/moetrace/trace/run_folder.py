@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from moetrace.engines.base import Job, Outcome
-from moetrace.engines.routing import LayerRouting
+from moetrace.engines.job import Job, LayerRouting, Outcome
 from moetrace.errors import RunFolderError
 from moetrace.files import write_json, write_parquet
 from moetrace.trace.provenance import model_facts
@@ -42,7 +41,7 @@ class RunFolder:
             "what": what,
             "model": model_facts(job.anatomy.model),
             "cases": cases.fingerprint(),
-            "patches": hashlib.sha256(repr(job.patches).encode()).hexdigest(),
+            "patches": hashlib.sha256(repr((job.patches, job.sweeps)).encode()).hexdigest(),
             "noise": {"scale": job.noise.scale, "seed": job.noise.seed, "draws": job.noise.draws},
             "position": job.position,
             "details": dict(details or {}),

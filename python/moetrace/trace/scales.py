@@ -10,13 +10,13 @@ import pandas as pd
 import torch
 from typing_extensions import Unpack
 
-from moetrace.engines.experts import top_k_of
-from moetrace.engines.patches import BlockPatch, ExpertPatch, NullPatch, Patch
+from moetrace.engines.job import Patch, Sweep
 from moetrace.models.anatomy import find_anatomy
+from moetrace.models.experts import top_k_of
 from moetrace.noise import NoiseScales
 from moetrace.results.experts.expert import ExpertLike
 from moetrace.results.scale_trace import ScaleTrace
-from moetrace.trace.matched import check_expert, clean_places
+from moetrace.trace.matched import check_expert
 from moetrace.trace.options import ScaleOptions
 from moetrace.trace.provenance import provenance
 from moetrace.trace.session import case_table, trace
@@ -44,15 +44,13 @@ def trace_noise_scales(
     """
     anatomy = find_anatomy(model)
     chosen = check_expert(anatomy, star)
-    patches: list[Patch] = [
-        ExpertPatch(chosen.layer, "place", place=place) for place in range(top_k_of(anatomy.config))
-    ]
-    patches += [BlockPatch(chosen.layer), NullPatch(chosen.layer)]
+    patches = [Patch.block(chosen.layer), Patch.null(chosen.layer)]
     noise = NoiseScales(tuple(float(scale) for scale in scales), seed)
     session = trace(
         model,
         cases,
         patches,
+        sweeps=[Sweep(chosen.layer, top_k_of(anatomy.config))],
         anatomy=anatomy,
         noise=noise,
         what="scales",
@@ -60,17 +58,17 @@ def trace_noise_scales(
         **options,
     )
     outcome, routing = session.outcome, session.outcome.routing[chosen.layer]
-    place = clean_places(routing, chosen.expert)
-    every = np.arange(len(place))
+    active = routing.clean_active[:, 0, chosen.expert]
     rescue = outcome.patched - outcome.noised[:, None, :]
-    expert = np.where((place >= 0)[:, None], rescue[every, place], 0.0)  # (cases, scales)
-    effects = np.concatenate([expert, rescue[:, -2]], axis=1)
+    own = routing.patched[..., chosen.expert] - outcome.noised
+    expert = np.where(active[:, None], own, 0.0)  # (cases, scales)
+    effects = np.concatenate([expert, rescue[:, 0]], axis=1)
     names = [(what, scale) for what in ("expert", "block") for scale in noise.scales]
     sites = pd.DataFrame(names, columns=["patch", "scale"])
     sites.insert(0, "layer", chosen.layer)
     table = case_table(session)
     table["noised"] = outcome.noised[:, 0]
-    table["clean_active"] = place >= 0
+    table["clean_active"] = active
     for index, scale in enumerate(noise.scales):
         table[f"noised_{scale:g}"] = outcome.noised[:, index]
     facts = provenance(session, (chosen.layer,)) | {"star": str(chosen)}

@@ -12,9 +12,8 @@ import pandas as pd
 import torch
 
 from moetrace.cases import Case, CaseSet, validate_cases
-from moetrace.engines.base import make_job
-from moetrace.engines.choose import choose_engine
-from moetrace.engines.inputs import as_case_set, resolve_budget
+from moetrace.engines.engine_choice import choose_engine
+from moetrace.engines.job import as_case_set, make_job, resolve_budget
 from moetrace.errors import ArgumentError, MoetraceWarning, NoCasesError, NonFiniteWarning
 from moetrace.models.anatomy import find_anatomy
 from moetrace.models.state import prepared

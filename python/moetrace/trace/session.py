@@ -13,12 +13,20 @@ import pandas as pd
 import torch
 
 from moetrace.cases import CaseSet, validate_cases
-from moetrace.engines.base import Job, Outcome, Position, make_job
-from moetrace.engines.choose import Choice, choose_engine
-from moetrace.engines.inputs import as_case_set, resolve_budget
-from moetrace.engines.patches import Patch
+from moetrace.engines.engine_choice import EngineChoice, choose_engine
+from moetrace.engines.job import (
+    Job,
+    Outcome,
+    Patch,
+    Position,
+    Sweep,
+    as_case_set,
+    make_job,
+    resolve_budget,
+)
 from moetrace.errors import ArgumentError, NonFiniteError, NonFiniteWarning
 from moetrace.models.anatomy import Anatomy, find_anatomy
+from moetrace.models.readout import ReadoutKind
 from moetrace.models.state import prepared
 from moetrace.noise import Noise, SubjectNoise, check_seeds
 from moetrace.progress import Progress, progress_bar
@@ -34,7 +42,7 @@ class Session:
 
     cases: CaseSet
     outcome: Outcome
-    choice: Choice
+    choice: EngineChoice
     job: Job
     failed: pd.DataFrame
 
@@ -68,6 +76,8 @@ def trace(
     progress: Progress = None,
     out: str | Path | None = None,
     final_subject: Literal["refuse", "keep"] = "refuse",
+    readout: ReadoutKind = "exact",
+    sweeps: Sequence[Sweep] = (),
     what: str = "trace",
     details: dict[str, Any] | None = None,
 ) -> Session:
@@ -81,7 +91,7 @@ def trace(
     check_seeds(noise, case_set)
     budget = resolve_budget(batch_tokens, anatomy)
     with prepared(model):
-        job = make_job(anatomy, patches, noise, position)
+        job = make_job(anatomy, patches, noise, position, sweeps, readout)
         for case in case_set:
             job.patch_position(case)
         choice = choose_engine(job, case_set, engine, budget)
@@ -90,7 +100,7 @@ def trace(
     return _without_failed(case_set, outcome, choice, job)
 
 
-def _run(choice: Choice, cases: CaseSet, folder: RunFolder | None, progress: Progress, what: str) -> Outcome:
+def _run(choice: EngineChoice, cases: CaseSet, folder: RunFolder | None, progress: Progress, what: str) -> Outcome:
     done: dict[int, Outcome] = folder.finished() if folder is not None else {}
     todo = [index for index, case in enumerate(cases) if case.case_id not in done]
     remaining = [cases[index] for index in todo]
@@ -108,7 +118,7 @@ def _run(choice: Choice, cases: CaseSet, folder: RunFolder | None, progress: Pro
     return Outcome.stack([done[case.case_id] for case in cases])
 
 
-def _without_failed(cases: CaseSet, outcome: Outcome, choice: Choice, job: Job) -> Session:
+def _without_failed(cases: CaseSet, outcome: Outcome, choice: EngineChoice, job: Job) -> Session:
     """Set aside the cases with a logit that is NaN or infinite, and say which."""
     finite = outcome.finite()
     failed = pd.DataFrame(

@@ -12,18 +12,23 @@ import numpy as np
 import torch
 from torch import nn
 
-from moetrace.engines.base import Engine, Job, embedding_device
-from moetrace.engines.forward import read_differences
-from moetrace.engines.growth import Growth
-from moetrace.engines.patches import BlockPatch, ExpertPatch, NullPatch, Patch, expert_layers
+from moetrace._native import _core
+from moetrace.engines.job import Engine, Job, Patch, embedding_device
 from moetrace.engines.reference import ReferenceEngine
-from moetrace.engines.tree import TreeEngine
+from moetrace.engines.tree import TreeEngine, lower
 from moetrace.errors import ArgumentError, EngineError, TokenMixingError
+from moetrace.models.forward import read_differences
+from moetrace.models.state import fingerprint
 
 if TYPE_CHECKING:
     from moetrace.cases import Case
 
 ENGINES = ("auto", "tree", "reference")
+_JOINS = {
+    _core.Join.AFTER_LAYER: "forks join after their layer",
+    _core.Join.BEFORE_LAYER: "forks join before their layer",
+    _core.Join.START: "forks join before the first layer",
+}
 _OTHER_MIXERS = re.compile(
     r"Mamba|DeltaNet|DeltaAttention|LightningAttention|LinearAttention|ShortConv|ShortConvolution|Rwkv|"
     r"Recurrent|SSM|Hyena|Retention|xLSTM|mLSTM|sLSTM"
@@ -31,7 +36,7 @@ _OTHER_MIXERS = re.compile(
 
 
 @dataclass(frozen=True)
-class Choice:
+class EngineChoice:
     """The engine of a trace and why it was chosen; ``difference`` is what the self-check measured."""
 
     engine: Engine
@@ -42,7 +47,7 @@ class Choice:
 @dataclass(frozen=True)
 class _Verdict:
     tree: bool
-    growth: Growth
+    join: _core.Join
     reason: str
     difference: float
     rows: int
@@ -53,7 +58,7 @@ _verdicts: weakref.WeakKeyDictionary[nn.Module, dict[Any, _Verdict]] = weakref.W
 
 def choose_engine(
     job: Job, cases: Sequence[Case], engine: str = "auto", batch_tokens: int | None = None
-) -> Choice:
+) -> EngineChoice:
     """The engine for ``job``, with a budget of token rows a batch. The model must be prepared.
 
     "auto" takes the tree engine where token mixing is masked attention, found by structure and confirmed on
@@ -66,22 +71,22 @@ def choose_engine(
     rows = max(map(TreeEngine(job, batch_tokens=batch_tokens).rows_of, cases))
     verdict = _verdict(job, longest, rows)
     if engine == "reference":
-        return Choice(ReferenceEngine(job), "asked for", 0.0)
+        return EngineChoice(ReferenceEngine(job), "asked for", 0.0)
     if verdict.tree:
-        return Choice(TreeEngine(job, verdict.growth, batch_tokens), verdict.reason, verdict.difference)
+        return EngineChoice(TreeEngine(job, verdict.join, batch_tokens), verdict.reason, verdict.difference)
     if engine == "tree":
         raise EngineError(
             f"the tree engine doesn't serve {type(job.anatomy.model).__name__}: {verdict.reason}; use "
             "engine='auto' or engine='reference'"
         )
-    return Choice(ReferenceEngine(job), verdict.reason, 0.0)
+    return EngineChoice(ReferenceEngine(job), verdict.reason, 0.0)
 
 
 def _verdict(job: Job, case: Case, rows: int) -> _Verdict:
     anatomy = job.anatomy
     implementation = getattr(anatomy.config, "_attn_implementation", None)
     # Windows and chunks act only on prompts that are longer than they are.
-    key = (implementation, len(case.input_ids).bit_length(), bool(expert_layers(job.patches)))
+    key = (implementation, len(case.input_ids).bit_length(), bool(job.expert_layers), fingerprint(anatomy.model))
     known = _verdicts.setdefault(anatomy.model, {})
     # Nor does a pass of few rows tell of one with more, where a model counts its keys (minimax_m3's blocks).
     if key not in known or known[key].rows < rows:
@@ -105,16 +110,16 @@ def _examine(job: Job, case: Case, rows: int) -> _Verdict:
     mixers = other_mixers(job.anatomy.layers)
     if mixers:
         reason = f"its token mixing isn't masked attention alone ({', '.join(mixers)})"
-        return _Verdict(False, Growth.STATIC, reason, 0.0, rows)
-    probe = replace(job, patches=_probe_patches(job), position="last")
+        return _Verdict(False, _core.Join.START, reason, 0.0, rows)
+    probe = replace(job, patches=_probe_patches(job), sweeps=(), position="last")
     filled = _filled(probe, case, rows)
     expected = ReferenceEngine(probe).run([case])
     tolerance = _tolerance(job, expected.clean, expected.noised, expected.patched)
     if not np.isfinite(tolerance):  # nothing to compare: the case itself is not finite
-        return _Verdict(True, Growth.BEHIND, "token mixing is masked attention (by structure)", 0.0, rows)
-    modes = tuple(Growth)
-    while modes:
-        tree = TreeEngine(filled, modes[0])
+        return _Verdict(True, _core.Join.AFTER_LAYER, "token mixing is masked attention (by structure)", 0.0, rows)
+    joins = tuple(_core.Join)
+    while joins:
+        tree = TreeEngine(filled, joins[0])
         found = tree.run([case])
         difference = max(
             float(np.abs(mine - theirs).max())
@@ -125,29 +130,29 @@ def _examine(job: Job, case: Case, rows: int) -> _Verdict:
             )
         )
         if difference <= tolerance:
-            reason = f"token mixing is masked attention ({tree.growth.value} forks)"
-            return _Verdict(True, tree.growth, reason, difference, rows)
-        modes = tree.growth.lower()
+            reason = f"token mixing is masked attention ({_JOINS[tree.join]})"
+            return _Verdict(True, tree.join, reason, difference, rows)
+        joins = lower(tree.join)
     reason = f"its single pass differs from plain forwards by {difference:.2g} (tolerance {tolerance:.2g})"
-    return _Verdict(False, Growth.STATIC, reason, difference, rows)
+    return _Verdict(False, _core.Join.START, reason, difference, rows)
 
 
 def _filled(probe: Job, case: Case, rows: int) -> Job:
     """The probe with as many null forks as make its tree no smaller than the trace's own."""
     lowest = min(patch.layer for patch in probe.patches)
     missing = rows - TreeEngine(probe).rows_of(case)
-    fill = [NullPatch(lowest)] * max(0, -(-missing // probe.noise.draws))
+    fill = [Patch.null(lowest)] * max(0, -(-missing // probe.noise.draws))
     return replace(probe, patches=(*probe.patches, *fill))
 
 
 def _probe_patches(job: Job) -> tuple[Patch, ...]:
     """Block patches at three layers, and where experts are traced the sum of all clean-routed ones there."""
-    experts = expert_layers(job.patches)
+    experts = job.expert_layers
     layers = experts or job.anatomy.default_layers()
     chosen = sorted({layers[0], layers[len(layers) // 2], layers[-1]})
-    patches: list[Patch] = [BlockPatch(layer) for layer in chosen]
+    patches: list[Patch] = [Patch.block(layer) for layer in chosen]
     if experts:
-        patches += [ExpertPatch(layer, "clean") for layer in chosen]
+        patches += [Patch.of_experts(layer, _core.Chosen.CLEAN) for layer in chosen]
     return tuple(patches)
 
 

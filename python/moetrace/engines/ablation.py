@@ -1,0 +1,162 @@
+"""Contributions by the literal ablation difference (equation 5), for the reference engine.
+
+The block is run again on the input that it had, with one expert's weight set to zero at the patched token:
+no rerouting, no renormalising, and whatever the block does after its experts is done as it does it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from moetrace._native import _core
+from moetrace.engines.job import LayerRouting, Patch
+from moetrace.models.anatomy import Anatomy, expert_count
+from moetrace.models.experts import routed_call
+
+
+@dataclass
+class BlockCall:
+    """What a block was called with in one run of one sequence, and what it gave."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    output: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Ablated:
+    """One run's routed experts at the patched token, in the router's order."""
+
+    experts: list[int]
+    weights: list[float]
+    values: list[torch.Tensor]
+    logits: torch.Tensor  # of the router, (1, experts); (1, 0) where it wasn't understood
+
+    def contribution(self, expert: int) -> torch.Tensor:
+        """c_e; zero where the run doesn't route to e."""
+        if expert in self.experts:
+            return self.values[self.experts.index(expert)]
+        return torch.zeros_like(self.values[0])
+
+    def weight(self, expert: int) -> float:
+        """Routing weight as applied; zero where the run doesn't route to e."""
+        return self.weights[self.experts.index(expert)] if expert in self.experts else 0.0
+
+
+def ablate(anatomy: Anatomy, layer: int, call: BlockCall, position: int) -> Ablated:
+    """Equation 5 for every expert that the run routes the patched token to."""
+    site = anatomy.site(layer)
+    experts = expert_count(anatomy, layer)
+    said: list[torch.Tensor] = []
+    module = site.experts
+    assert module is not None
+    where = f"layer {site.layer}"
+    routed: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def look(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        _, index, weights = routed_call(module, args, kwargs, where)
+        routed.append((index[position].clone(), weights[position].clone()))
+
+    def listen(_module: Any, _args: Any, _kwargs: Any, output: Any) -> None:
+        for value in output if isinstance(output, (tuple, list)) else (output,):
+            floating = isinstance(value, torch.Tensor) and value.is_floating_point()
+            if floating and value.dim() >= 2 and value.shape[-1] == experts:
+                said.append(value.reshape(-1, experts))
+                return
+
+    def output_without(place: int | None) -> torch.Tensor:
+        def silence(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            hidden, index, weights = routed_call(module, args, kwargs, where)
+            weights = weights.clone()
+            weights[position, place] = 0.0
+            return (hidden, index, weights), {}
+
+        with _core.HookScope() as scope:
+            scope.before(module, look if place is None else silence)
+            if place is None and any(site.router is inner for inner in site.block.modules()):
+                scope.behind(site.router, listen)
+            output = site.block(*call.args, **call.kwargs)
+        value: torch.Tensor = output[0] if isinstance(output, tuple) else output
+        flat = value.reshape(-1, value.shape[-1])[position]
+        return flat.to(torch.float64)
+
+    whole = output_without(None)
+    index, weights = routed[0]
+    assert call.output is not None
+    rows = call.output.reshape(-1, call.output.shape[-1]).shape[0]
+    logits = torch.zeros(1, 0, dtype=torch.float64)
+    if said and len(said[0]) == rows:
+        logits = said[0][position : position + 1].to("cpu", torch.float64)
+    values = [whole - output_without(place) for place in range(len(index))]
+    return Ablated([int(e) for e in index], [float(w) for w in weights], values, logits)
+
+
+def union_of(clean: Ablated, noised: Ablated) -> list[int]:
+    """Clean-routed experts, then those that only the noised run routes to."""
+    return [*clean.experts, *(e for e in noised.experts if e not in clean.experts)]
+
+
+def patch_vector(patch: Patch, clean: Ablated, noised: Ablated) -> torch.Tensor:
+    """The sum of the patch vectors (equation 6) that a patch names in this case."""
+    if patch.chosen in (_core.Chosen.ANCHOR, _core.Chosen.MATCHED):
+        return _pair_vector(patch, clean, noised)
+    if patch.chosen is _core.Chosen.CLEAN:
+        chosen = clean.experts
+    elif patch.chosen is _core.Chosen.UNION:
+        chosen = union_of(clean, noised)
+    elif patch.chosen is _core.Chosen.EXPERTS:
+        chosen = [e for e in union_of(clean, noised) if e in patch.experts]
+    else:
+        # Slots: clean-routed in the router's order, then noised-routed, empty where the clean run has them.
+        slots = [*clean.experts, *(None if e in clean.experts else e for e in noised.experts)]
+        chosen = [e for slot, e in enumerate(slots) if patch.subset >> slot & 1 and e is not None]
+    nothing = torch.zeros_like(clean.values[0])
+    return sum((delta(expert, clean, noised) for expert in chosen), start=nothing)
+
+
+def delta(expert: int, clean: Ablated, noised: Ablated) -> torch.Tensor:
+    """An expert's patch vector (equation 6)."""
+    return clean.contribution(expert) - noised.contribution(expert)
+
+
+def _pair_vector(patch: Patch, clean: Ablated, noised: Ablated) -> torch.Tensor:
+    """Anchor or gate-weight-matched control, scaled to the smaller norm where asked for (equation 10)."""
+    anchor = patch.experts[0]
+    if anchor not in clean.experts:
+        return torch.zeros_like(clean.values[0])
+    place = _core.matched_control(clean.experts, clean.weights, clean.experts.index(anchor))
+    if place < 0:
+        return torch.zeros_like(clean.values[0])
+    selected, control = (delta(e, clean, noised) for e in (anchor, clean.experts[place]))
+    vector = selected if patch.chosen is _core.Chosen.ANCHOR else control
+    if not patch.equal_norm or not vector.norm() > 0:
+        return vector
+    return vector * (min(selected.norm(), control.norm()) / vector.norm())
+
+
+def routing_of(
+    clean: Ablated, noised: Ablated, experts: int, patched: dict[int, float]
+) -> LayerRouting:
+    """The same tables that the tree engine gives: one case, one draw. ``patched``: by expert of a sweep."""
+    tables = {
+        name: np.zeros(experts, dtype=bool if name.endswith("active") else float)
+        for name in ("clean_active", "noised_active", "patched_active", "clean_weight", "noised_weight",
+                     "delta_norm", "patched")
+    }  # fmt: skip
+    tables["patched"][:] = np.nan
+    for expert in union_of(clean, noised):
+        tables["clean_active"][expert] = expert in clean.experts
+        tables["noised_active"][expert] = expert in noised.experts
+        tables["clean_weight"][expert] = clean.weight(expert)
+        tables["noised_weight"][expert] = noised.weight(expert)
+        tables["delta_norm"][expert] = float(delta(expert, clean, noised).norm())
+    for expert, difference in patched.items():
+        tables["patched_active"][expert], tables["patched"][expert] = True, difference
+    tables["routed"] = np.array([*clean.experts, *noised.experts])
+    tables["valid"] = np.array([True] * len(clean.experts) + [e not in clean.experts for e in noised.experts])
+    tables["clean_logit"], tables["noised_logit"] = clean.logits.numpy(), noised.logits.numpy()
+    return LayerRouting(**{name: table.reshape(1, 1, table.size) for name, table in tables.items()})

@@ -1,0 +1,233 @@
+"""What every engine is given and gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+
+from moetrace._native import _core
+from moetrace.cases import CaseSet
+from moetrace.errors import ArgumentError
+from moetrace.models.anatomy import Anatomy
+from moetrace.models.readout import ReadoutKind, make_readout
+from moetrace.noise import Noise, SubjectNoise, embedding_std
+
+if TYPE_CHECKING:
+    from moetrace.cases import Case
+    from moetrace.models.readout import Readout
+
+Position = str | int
+Patch = _core.Patch
+Sweep = _core.Sweep
+_ROW_BYTES = 80 << 20  # memory for one layer's intermediates of a batch, at the default budget
+
+
+@dataclass(frozen=True)
+class Job:
+    """One trace, but for its cases: what to patch, where, and with which noise.
+
+    ``patches``: a column of the outcome each. ``sweeps``: layers of which every routed expert is patched by
+    itself. ``position``: "last", "subject_last", or a token index (negative from the end).
+    """
+
+    anatomy: Anatomy
+    patches: tuple[Patch, ...]
+    noise: Noise
+    noise_std: float
+    readout: Readout
+    position: Position = "last"
+    sweeps: tuple[Sweep, ...] = ()
+
+    @cached_property
+    def core(self) -> _core.Job:
+        """The same for the compiled core."""
+        return _core.Job(len(self.anatomy.layers), self.noise.draws, list(self.patches), list(self.sweeps))
+
+    @property
+    def block_layers(self) -> tuple[int, ...]:
+        """Layers that are patched in any way."""
+        return tuple(sorted({patch.layer for patch in self.patches} | {s.layer for s in self.sweeps}))
+
+    @property
+    def expert_layers(self) -> tuple[int, ...]:
+        """Layers with expert patches: those whose routing is recorded."""
+        patched = {p.layer for p in self.patches if p.kind is _core.PatchKind.EXPERTS}
+        return tuple(sorted(patched | {sweep.layer for sweep in self.sweeps}))
+
+    def patch_position(self, case: Case) -> int:
+        """Index of the patched token of a case. ArgumentError where the prompt has no such token."""
+        length = len(case.input_ids)
+        if self.position == "last":
+            return length - 1
+        if self.position == "subject_last":
+            return case.subject[1] - 1
+        if isinstance(self.position, bool) or not isinstance(self.position, int):
+            raise ArgumentError(
+                f"position is {self.position!r}; expected 'last', 'subject_last' or a token index"
+            )
+        index = self.position + length if self.position < 0 else self.position
+        if not 0 <= index < length:
+            raise ArgumentError(
+                f"position {self.position} is outside the prompt of case {case.case_id}, which has "
+                f"{length} tokens"
+            )
+        return index
+
+    def shape_of(self, case: Case) -> _core.CaseShape:
+        """What the tree has to know of a case."""
+        return _core.CaseShape(len(case.input_ids), *case.subject, self.patch_position(case))
+
+    def noise_vectors(self, case: Case) -> torch.Tensor:
+        """float32 (draws, subject tokens, width): what is added to the embeddings (equation 2)."""
+        return self.noise.vectors(case, self.anatomy.hidden_size, self.noise_std)
+
+
+def make_job(
+    anatomy: Anatomy,
+    patches: Sequence[Patch],
+    noise: Noise | None,
+    position: Position = "last",
+    sweeps: Sequence[Sweep] = (),
+    readout: ReadoutKind = "exact",
+) -> Job:
+    """A job with the noise scale of the model. Call it with the model in eval mode."""
+    noise = noise or SubjectNoise()
+    std = embedding_std(anatomy.embedding, anatomy.vocab_size, embedding_device(anatomy))
+    return Job(
+        anatomy, tuple(patches), noise, std, make_readout(anatomy, readout), position, tuple(sweeps)
+    )
+
+
+def embedding_device(anatomy: Anatomy) -> torch.device:
+    """Where input ids go."""
+    weight = getattr(anatomy.embedding, "weight", None)
+    if isinstance(weight, torch.Tensor) and not weight.is_meta:
+        return weight.device
+    return torch.device(getattr(anatomy.model, "device", "cpu"))
+
+
+def auto_budget(anatomy: Anatomy) -> int:
+    """Token rows of one batch whose intermediates in one layer take about 80 MiB, from 256 to 4,096."""
+    config = anatomy.config
+    width = anatomy.hidden_size
+    inner = (
+        getattr(config, "moe_intermediate_size", 0) or getattr(config, "intermediate_size", 0) or 4 * width
+    )
+    inner = int(max(inner) if isinstance(inner, (list, tuple)) else inner)  # ernie4_5_vl: text and images
+    top_k = int(getattr(config, "num_experts_per_tok", 0) or 1) if anatomy.sparse_layers else 1
+    size = next(anatomy.model.parameters()).element_size()
+    per_row = size * (6 * width + top_k * (2 * width + 3 * inner))
+    return int(min(4096, max(256, _ROW_BYTES // per_row)))
+
+
+def resolve_budget(batch_tokens: int | str, anatomy: Anatomy) -> int:
+    """Check a user's ``batch_tokens``."""
+    if batch_tokens == "auto":
+        return auto_budget(anatomy)
+    if isinstance(batch_tokens, bool) or not isinstance(batch_tokens, int) or batch_tokens < 1:
+        raise ArgumentError(f"batch_tokens is {batch_tokens!r}; expected 'auto' or a number of 1 or more")
+    return batch_tokens
+
+
+def as_case_set(cases: Sequence[Case] | CaseSet) -> CaseSet:
+    """A case set from any sequence of cases; DuplicateCaseError where two share an id."""
+    return cases if isinstance(cases, CaseSet) else CaseSet(list(cases))
+
+
+@dataclass(frozen=True)
+class LayerRouting:
+    """What the routers sent the patched token to in one layer, and what a sweep of its experts gave.
+
+    ``routed``, ``valid``: (cases, draws, 2k), the routing union in the router's order: k clean-routed
+    experts, then k noised-routed ones, valid only where the clean run doesn't route to them. All others
+    (cases, draws, experts): who is clean-active, noised-active and patched by itself; weights as applied, 0
+    where not routed; the norm of the patch vector delta (equation 6) at the block's output; the logit
+    difference of the run that patches the expert, NaN where there is none; router logits as the router
+    gives them, with no experts where its output isn't recognised.
+    """
+
+    routed: np.ndarray
+    valid: np.ndarray
+    clean_active: np.ndarray
+    noised_active: np.ndarray
+    patched_active: np.ndarray
+    clean_weight: np.ndarray
+    noised_weight: np.ndarray
+    delta_norm: np.ndarray
+    patched: np.ndarray
+    clean_logit: np.ndarray
+    noised_logit: np.ndarray
+
+    @property
+    def top_k(self) -> int:
+        """Experts that each run routes to."""
+        return int(self.routed.shape[-1] // 2)
+
+    def select(self, index: np.ndarray) -> LayerRouting:
+        """Some of the cases."""
+        return LayerRouting(*(getattr(self, f.name)[index] for f in fields(self)))
+
+    @staticmethod
+    def join(parts: Sequence[LayerRouting], axis: int = 0) -> LayerRouting:
+        """Batches one after another (axis 0), or draws of the same cases beside each other (1)."""
+        names = [f.name for f in fields(LayerRouting)]
+        return LayerRouting(*(np.concatenate([getattr(p, n) for p in parts], axis=axis) for n in names))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a batch gave, in the order of its cases. Logit differences (true minus foil, equation 1), float64.
+
+    ``clean`` (cases,), ``noised`` (cases, draws), ``patched`` (cases, patches, draws); ``routing``: of each
+    layer with expert patches.
+    """
+
+    clean: np.ndarray
+    noised: np.ndarray
+    patched: np.ndarray
+    routing: Mapping[int, LayerRouting] = field(default_factory=dict)
+
+    def select(self, index: np.ndarray) -> Outcome:
+        """Some of the cases."""
+        routing = {layer: found.select(index) for layer, found in self.routing.items()}
+        return Outcome(self.clean[index], self.noised[index], self.patched[index], routing)
+
+    def case(self, index: int) -> Outcome:
+        """One case, as a batch of its own."""
+        return self.select(np.array([index]))
+
+    def finite(self) -> np.ndarray:
+        """bool (cases,): whether every logit difference of a case is finite."""
+        good = np.isfinite(self.clean) & np.isfinite(self.noised).all(axis=1)
+        good &= np.isfinite(self.patched).all(axis=(1, 2))
+        for own in self.routing.values():
+            good &= (np.isfinite(own.patched) | ~own.patched_active).all(axis=(1, 2))
+        found: np.ndarray = good
+        return found
+
+    @staticmethod
+    def stack(parts: Sequence[Outcome]) -> Outcome:
+        """Batches one after another."""
+        return Outcome(
+            np.concatenate([part.clean for part in parts]),
+            np.concatenate([part.noised for part in parts]),
+            np.concatenate([part.patched for part in parts]),
+            {layer: LayerRouting.join([p.routing[layer] for p in parts]) for layer in parts[0].routing},
+        )
+
+
+class Engine(Protocol):
+    """Cuts cases into batches and runs one of them."""
+
+    name: str
+
+    def batches(self, cases: Sequence[Case]) -> list[list[int]]:
+        """Indices of the cases of each batch, within the engine's budget."""
+
+    def run(self, cases: Sequence[Case]) -> Outcome:
+        """Trace one batch. The model must be prepared (eval mode, no gradients)."""

@@ -1,0 +1,95 @@
+"""How a model calls its experts, and what its blocks do with what they give."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import nn
+
+from moetrace._native import _core
+from moetrace.errors import LayoutError
+from moetrace.models.anatomy import LayerSite
+from moetrace.models.state import fingerprint
+
+_NAMES = ("hidden_states", "top_k_index", "top_k_weights")
+_TOP_K = ("num_experts_per_tok", "moe_topk", "top_k_experts", "moe_top_k", "num_experts_per_token")
+# Of each block the state in which its scale was measured, and the scale.
+_known_scales: weakref.WeakKeyDictionary[nn.Module, tuple[Any, float]] = weakref.WeakKeyDictionary()
+
+
+def top_k_of(config: Any) -> int:
+    """Experts that a token is routed to. LayoutError where the config doesn't say."""
+    parts = [getattr(config, name, None) for name in getattr(config, "sub_configs", ())]  # dbrx: ffn_config
+    for owner in (config, *parts):
+        for name in _TOP_K:
+            value = getattr(owner, name, None)
+            if isinstance(value, (list, tuple)) and value:
+                value = max(value)
+            if isinstance(value, int) and value > 0:
+                return value
+    raise LayoutError(
+        f"the config doesn't say how many experts a token is routed to: none of {', '.join(_TOP_K)}; "
+        "trace_layers serves the model"
+    )
+
+
+def routed_call(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], where: str
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """hidden (n, width), index (n, k), weights (n, k) of a call of an experts module.
+
+    Read from its arguments, not from the router's return, whose order differs between families.
+    """
+    given = dict(zip(_NAMES, args, strict=False)) | kwargs
+    found: list[Any] = [given.get(name) for name in _NAMES]
+    if isinstance(found[0], torch.Tensor) and found[0].dim() == 3:
+        found[0] = found[0].flatten(0, 1)  # dbrx leaves the batch as it is
+    good = all(isinstance(value, torch.Tensor) and value.dim() == 2 for value in found)
+    if not good or found[1].is_floating_point() or found[1].shape != found[2].shape:
+        shapes = {
+            k: tuple(v.shape) if isinstance(v, torch.Tensor) else type(v).__name__ for k, v in given.items()
+        }
+        raise LayoutError(
+            f"{where}: {type(module).__name__} is called with {shapes}; expected hidden_states (..., "
+            "width), top_k_index (rows, k) and top_k_weights (rows, k). Experts of this layout can't be "
+            "traced one by one; trace_layers serves the model"
+        )
+    return found[0], found[1], found[2]
+
+
+def block_scale(site: LayerSite, hidden: torch.Tensor) -> float:
+    """What a block multiplies the sum of its experts by: 1, a routed scaling factor, a half, ...
+
+    Measured on one row ``hidden`` (1, 1, width) of the block's input, with the experts' output 64 times what
+    it is: contributions are defined at the block's output (equation 5). Where the steps after the experts
+    aren't a scale, the ratio of the norms.
+    """
+    if site.block is site.experts or site.experts is None:
+        return 1.0
+    state = fingerprint(site.block)
+    known = _known_scales.get(site.block)
+    if known is not None and known[0] == state:
+        return known[1]
+    kept: list[torch.Tensor] = []
+
+    def run(factor: float) -> torch.Tensor:
+        def hook(_module: nn.Module, _args: Any, _kwargs: Any, output: torch.Tensor) -> torch.Tensor:
+            kept.append(output.double())
+            return output * factor
+
+        assert site.experts is not None
+        with _core.HookScope() as scope:
+            scope.behind(site.experts, hook)
+            output = site.block(hidden)
+        first: torch.Tensor = output[0] if isinstance(output, tuple) else output
+        return first.double()
+
+    change = (run(64.0) - run(1.0)).norm() / 63.0
+    whole = kept[0].norm()
+    if not whole > 0:
+        return 1.0
+    scale = float(change / whole)
+    _known_scales[site.block] = (state, scale)
+    return scale
