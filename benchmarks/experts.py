@@ -27,7 +27,7 @@ from benchmarks.baselines import prepare_separate, prepare_together
 from benchmarks.model import Case, build_cases, build_model, draw_noise, twin
 from benchmarks.peers import hf_loop
 from benchmarks.timing import Timed, interleave
-from moetrace.engines.patches import BlockPatch, ExpertPatch, NullPatch
+from moetrace.engines.job import Patch, Sweep
 from moetrace.trace.session import trace
 
 GOALS = {"full": 3.5, "coalitions": 1.5}
@@ -38,13 +38,10 @@ def as_moetrace(cases: Sequence[Case]) -> list[mt.Case]:
     return [mt.Case(c.input_ids, c.subject, c.true_id, c.foil_id, c.case_id) for c in cases]
 
 
-def every_patch(layers: int, top_k: int) -> list[Any]:
+def every_patch(layers: int, top_k: int) -> dict[str, Any]:
     """Blocks and clean-routed experts of all layers, and the null patch."""
-    patches: list[Any] = []
-    for layer in range(layers):
-        patches.append(BlockPatch(layer))
-        patches += [ExpertPatch(layer, "place", place=place) for place in range(top_k)]
-    return [*patches, NullPatch(0)]
+    patches = [*(Patch.block(layer) for layer in range(layers)), Patch.null(0)]
+    return {"patches": patches, "sweeps": [Sweep(layer, top_k) for layer in range(layers)]}
 
 
 def build_top8(layers: int) -> Qwen3MoeForCausalLM:
@@ -90,10 +87,10 @@ def one_forward_per_patch(
 def measure_full(options: argparse.Namespace, cases: list[Case]) -> tuple[dict[str, Any], float]:
     """Every block and every clean-active expert in one pass; and seconds a case of one forward per patch."""
     model = build_model(options.layers)
-    patches = every_patch(options.layers, model.config.num_experts_per_tok)
-    run = partial(trace, model, as_moetrace(cases), patches, progress=False)
+    top_k = model.config.num_experts_per_tok
+    run = partial(trace, model, as_moetrace(cases), **every_patch(options.layers, top_k), progress=False)
     full = over_forwards(model, cases, run, options.repeats)
-    return full, one_forward_per_patch(model, cases, len(patches) - 1, options.slice_cases)
+    return full, one_forward_per_patch(model, cases, options.layers * (1 + top_k), options.slice_cases)
 
 
 def measure_coalitions(options: argparse.Namespace, cases: list[Case], layer: int) -> dict[str, Any]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import fields
 
 import numpy as np
 import pytest
 
 import moetrace as mt
-from moetrace.engines.base import make_job
-from moetrace.engines.cost import cut_patches, tree_cost
-from moetrace.engines.growth import Growth
-from moetrace.engines.patches import BlockPatch, ExpertPatch, NullPatch
+from moetrace._native import _core
+from moetrace.engines.job import Patch, Sweep, make_job
 from moetrace.engines.tree import TreeEngine
 from moetrace.models.anatomy import find_anatomy
 from moetrace.models.state import prepared
@@ -20,14 +18,10 @@ from tests.engines.tiny import LAYERS, make_cases, make_model
 
 def model_and_job(draws: int):
     model = make_model("qwen3_moe")
-    patches = [
-        patch
-        for layer in range(LAYERS)
-        for patch in (BlockPatch(layer), *(ExpertPatch(layer, "place", place=place) for place in range(2)))
-    ]
-    return model, make_job(
-        find_anatomy(model), [*patches, NullPatch(0)], mt.SubjectNoise(draws=draws), "subject_last"
-    )
+    patches = [*(Patch.block(layer) for layer in range(LAYERS)), Patch.null(0)]
+    sweeps = [Sweep(layer, 2) for layer in range(LAYERS)]
+    anatomy = find_anatomy(model)
+    return model, make_job(anatomy, patches, mt.SubjectNoise(draws=draws), "subject_last", sweeps)
 
 
 @pytest.mark.parametrize("draws", [1, 3])
@@ -56,17 +50,33 @@ def test_cut_passes_give_what_one_pass_gives(draws):
 def test_parts_keep_the_order_and_the_budget(budget):
     _, job = model_and_job(3)
     case = make_cases()[1]
-    parts = cut_patches(job, case, Growth.BEHIND, budget)
-    assert [patch for part in parts for patch in part] == list(job.patches)
-    allowed = max(budget, 2 * tree_cost(job, case, (), Growth.BEHIND))
-    assert all(len(part) == 1 or tree_cost(job, case, part, Growth.BEHIND) <= allowed for part in parts)
+    layers, join = job.core.run_layers, _core.Join.AFTER_LAYER
+
+    def cost(patched):
+        return _core.tree_cost(job.shape_of(case), patched, 3, LAYERS, join)
+
+    parts = TreeEngine(job, join).cuts(case, budget)
+    assert [run for begin, end in parts for run in range(begin, end)] == list(range(len(layers)))
+    allowed = max(budget, 2 * cost([]))
+    assert all(end - begin == 1 or cost(layers[begin:end]) <= allowed for begin, end in parts)
     assert (len(parts) == 1) == (budget == 10_000)
+
+
+def test_cost_counts_the_rows_of_every_layer():
+    """Forks of layer l are there in the layers above it, and in l itself."""
+    shape, layers = _core.CaseShape(9, 2, 4, 6), 5
+    rows = 2 + (3 + 1) * 7  # prefix, clean and three noised branches
+    patched = [1, 1, 4]
+    inside = sum(rows + sum(3 * 3 for own in patched if own <= layer) for layer in range(layers))
+    assert _core.tree_rows(shape, len(patched), 3) == rows + 3 * 3 * len(patched)
+    assert _core.tree_cost(shape, patched, 3, layers, _core.Join.BEFORE_LAYER) == -(-inside // layers)
+    assert _core.tree_cost(shape, patched, 3, layers, _core.Join.START) == rows + 27
+    assert _core.tree_cost(shape, [4] * 100, 3, layers, _core.Join.AFTER_LAYER) == -(-(rows + 900) // 4)
 
 
 def test_no_budget_is_one_pass():
     _, job = model_and_job(1)
-    assert cut_patches(job, make_cases()[0], Growth.STATIC, None) == [job.patches]
-    assert cut_patches(replace(job, patches=()), make_cases()[0], Growth.STATIC, 1) == [()]
+    assert TreeEngine(job, _core.Join.START).cuts(make_cases()[0], None) == [(0, len(job.core.run_layers))]
 
 
 def test_a_trace_with_a_tiny_budget_is_the_same():

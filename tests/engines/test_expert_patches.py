@@ -10,10 +10,7 @@ import torch
 
 import moetrace as mt
 from moetrace._native import _core
-from moetrace.engines.base import make_job
-from moetrace.engines.experts import contributions, is_standard
-from moetrace.engines.growth import Growth
-from moetrace.engines.patches import BlockPatch, ExpertPatch
+from moetrace.engines.job import Patch, Sweep, make_job
 from moetrace.engines.reference import ReferenceEngine
 from moetrace.engines.tree import TreeEngine
 from moetrace.models.anatomy import find_anatomy
@@ -21,44 +18,53 @@ from moetrace.models.state import prepared
 from tests.engines.tiny import SPARSE, make_cases, make_model
 
 
+Chosen, Join = _core.Chosen, _core.Join
+
+
 def every_patch(layer: int) -> list:
-    places = [ExpertPatch(layer, "place", place=place) for place in range(4)]
-    subsets = [ExpertPatch(layer, "subset", subset=mask) for mask in (1, 3, 6, 15)]
+    subsets = [Patch.of_experts(layer, Chosen.SUBSET, subset=mask) for mask in (1, 3, 6, 15)]
     pairs = [
-        ExpertPatch(layer, kind, experts=(2,), equal_norm=equal)
-        for kind in ("anchor", "matched")
+        Patch.of_experts(layer, chosen, experts=[2], equal_norm=equal)
+        for chosen in (Chosen.ANCHOR, Chosen.MATCHED)
         for equal in (False, True)
     ]
     named = [
-        ExpertPatch(layer, "clean"),
-        ExpertPatch(layer, "union"),
-        ExpertPatch(layer, "experts", experts=(1, 3, 5)),
+        Patch.of_experts(layer, Chosen.CLEAN),
+        Patch.of_experts(layer, Chosen.UNION),
+        Patch.of_experts(layer, Chosen.EXPERTS, experts=[1, 3, 5]),
     ]
-    return [BlockPatch(layer), *places, *subsets, *pairs, *named]
+    return [Patch.block(layer), *subsets, *pairs, *named]
 
 
-@pytest.mark.parametrize("growth", Growth)
+def assert_same(found, expected):
+    np.testing.assert_allclose(found.patched, expected.patched, atol=2e-4)
+    assert found.routing.keys() == expected.routing.keys()
+    for layer, own in expected.routing.items():
+        for field in fields(own):
+            mine, theirs = getattr(found.routing[layer], field.name), getattr(own, field.name)
+            np.testing.assert_allclose(mine, theirs, atol=5e-4, err_msg=field.name)
+
+
+@pytest.mark.parametrize("of_union", [False, True])
+@pytest.mark.parametrize("join", Join)
 @pytest.mark.parametrize("family", SPARSE)
-def test_tree_equals_literal_ablation(family, growth):
+def test_tree_equals_literal_ablation(family, join, of_union):
     model, cases = make_model(family), make_cases(4)
     with prepared(model):
         anatomy = find_anatomy(model)
         patches = [patch for layer in anatomy.sparse_layers for patch in every_patch(layer)]
-        job = make_job(anatomy, patches, mt.SubjectNoise(draws=2))
+        sweeps = [Sweep(layer, 3, of_union) for layer in anatomy.sparse_layers]  # more slots than experts
+        job = make_job(anatomy, patches, mt.SubjectNoise(draws=2), sweeps=sweeps)
         expected = ReferenceEngine(job).run(cases)
-        engine = TreeEngine(job, growth)
+        engine = TreeEngine(job, join)
         found = engine.run(cases)
     # Where forks join behind the layer, its block must be its routed experts and nothing else.
     alone = family in ("qwen3_moe", "mixtral_window", "olmoe", "gpt_oss")
-    assert engine.growth is (growth if alone or growth is not Growth.BEHIND else Growth.BEFORE)
-    np.testing.assert_allclose(found.patched, expected.patched, atol=2e-4)
-    for layer in anatomy.sparse_layers:
-        for field in fields(found.routing[layer]):
-            mine, theirs = (
-                getattr(found.routing[layer], field.name),
-                getattr(expected.routing[layer], field.name),
-            )
-            np.testing.assert_allclose(mine, theirs, atol=5e-4, err_msg=field.name)
+    assert engine.join is (join if alone or join is not Join.AFTER_LAYER else Join.BEFORE_LAYER)
+    assert_same(found, expected)
+    for own in expected.routing.values():
+        either = own.clean_active | own.noised_active
+        np.testing.assert_array_equal(own.patched_active, either if of_union else own.clean_active)
 
 
 @pytest.mark.parametrize("position", ["subject_last", -2])
@@ -66,10 +72,10 @@ def test_positions_before_the_last(position):
     model, cases = make_model("qwen2_moe"), make_cases(3)
     with prepared(model):
         anatomy = find_anatomy(model)
-        job = make_job(anatomy, every_patch(1) + every_patch(3), None, position)
+        job = make_job(anatomy, every_patch(1) + every_patch(3), None, position, [Sweep(1, 2)])
         expected = ReferenceEngine(job).run(cases)
         found = TreeEngine(job).run(cases)
-    np.testing.assert_allclose(found.patched, expected.patched, atol=2e-4)
+    assert_same(found, expected)
 
 
 def test_compiled_contributions_equal_a_loop_and_the_modules_own():
@@ -80,8 +86,10 @@ def test_compiled_contributions_equal_a_loop_and_the_modules_own():
     index = torch.stack([torch.randperm(8, generator=generator)[:3] for _ in range(9)])
     weights = torch.rand(9, 3, generator=generator)
     with torch.no_grad():
-        assert is_standard(module)
-        found = contributions(module, hidden, index, weights)
+        assert find_anatomy(model).site(0).known_layout
+        found = torch.ops.moetrace.contributions(
+            module.gate_up_proj, module.down_proj, hidden, index, weights
+        )
         for row in range(9):
             for place in range(3):
                 gate, up = (module.gate_up_proj[index[row, place]] @ hidden[row]).chunk(2)
@@ -96,25 +104,37 @@ def test_compiled_contributions_equal_a_loop_and_the_modules_own():
 @pytest.mark.parametrize("family", ["gpt_oss"])
 def test_other_layouts_take_the_modules_own_path(family):
     model = make_model(family)
-    site = find_anatomy(model).site(0)
-    assert not is_standard(site.experts)
+    assert not find_anatomy(model).site(0).known_layout
 
 
 def test_an_index_outside_the_experts_is_refused():
     up, down = torch.zeros(2, 8, 4), torch.zeros(2, 4, 4)
-    with pytest.raises(RuntimeError, match="expert 2 of 2"):
-        _core.gated_contributions(up, down, torch.zeros(1, 4), torch.tensor([[2]]), torch.ones(1, 1))
-    with pytest.raises(RuntimeError, match="gate_up"):
-        _core.gated_contributions(up[0], down, torch.zeros(1, 4), torch.tensor([[1]]), torch.ones(1, 1))
-    with pytest.raises(RuntimeError, match="contributions need"):
-        _core.gated_contributions(up, down, torch.zeros(2, 4), torch.tensor([[1]]), torch.ones(1, 1))
+    contributions = torch.ops.moetrace.contributions
+    with pytest.raises(ValueError, match="expert 2 of 2"):
+        contributions(up, down, torch.zeros(1, 4), torch.tensor([[2]]), torch.ones(1, 1))
+    with pytest.raises(ValueError, match="gate_up"):
+        contributions(up[0], down, torch.zeros(1, 4), torch.tensor([[1]]), torch.ones(1, 1))
+    with pytest.raises(ValueError, match="contributions need"):
+        contributions(up, down, torch.zeros(2, 4), torch.tensor([[1]]), torch.ones(1, 1))
 
 
-def test_contributions_that_do_not_sum_stop_the_trace(monkeypatch):
-    model, cases = make_model("qwen3_moe"), make_cases(2)
-    mt.trace_experts(model, cases, layer=1)
-    from moetrace.engines import experts
+@pytest.mark.parametrize("factor", [1.0, float("nan")])
+def test_contributions_that_do_not_sum_stop_the_trace(factor):
+    """A case whose rows are off is found, whatever stands in the rows of another."""
+    model, cases = make_model("gpt_oss"), make_cases(2)  # a layout that only the module computes
+    module = model.model.layers[1].mlp.experts
+    kind = type(module)
 
-    monkeypatch.setattr(experts, "contributions", lambda *args: contributions(*args) * 1.05)
-    with pytest.raises(mt.errors.ContributionError, match="layer 1"):
-        mt.trace_experts(model, cases, layer=1)
+    def forward(self, hidden, index, weights):
+        output = kind.forward(self, hidden, index, weights)
+        if not weights[:, 1].any():  # pair by pair
+            return output
+        first, second = output.chunk(2)
+        return torch.cat([first * factor, second * 1.05])
+
+    with prepared(model):
+        engine = TreeEngine(make_job(find_anatomy(model), [], None, sweeps=[Sweep(1, 2)]), Join.START)
+        engine.run(cases)
+        module.__class__ = type("Wrong", (kind,), {"forward": forward})
+        with pytest.raises(mt.errors.ContributionError, match="layer 1"):
+            engine.run(cases)

@@ -7,10 +7,9 @@ import pytest
 import torch
 
 import moetrace as mt
-from moetrace.engines.base import make_job
-from moetrace.engines.choose import choose_engine
-from moetrace.engines.growth import Growth
-from moetrace.engines.patches import BlockPatch, NullPatch
+from moetrace._native import _core
+from moetrace.engines.engine_choice import choose_engine
+from moetrace.engines.job import Patch, make_job
 from moetrace.engines.reference import ReferenceEngine
 from moetrace.engines.tree import TreeEngine
 from moetrace.models.anatomy import find_anatomy
@@ -19,12 +18,13 @@ from tests.engines import oracle
 from tests.engines.tiny import DENSE, SPARSE, make_cases, make_model
 
 TREE = [*SPARSE, *DENSE]
+Join = _core.Join
 
 
 def job_of(model, noise=None, position="last"):
     anatomy = find_anatomy(model)
     layers = anatomy.default_layers()
-    patches = [*(BlockPatch(layer) for layer in layers), NullPatch(layers[0])]
+    patches = [*(Patch.block(layer) for layer in layers), Patch.null(layers[0])]
     return make_job(anatomy, patches, noise, position)
 
 
@@ -43,19 +43,19 @@ def test_reference_is_the_definition(family):
 
 
 @pytest.mark.parametrize("position", ["last", "subject_last", -3])
-@pytest.mark.parametrize("growth", Growth)
+@pytest.mark.parametrize("join", _core.Join)
 @pytest.mark.parametrize("family", TREE)
-def test_tree_equals_reference(family, growth, position):
+def test_tree_equals_reference(family, join, position):
     model = make_model(family)
     cases = make_cases()
     with prepared(model):
         job = job_of(model, mt.SubjectNoise(draws=2 if position == "last" else 1), position)
         expected = ReferenceEngine(job).run(cases)
-        engine = TreeEngine(job, growth)
+        engine = TreeEngine(job, join)
         found = engine.run(cases)
     # A norm or a scale stands between these blocks and the stream.
     scaled = family in ("granitemoe", "flex_olmo", "gemma3")
-    assert engine.growth is (Growth.BEFORE if scaled and growth is Growth.BEHIND else growth)
+    assert engine.join is (Join.BEFORE_LAYER if scaled and join is Join.AFTER_LAYER else join)
     for name in ("clean", "noised", "patched"):
         np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=2e-4, err_msg=name)
 

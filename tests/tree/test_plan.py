@@ -35,16 +35,29 @@ def twin_rows(shape, forks, branches):
     return paths
 
 
+def make_pass(cases, layers_patched, draws, layers, join=_core.Join.BEFORE_LAYER):
+    job = _core.Job(layers, draws, [_core.Patch.block(layer) for layer in layers_patched], [])
+    given = [
+        _core.PassCase(list(range(length)), start, stop, patch, np.zeros((draws, stop - start, 2)))
+        for length, start, stop, patch in cases
+    ]
+    return _core.Pass(job, [_core.LayerFacts(experts=False)] * layers, given, 0, len(layers_patched), join)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(shapes, min_size=1, max_size=3), st.integers(1, 2), st.integers(0, 3), st.randoms())
-def test_plan_and_visibility(cases, branches, n_forks, random):
+def test_plan_and_visibility(cases, branches, n_patches, random):
     cases = [(length, min(a, b - 1), b, p) for length, a, b, p in cases]
     layers = 4
-    forks = [(random.randrange(layers), random.randrange(branches)) for _ in range(n_forks)]
-    plan = _core.make_plan(
-        [_core.CaseShape(*case) for case in cases], [_core.Fork(*fork) for fork in forks], branches, layers
-    )
-    visible = _core.visibility(plan)
+    patched = [random.randrange(layers) for _ in range(n_patches)]
+    forks = [(layer, branch) for layer in patched for branch in range(branches)]
+    run = make_pass(cases, patched, branches, layers)
+    plan, visible = run.plan, run.visibility()
+    np.testing.assert_array_equal(run.input_ids(), plan.position[:, : run.start_rows])  # tokens are places
+    np.testing.assert_array_equal(run.position_ids(), plan.position[:, : run.start_rows])
+    assert len(run.final_rows) == 1 + branches + len(forks)
+    for row in run.final_rows:
+        assert [plan.position[i, row] for i in range(len(cases))] == [case[0] - 1 for case in cases]
     for layer in range(layers):
         alive = plan.base_rows + plan.chain * sum(fork[0] <= layer for fork in forks)
         assert plan.rows_at_layer[layer] == alive
@@ -85,13 +98,21 @@ def test_pack(rows, budget):
 
 
 def test_what_does_not_fit_is_refused():
-    shape = _core.CaseShape(4, 1, 2, 3)
     with pytest.raises(ValueError, match="at least one case"):
-        _core.make_plan([], [], 1, 1)
+        make_pass([], [], 1, 1)
     with pytest.raises(ValueError, match="layer 1 of a model with 1"):
-        _core.make_plan([shape], [_core.Fork(1, 0)], 1, 1)
+        make_pass([(4, 1, 2, 3)], [1], 1, 1)
     with pytest.raises(ValueError, match=r"\[2, 2\)"):
-        _core.make_plan([_core.CaseShape(4, 2, 2, 3)], [], 1, 1)
+        job = _core.Job(1, 1, [], [])
+        case = _core.PassCase([1, 2, 3, 4], 2, 2, 3, np.zeros((1, 1, 2)))
+        _core.Pass(job, [_core.LayerFacts(experts=False)], [case], 0, 0, _core.Join.START)
     with pytest.raises(ValueError, match="budget"):
         _core.pack([1], 0)
-    assert np.asarray(_core.make_plan([shape], [], 1, 1).position).shape == (1, 7)
+    assert make_pass([(4, 1, 2, 3)], [], 1, 1).plan.position.shape == (1, 7)
+
+
+def test_grids_are_read_only_and_outlive_the_pass():
+    position = make_pass([(4, 1, 2, 3)], [0], 1, 1).plan.position
+    assert position.tolist() == [[0, 1, 2, 1, 2, 3, 3, 3]]
+    with pytest.raises(ValueError, match="read-only"):
+        position[0, 0] = 1
