@@ -28,7 +28,9 @@ Case make_case(std::vector<std::int64_t> tokens, std::int64_t start, std::int64_
 py::dict layer_arrays(py::object self, const LayerOutcome& layer, const Outcome& outcome) {
   const auto grid_of = [&](const auto& cells, std::int64_t width) {
     const std::int64_t known = cells.empty() ? 0 : width;
-    return view(cells, {outcome.cases(), outcome.draws(), known}, self);
+    const py::array found = view(cells, {outcome.cases(), outcome.draws(), known}, self);
+    const bool flags = found.itemsize() == 1;  // kept as bytes
+    return flags ? py::array(found.attr("view")("bool")) : found;
   };
   py::dict found;
   found["routed"] = grid_of(layer.routed, layer.slots);
