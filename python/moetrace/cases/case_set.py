@@ -11,8 +11,9 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, overload
 
 from moetrace.cases.case import Case, refuse_duplicates
-from moetrace.cases.folds import fold_positions
-from moetrace.errors import ArgumentError, CaseError
+from moetrace.cases.folds import groups_of
+from moetrace.cases.positions import fold_positions, split_positions
+from moetrace.errors import CaseError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -150,12 +151,8 @@ class CaseSet(Sequence[Case]):
         Raises:
             ArgumentError: ``fraction`` isn't strictly between 0 and 1.
         """
-        if not 0 < fraction < 1:
-            raise ArgumentError(f"fraction is {fraction!r}; expected a number strictly between 0 and 1")
-        order = list(range(len(self)))
-        random.Random(seed).shuffle(order)
-        cut = round(len(order) * fraction)
-        return self.take(order[:cut]), self.take(order[cut:])
+        discovery, validation = split_positions(len(self), seed, fraction)
+        return self.take(discovery), self.take(validation)
 
     def folds(
         self, by: str | Callable[[Case], Hashable] = "relation_id", k: int = 5, seed: int = 0
@@ -173,7 +170,7 @@ class CaseSet(Sequence[Case]):
         Raises:
             ArgumentError: ``k`` doesn't fit the groups, or Case has no such attribute.
         """
-        held = fold_positions(self._cases, by, k, seed)
+        held = fold_positions(groups_of(self._cases, by), k, seed, by)
         everything = range(len(self))
         return [
             (self.take(place for place in everything if place not in out), self.take(sorted(out)))
