@@ -13,7 +13,7 @@ from moetrace.cases import CaseSet, make_cases, select_cases
 from moetrace.errors import MoetraceError
 from moetrace.noise import SubjectNoise
 from moetrace.progress import Progress
-from moetrace.results.layer_trace import LayerTrace
+from moetrace.results.layers import LayerTrace
 from moetrace.trace.layers import trace_layers
 
 
