@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from moetrace.models.load import load_model as load_model
     from moetrace.noise import SubjectNoise as SubjectNoise
     from moetrace.protocol import layer_protocol as layer_protocol
-    from moetrace.results.coalition_trace import CoalitionTrace as CoalitionTrace
-    from moetrace.results.expert_trace import ExpertTrace as ExpertTrace
-    from moetrace.results.experts.expert import Expert as Expert
-    from moetrace.results.layer_trace import LayerTrace as LayerTrace
+    from moetrace.results.coalitions import CoalitionTrace as CoalitionTrace
+    from moetrace.results.expert_name import Expert as Expert
+    from moetrace.results.experts import ExpertTrace as ExpertTrace
+    from moetrace.results.layers import LayerTrace as LayerTrace
     from moetrace.results.load import load as load
-    from moetrace.results.matched_trace import MatchedTrace as MatchedTrace
-    from moetrace.results.scale_trace import ScaleTrace as ScaleTrace
+    from moetrace.results.matched import MatchedTrace as MatchedTrace
+    from moetrace.results.scales import ScaleTrace as ScaleTrace
     from moetrace.trace.coalitions import trace_coalitions as trace_coalitions
     from moetrace.trace.experts import trace_experts as trace_experts
     from moetrace.trace.layers import trace_layers as trace_layers
@@ -46,13 +46,13 @@ if TYPE_CHECKING:
 _HOMES = {
     "Case": "cases",
     "CaseSet": "cases",
-    "CoalitionTrace": "results.coalition_trace",
-    "Expert": "results.experts.expert",
-    "ExpertTrace": "results.expert_trace",
-    "LayerTrace": "results.layer_trace",
-    "MatchedTrace": "results.matched_trace",
+    "CoalitionTrace": "results.coalitions",
+    "Expert": "results.expert_name",
+    "ExpertTrace": "results.experts",
+    "LayerTrace": "results.layers",
+    "MatchedTrace": "results.matched",
     "MoetraceError": "errors",
-    "ScaleTrace": "results.scale_trace",
+    "ScaleTrace": "results.scales",
     "SubjectNoise": "noise",
     "demo_records": "demo",
     "layer_protocol": "protocol",

@@ -12,7 +12,7 @@ import torch
 from moetrace.cases import CaseSet, make_cases
 from moetrace.noise import SubjectNoise
 from moetrace.progress import Progress
-from moetrace.results.layer_trace import LayerTrace
+from moetrace.results.layers import LayerTrace
 from moetrace.trace.layers import trace_layers
 from moetrace.trace.select_cases import select_cases
 

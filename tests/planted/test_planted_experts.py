@@ -82,7 +82,7 @@ def test_ranks(planted):
 @pytest.mark.filterwarnings("ignore::moetrace.stats.DegenerateWarning")  # the pair's share doesn't vary
 def test_share_of_the_layer(planted):
     layers = mt.trace_layers(planted.model, planted.cases)
-    table = traced(planted).over_layer(planted.star, layers, controls=None).set_index("quantity")
+    table = traced(planted).layer_share(planted.star, layers, controls=None).set_index("quantity")
     truth = planted.truth
     star = truth.experts[:, planted.layer, planted.star.expert].mean()
     expected = star / truth.layers[:, planted.layer].mean()

@@ -6,13 +6,14 @@ The oracles are plain loops over the tidy rows of a trace, written from the equa
 from __future__ import annotations
 
 from dataclasses import fields
+from fractions import Fraction
 
 import numpy as np
 import pandas as pd
 
 from moetrace.cases import Case, CaseSet
-from moetrace.results.expert_trace import ExpertTrace
-from moetrace.results.experts import ExpertArrays
+from moetrace.results.expert_arrays import ExpertArrays
+from moetrace.results.experts import ExpertTrace
 
 NO_FAILURES = pd.DataFrame({"case_id": [], "clean": [], "noised": [], "reason": []})
 
@@ -139,7 +140,9 @@ def rescue_of(row: dict[str, object]) -> float:
     return float(row["patched"]) - float(row["noised"]) if row["clean_active"] else 0.0
 
 
-def oracle_selection(trace: ExpertTrace, layer: int | None, required: int) -> list[tuple[int, int]]:
+def oracle_selection(
+    trace: ExpertTrace, layer: int | None, required: int, mean: str = "active"
+) -> list[tuple[int, int]]:
     """Section 3.4: clean-active in at least ``required`` cases, highest mean rescue, ties as documented."""
     found = []
     cases = by_case(trace)
@@ -149,7 +152,8 @@ def oracle_selection(trace: ExpertTrace, layer: int | None, required: int) -> li
         recurrence = sum(bool(rows[site]["clean_active"]) for rows in cases.values())
         total = sum(round(4 * rescue_of(rows[site])) for rows in cases.values())  # exact: quarters
         if recurrence >= required:
-            found.append((-total, -recurrence, site))
+            over = recurrence if mean == "active" else len(cases)
+            found.append((-Fraction(total, over), -recurrence, site))
     return [site for _, _, site in sorted(found)]
 
 

@@ -7,9 +7,11 @@ import pandas as pd
 import pytest
 
 from moetrace.errors import ArgumentError, LayerRangeError
-from moetrace.results.expert_trace import ExpertTrace
-from moetrace.results.experts import CaseMismatchError, FewControlsWarning, NeverActiveError
-from moetrace.results.layer_trace import LayerTrace
+from moetrace.results.comparisons import CaseMismatchError
+from moetrace.results.controls import FewControlsWarning
+from moetrace.results.expert_name import NeverActiveError
+from moetrace.results.experts import ExpertTrace
+from moetrace.results.layers import LayerTrace
 from moetrace.stats import bootstrap
 from tests.results.expert_traces import (
     NO_FAILURES,
@@ -140,7 +142,7 @@ def test_an_expert_that_is_never_active_has_zero_rows_alone() -> None:
 def test_ratios_are_of_means_over_the_same_cases() -> None:
     trace = random_trace(0, n=40)
     layers = layer_trace(trace, (1, 3, 5))
-    found = trace.over_layer("L05E001", layers, controls=2, seed=3).set_index("quantity")
+    found = trace.layer_share("L05E001", layers, controls=2, seed=3).set_index("quantity")
     block = dict(zip(layers.cases.case_id, layers.effects[:, 2], strict=True))
     layer = np.array([block[case_id] for case_id in trace.cases.case_id])
     spec = trace.specificity("L05E001", controls=2, seed=3).rows
@@ -159,7 +161,7 @@ def test_ratio_of_specificity_leaves_out_the_cases_without_controls() -> None:
     trace = small_trace([[1, 1], [1, 1], [1, 1], [1, 0]], [[1, 0.5], [2, 1], [3, 2], [4, 0]])
     layers = layer_trace(trace, (44,))
     with pytest.warns(FewControlsWarning, match="1 of 4 cases"):
-        found = trace.over_layer("L44E000", layers, controls=1).set_index("quantity")
+        found = trace.layer_share("L44E000", layers, controls=1).set_index("quantity")
     block = dict(zip(layers.cases.case_id, layers.effects[:, 0], strict=True))
     assert found.n.tolist() == [4, 4, 3]
     assert found.value["rescue_over_layer"] == pytest.approx(10 / sum(block.values()))
@@ -171,7 +173,7 @@ def test_ratio_options_and_clusters_reach_the_bootstrap() -> None:
     trace = random_trace(0, n=40)
     layers = layer_trace(trace, (3,))
     options = {"ci": "bca", "n_resamples": 300, "confidence": 0.9}
-    found = trace.over_layer("L03E000", layers, controls=None, cluster="relation_id", seed=7, **options)
+    found = trace.layer_share("L03E000", layers, controls=None, cluster="relation_id", seed=7, **options)
     assert found.quantity.tolist() == ["layer_rescue", "rescue_over_layer"]
     block = dict(zip(layers.cases.case_id, layers.effects[:, 0], strict=True))
     layer = [block[case_id] for case_id in trace.cases.case_id]
@@ -184,15 +186,28 @@ def test_traces_of_other_cases_or_layers_are_refused() -> None:
     trace = random_trace(0)
     layers = layer_trace(trace, (3,))
     with pytest.raises(LayerRangeError, match=r"layer 5 of L05E000 .* has layers \[3\]"):
-        trace.over_layer("L05E000", layers)
+        trace.layer_share("L05E000", layers)
     cases = layers.cases.copy()
     gone = int(cases.case_id[0])
     cases.loc[0, "case_id"] = 999
     other = LayerTrace(cases, layers.sites, layers.effects, layers.effects, NO_FAILURES, {})
     with pytest.raises(CaseMismatchError, match=rf"expert trace: 1, ids \[{gone}\]; .* 1, ids \[999\]"):
-        trace.over_layer("L03E000", other, controls=1)
+        trace.layer_share("L03E000", other, controls=1)
     with pytest.raises(ArgumentError, match="cluster is 'case_id'"):
-        trace.over_layer("L03E000", layers, cluster="case_id")
+        trace.layer_share("L03E000", layers, cluster="case_id")
     idle = small_trace([[1, 1, 0]] * 3, [[1, 1, 0]] * 3)
     with pytest.raises(NeverActiveError):
-        idle.over_layer("L44E002", layer_trace(idle, (44,)))
+        idle.layer_share("L44E002", layer_trace(idle, (44,)))
+
+
+@pytest.mark.parametrize(("k", "expected"), [(2, 1), (4, 3)])
+@pytest.mark.filterwarnings("ignore::moetrace.results.controls.FewControlsWarning")
+def test_shares_take_as_many_controls_as_the_paper(k: int, expected: int) -> None:
+    trace = random_trace(0, n=40, experts=8, k=k)
+    layers = layer_trace(trace, (3,))
+
+    def shares(**controls: int) -> pd.DataFrame:
+        return trace.layer_share("L03E000", layers, n_resamples=50, **controls)
+
+    pd.testing.assert_frame_equal(shares(), shares(controls=expected))
+    assert not shares().equals(shares(controls=2))

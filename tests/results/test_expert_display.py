@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from moetrace.errors import LayerRangeError
-from moetrace.results.expert_trace import ExpertTrace
+from moetrace.results.experts import ExpertTrace
 from tests.results.expert_traces import random_trace, small_trace, take
 
 mpl.use("Agg")
@@ -69,7 +69,7 @@ def test_html_of_specificity_says_which_cases_fall_short() -> None:
 def test_plot_shows_each_active_expert_once_sorted_with_its_interval() -> None:
     trace = random_trace(1, n=20)
     ax = trace.plot(layer=5, min_active=0.5, n_resamples=200, n_flips=50)
-    candidates = trace.candidates(layer=5)
+    candidates = trace.candidates(layer=5, mean="all")
     assert [label.get_text() for label in ax.get_xticklabels()] == candidates.star.tolist()
     shown = marks(ax)
     recurrent = candidates.active >= 10

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moetrace.errors import ArgumentError
-from moetrace.results.experts import Expert
+from moetrace.results.expert_name import Expert
 
 
 @pytest.mark.parametrize(

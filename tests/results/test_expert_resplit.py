@@ -10,8 +10,10 @@ import pandas as pd
 import pytest
 
 from moetrace.errors import ArgumentError, LayerRangeError
-from moetrace.results.expert_trace import ExpertTrace
-from moetrace.results.experts import Expert, FewControlsWarning, NoRecurrentExpertError
+from moetrace.results.controls import FewControlsWarning
+from moetrace.results.expert_name import Expert
+from moetrace.results.experts import ExpertTrace
+from moetrace.results.selection import NoRecurrentExpertError
 from tests.results.expert_traces import case_set, positions, random_trace, small_trace, take
 
 

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 from moetrace.errors import ArgumentError
-from moetrace.results.expert_trace import ExpertTrace
-from moetrace.results.experts import ExpertArrays
+from moetrace.results.expert_arrays import ExpertArrays
+from moetrace.results.experts import ExpertTrace
 from moetrace.stats import summary_table
 from tests.results.expert_traces import case_table, make_trace, random_trace, small_trace
 

@@ -8,26 +8,30 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from moetrace.cases.positions import split_positions
+from moetrace.effects import required_cases
 from moetrace.errors import ArgumentError, LayerRangeError, MoetraceError, NoCasesError
-from moetrace.results.experts import Expert, NoRecurrentExpertError
-from moetrace.results.experts.select import required_cases
+from moetrace.results.expert_name import Expert
+from moetrace.results.selection import NoRecurrentExpertError
 from tests.results.expert_traces import oracle_selection, random_trace, small_trace, take
 
 
+@pytest.mark.parametrize("mean", ["active", "all"])
 @pytest.mark.parametrize("seed", range(12))
 @pytest.mark.parametrize("layer", [None, 3, 5])
-def test_order_of_selection_is_that_of_the_definition(seed: int, layer: int | None) -> None:
+def test_order_of_selection_is_that_of_the_definition(seed: int, layer: int | None, mean: str) -> None:
     trace = random_trace(seed)
     for required in (1, 3, 5, 7):
-        expected = [Expert(*site) for site in oracle_selection(trace, layer, required)]
+        expected = [Expert(*site) for site in oracle_selection(trace, layer, required, mean)]
         if not expected:
             with pytest.raises(NoRecurrentExpertError):
-                trace.select(layer, min_active=required)
+                trace.select(layer, min_active=required, mean=mean)
             continue
-        assert trace.select(layer, min_active=required) == expected[0]
-        assert trace.select(layer, min_active=required, top=100) == expected
-        assert trace.select(layer, min_active=required, top=2) == expected[:2]
-        assert trace.candidates(layer, required).star.tolist() == [str(expert) for expert in expected]
+        assert trace.select(layer, min_active=required, mean=mean) == expected[0]
+        assert trace.select(layer, min_active=required, top=100, mean=mean) == expected
+        assert trace.select(layer, min_active=required, top=2, mean=mean) == expected[:2]
+        found = trace.candidates(layer, required, mean)
+        assert found.star.tolist() == [str(expert) for expert in expected]
 
 
 def test_a_rare_expert_with_a_high_rescue_is_not_selected() -> None:
@@ -35,16 +39,68 @@ def test_a_rare_expert_with_a_high_rescue_is_not_selected() -> None:
         [[1, 1, 0], [1, 0, 1], [1, 0, 1], [0, 0, 1]],
         [[0.5, 40, 0], [0.5, 0, 1], [0.5, 0, 1], [0, 0, -1]],
     )
-    assert str(trace.select(44)) == "L44E000"
-    assert str(trace.select(44, min_active=0.25)) == "L44E001"
-    # Means over all four cases: 1.5 / 4 and 1 / 4, not over those where the expert is active.
-    assert trace.candidates(min_active=0.5).mean_rescue.tolist() == [0.375, 0.25]
+    for mean in ("active", "all"):
+        assert str(trace.select(44, mean=mean)) == "L44E000"
+        assert str(trace.select(44, min_active=0.25, mean=mean)) == "L44E001"
+    # Means over all four cases: 1.5 / 4 and 1 / 4; over those where the expert is active: 1.5 / 3 and 1 / 3.
+    found = trace.candidates(min_active=0.5, mean="all")
+    assert found.mean_rescue.tolist() == found.mean_rescue_all.tolist() == [0.375, 0.25]
+    found = trace.candidates(min_active=0.5)
+    assert found.mean_rescue.tolist() == found.mean_rescue_active.tolist() == [0.5, 1 / 3]
+    assert found.mean_rescue_all.tolist() == [0.375, 0.25]
+
+
+# Expert 0 is active in half of the cases with rescue 1, expert 1 in all of them with 0.75: the first has the
+# higher mean where it is active, the second the higher one over all cases.
+HALF_OR_ALL = ([[1, 1, 1]] * 2 + [[0, 1, 1]] * 2, [[1, 0.75, 0.25]] * 2 + [[0, 0.75, 0.25]] * 2)
+
+
+def test_the_two_means_select_different_experts() -> None:
+    trace = small_trace(*HALF_OR_ALL)
+    assert str(trace.select()) == str(trace.select(mean="active")) == "L44E000"
+    assert str(trace.select(mean="all")) == "L44E001"
+    assert trace.candidates().star.tolist() == ["L44E000", "L44E001", "L44E002"]
+    assert trace.candidates(mean="all").star.tolist() == ["L44E001", "L44E000", "L44E002"]
+    for mean in ("active", "all"):
+        table = trace.candidates(mean=mean).set_index("star")
+        assert table.mean_rescue_active.to_dict() == {"L44E000": 1.0, "L44E001": 0.75, "L44E002": 0.25}
+        assert table.mean_rescue_all.to_dict() == {"L44E000": 0.5, "L44E001": 0.75, "L44E002": 0.25}
+
+
+def test_stability_and_held_out_select_by_either_mean() -> None:
+    active, rescue = HALF_OR_ALL
+    # Alternating, so that every half and every relation holds both kinds of case.
+    order = [0, 2, 1, 3] * 4
+    trace = small_trace([active[i] for i in order], [rescue[i] for i in order])
+    for mean, star in (("active", "L44E000"), ("all", "L44E001")):
+        stable = trace.stability(seeds=[0, 1], thresholds=[0.25], controls=1, mean=mean)
+        assert stable.rows.star.tolist() == [star, star]
+        held = trace.held_out(folds=2, min_active=0.25, controls=1, mean=mean)
+        assert held.folds.star.tolist() == [star, star]
+    assert str(trace.stability(seeds=[0], thresholds=[0.25], controls=1).modal) == "L44E000"
+    assert str(trace.held_out(folds=2, min_active=0.25, controls=1).star) == "L44E000"
+    # The discovery rescue is over all cases, as the validation rescue that it stands beside.
+    (discovery,) = trace.stability(seeds=[0], thresholds=[0.25], controls=1).rows.discovery_rescue
+    half = take(trace, np.array(split_positions(16, seed=0)[0]))
+    assert discovery == half.effects[:, 0].mean()
+
+
+@pytest.mark.parametrize("name", ["select", "candidates", "stability", "held_out"])
+def test_another_mean_is_refused_with_both_names(name: str) -> None:
+    trace = small_trace(*HALF_OR_ALL)
+    with pytest.raises(ArgumentError, match=r"mean is 'median'; expected 'active' or 'all'"):
+        getattr(trace, name)(mean="median", **({"folds": 2} if name == "held_out" else {}))
 
 
 def test_equal_means_go_to_the_higher_recurrence_then_to_the_lower_expert() -> None:
     trace = small_trace(
         [[1, 1, 1, 1], [1, 1, 1, 0], [0, 0, 1, 1]],
         [[0.1, 0.5, 0.2, 0.3], [0.5, 0.1, 0.3, 0], [0, 0, 0.1, 0.3]],
+    )
+    assert trace.select(top=4, min_active=0.5, mean="all") == [Expert(44, e) for e in (2, 0, 1, 3)]
+    trace = small_trace(
+        [[1, 1, 1, 1], [1, 1, 1, 0], [0, 0, 1, 1]],
+        [[0.5, 0.25, 0.5, 0.25], [0, 0.25, 0, 0], [0, 0, 0.25, 0.25]],
     )
     assert trace.select(top=4, min_active=0.5) == [Expert(44, e) for e in (2, 0, 1, 3)]
 
@@ -111,6 +167,7 @@ def test_candidates_describe_the_cases_where_the_expert_is_active(seed: int) -> 
         own = rows[(rows.layer == 3) & (rows.expert == row.expert)]
         active = own[own.clean_active]
         assert (row.active, row.share) == (len(active), len(active) / 12)
-        assert row.mean_rescue == pytest.approx(active.rescue.sum() / 12)
+        assert row.mean_rescue_all == pytest.approx(active.rescue.sum() / 12)
+        assert row.mean_rescue == row.mean_rescue_active == pytest.approx(active.rescue.mean())
         assert row.mean_weight == pytest.approx(active.clean_weight.mean())
         assert row.mean_delta_norm == pytest.approx(active.delta_norm.mean())

@@ -11,13 +11,8 @@ import pandas as pd
 import pytest
 
 from moetrace.errors import ArgumentError, LayerRangeError, MoetraceWarning
-from moetrace.results.experts import (
-    Expert,
-    ExpertRangeError,
-    FewControlsWarning,
-    NeverActiveError,
-    NoControlsError,
-)
+from moetrace.results.controls import FewControlsWarning, NoControlsError
+from moetrace.results.expert_name import Expert, ExpertRangeError, NeverActiveError
 from moetrace.stats import sample_without_replacement, summary_table
 from tests.results.expert_traces import (
     by_case,
@@ -198,7 +193,32 @@ def test_an_expert_that_is_never_active_is_refused(name: str) -> None:
         getattr(trace, name)("L44E002")
 
 
-@pytest.mark.parametrize("controls", [0, -1, 1.5, None, "3", True])
+@pytest.mark.parametrize("controls", [0, -1, 1.5, None, "3", "all", True])
 def test_number_of_controls_is_checked(controls: object) -> None:
     with pytest.raises(ArgumentError, match="controls is"):
         random_trace(0).specificity("L03E000", controls=controls)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("k", "expected"), [(2, 1), (3, 3), (4, 3), (8, 3)])
+def test_auto_draws_three_controls_or_one_where_the_router_takes_two(k: int, expected: int) -> None:
+    trace = random_trace(0, n=20, experts=12, k=k)
+    assert trace.top_k == k
+    star = trace.select(3, min_active=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FewControlsWarning)
+        found, auto = trace.specificity(star), trace.specificity(star, controls="auto")
+        assert found.controls == auto.controls == expected
+        pd.testing.assert_frame_equal(found.rows, trace.specificity(star, controls=expected).rows)
+        assert trace.stability(seeds=[0]).rows.equals(trace.stability(seeds=[0], controls=expected).rows)
+        held, same = (trace.held_out(min_active=1, folds=2, **c) for c in ({}, {"controls": expected}))
+        pd.testing.assert_frame_equal(held.rows, same.rows)
+
+
+def test_the_routers_top_k_is_the_most_that_a_case_and_layer_have_active() -> None:
+    # Two of a layer, four of a case: a case in which fewer are active (a dropped token) doesn't count.
+    both = random_trace(1, k=2)
+    assert both.top_k == 2
+    assert both.specificity("L03E000").controls == 1
+    short = small_trace([[1, 0, 0], [1, 1, 1], [1, 1, 0]], [[1, 0, 0], [1, 1, 1], [1, 1, 0]])
+    assert short.top_k == 3
+    assert take(short, np.array([0, 2])).top_k == 2

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import moetrace as mt
-from moetrace.results.layer_trace import Sharpness
+from moetrace.results.layers import Sharpness
 from tests.engines import oracle
 from tests.engines.tiny import make_cases, make_model
 

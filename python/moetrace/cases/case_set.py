@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Literal, overload
 from moetrace.cases.case import Case, fingerprint, refuse_duplicates
 from moetrace.cases.case_display import SHOWN, case_set_html
 from moetrace.cases.case_files import Origin, case_frame, read_case_set, write_case_set
-from moetrace.cases.folds import fold_positions
-from moetrace.errors import ArgumentError, CaseError
+from moetrace.cases.folds import groups_of
+from moetrace.cases.positions import fold_positions, split_positions
+from moetrace.errors import CaseError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -175,15 +176,8 @@ class CaseSet(Sequence[Case]):
         Raises:
             ArgumentError: ``fraction`` isn't strictly between 0 and 1, or ``order`` is neither word.
         """
-        if not 0 < fraction < 1:
-            raise ArgumentError(f"fraction is {fraction!r}; expected a number strictly between 0 and 1")
-        if order not in ("shuffle", "scan"):
-            raise ArgumentError(f'order is {order!r}; expected "shuffle" or "scan"')
-        places = list(range(len(self)))
-        if order == "shuffle":
-            random.Random(seed).shuffle(places)
-        cut = round(len(places) * fraction)
-        return self.take(places[:cut]), self.take(places[cut:])
+        discovery, validation = split_positions(len(self), seed, fraction, order)
+        return self.take(discovery), self.take(validation)
 
     def folds(
         self, by: str | Callable[[Case], Hashable] = "relation_id", k: int = 5, seed: int = 0
@@ -201,7 +195,7 @@ class CaseSet(Sequence[Case]):
         Raises:
             ArgumentError: ``k`` doesn't fit the groups, or Case has no such attribute.
         """
-        held = fold_positions(self._cases, by, k, seed)
+        held = fold_positions(groups_of(self._cases, by), k, seed, by)
         everything = range(len(self))
         return [
             (self.take(place for place in everything if place not in out), self.take(sorted(out)))

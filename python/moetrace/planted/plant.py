@@ -14,7 +14,7 @@ from moetrace.planted.design import BASE, Design, make_design
 from moetrace.planted.signal import Prompts, make_prompts
 from moetrace.planted.truth import Truth
 from moetrace.planted.weights import EPS, build_model
-from moetrace.results.experts.expert import Expert
+from moetrace.results.expert_name import Expert
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,12 +8,12 @@ from pathlib import Path
 import pandas as pd
 
 from moetrace.errors import RunFolderError
-from moetrace.results.coalition_trace import CoalitionTrace
-from moetrace.results.expert_trace import ExpertTrace
-from moetrace.results.layer_trace import LayerTrace
-from moetrace.results.matched_trace import MatchedTrace
-from moetrace.results.scale_trace import ScaleTrace
-from moetrace.results.trace_result import TraceResult
+from moetrace.results.base import TraceResult
+from moetrace.results.coalitions import CoalitionTrace
+from moetrace.results.experts import ExpertTrace
+from moetrace.results.layers import LayerTrace
+from moetrace.results.matched import MatchedTrace
+from moetrace.results.scales import ScaleTrace
 
 _KINDS: dict[str, type[TraceResult]] = {
     kind.kind: kind for kind in (LayerTrace, ExpertTrace, MatchedTrace, ScaleTrace, CoalitionTrace)

@@ -17,7 +17,7 @@ from moetrace.engines.job import Patch
 from moetrace.errors import ArgumentError
 from moetrace.models.anatomy import Anatomy, expert_count, find_anatomy
 from moetrace.models.experts import top_k_of
-from moetrace.results.coalition_trace import CoalitionTrace
+from moetrace.results.coalitions import CoalitionTrace
 from moetrace.trace.experts import expert_layers_of
 from moetrace.trace.options import TraceOptions, shows_options
 from moetrace.trace.provenance import provenance

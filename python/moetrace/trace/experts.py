@@ -14,8 +14,8 @@ from moetrace.engines.job import Patch, Sweep
 from moetrace.errors import ArgumentError, LayoutError
 from moetrace.models.anatomy import Anatomy, expert_count, find_anatomy
 from moetrace.models.experts import top_k_of
-from moetrace.results.expert_trace import ExpertTrace
-from moetrace.results.experts.arrays import ExpertArrays
+from moetrace.results.expert_arrays import ExpertArrays
+from moetrace.results.experts import ExpertTrace
 from moetrace.trace.options import TraceOptions, shows_options
 from moetrace.trace.provenance import provenance
 from moetrace.trace.session import Session, case_table, trace

@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 
 from moetrace.engines.job import Patch
 from moetrace.models.anatomy import find_anatomy
-from moetrace.results.layer_trace import LayerTrace
+from moetrace.results.layers import LayerTrace
 from moetrace.trace.options import TraceOptions, shows_options
 from moetrace.trace.provenance import provenance
 from moetrace.trace.session import Session, case_table, trace

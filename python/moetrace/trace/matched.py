@@ -13,9 +13,8 @@ from typing_extensions import Unpack
 from moetrace._native import _core
 from moetrace.engines.job import Patch
 from moetrace.models.anatomy import expert_count, find_anatomy
-from moetrace.results.experts.errors import ExpertRangeError, NeverActiveError
-from moetrace.results.experts.expert import Expert, ExpertLike
-from moetrace.results.matched_trace import SITES, MatchedTrace
+from moetrace.results.expert_name import Expert, ExpertLike, ExpertRangeError, NeverActiveError
+from moetrace.results.matched import SITES, MatchedTrace
 from moetrace.trace.options import TraceOptions, shows_options
 from moetrace.trace.provenance import provenance
 from moetrace.trace.session import Session, case_table, trace

@@ -14,8 +14,8 @@ from moetrace.engines.job import Patch, Sweep
 from moetrace.models.anatomy import find_anatomy
 from moetrace.models.experts import top_k_of
 from moetrace.noise import NoiseScales
-from moetrace.results.experts.expert import ExpertLike
-from moetrace.results.scale_trace import ScaleTrace
+from moetrace.results.expert_name import ExpertLike
+from moetrace.results.scales import ScaleTrace
 from moetrace.trace.matched import check_expert
 from moetrace.trace.options import ScaleOptions
 from moetrace.trace.provenance import provenance

@@ -7,7 +7,9 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from moetrace.results.trace_result import TraceResult
+from moetrace.effects import gate_specificity
+from moetrace.results.base import TraceResult, summarise
+from moetrace.results.display import result_html
 
 SITES = (("selected", "raw"), ("matched", "raw"), ("selected", "equal_norm"), ("matched", "equal_norm"))
 
@@ -32,36 +34,28 @@ class MatchedTrace(TraceResult):
     def table(self, **summary: Any) -> pd.DataFrame:
         """Selected rescue, matched control and specificity (equation 9), raw and equal-norm (Tables 9, 11).
 
-        ``summary``: arguments of :meth:`summary` but ``by``, ``cluster`` and ``correction``.
+        ``summary``: arguments of :meth:`summary`.
         """
-        from moetrace.stats import summary_table
-
-        column = {site: index for index, site in enumerate(SITES)}
         values, names = [], []
         for scaling in ("raw", "equal_norm"):
-            selected = self.effects[:, column["selected", scaling]]
-            matched = self.effects[:, column["matched", scaling]]
-            values += [selected, matched, selected - matched]
+            selected, matched = (self._rescue(role, scaling) for role in ("selected", "matched"))
+            values += [selected, matched, gate_specificity(selected, matched)]
             names += [(quantity, scaling) for quantity in ("selected", "matched", "specificity")]
-        options: dict[str, Any] = {
-            "ci": "percentile",
-            "n_resamples": 5000,
-            "n_flips": 10000,
-            "seed": 0,
-        } | summary
-        table = summary_table(np.stack(values, axis=1), **options)
         heads = pd.DataFrame(names, columns=["quantity", "scaling"])
-        return pd.concat([heads, table.reset_index(drop=True)], axis=1)
+        return summarise(np.stack(values, axis=1), heads, self._cases, **summary)
+
+    def _rescue(self, role: str, scaling: str) -> np.ndarray:
+        return self.effects[:, SITES.index((role, scaling))]
 
     def __repr__(self) -> str:
-        raw = self.effects[:, 0] - self.effects[:, 1]
-        equal = self.effects[:, 2] - self.effects[:, 3]
+        raw, equal = (
+            gate_specificity(self._rescue("selected", scaling), self._rescue("matched", scaling)).mean()
+            for scaling in ("raw", "equal_norm")
+        )
         return (
-            f"MatchedTrace({self.star} on {len(self)} active cases: specificity {raw.mean():+.3f} raw, "
-            f"{equal.mean():+.3f} at equal norm)"
+            f"MatchedTrace({self.star} on {len(self)} active cases: specificity {raw:+.3f} raw, "
+            f"{equal:+.3f} at equal norm)"
         )
 
     def _repr_html_(self) -> str:
-        from moetrace.results.display import result_html
-
         return result_html(repr(self), self.table(), self.failed)

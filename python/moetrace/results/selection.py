@@ -1,4 +1,4 @@
-"""Which experts of a trace are recurrent, and which to select."""
+"""Recurrence-first selection on any of a trace's cases (section 3.4)."""
 
 from __future__ import annotations
 
@@ -7,16 +7,41 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from moetrace.errors import LayerRangeError
-from moetrace.results.experts.arrays import Bools, Counts, ExpertArrays, Floats
-from moetrace.results.experts.errors import NoRecurrentExpertError
-from moetrace.results.experts.expert import Expert
-from moetrace.results.experts.select import Choice, required_cases, selection_order
+from moetrace.effects import Mean, mean_rescue, recurrence_first, required_cases
+from moetrace.errors import ArgumentError, LayerRangeError
+from moetrace.results.expert_arrays import Bools, Counts, ExpertArrays, Floats
+from moetrace.results.expert_name import Expert
+
+
+class NoRecurrentExpertError(ArgumentError):
+    """No expert is clean-active in as many cases as asked for."""
+
+
+@dataclass(frozen=True)
+class SelectionRule:
+    """What :meth:`ExpertTrace.select` is asked for: layer (None is all), least recurrence, and which mean."""
+
+    layer: int | None = None
+    min_active: float = 0.5
+    mean: Mean = "active"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A selected expert, in how many cases it was clean-active of how many required, and its mean rescue.
+
+    ``rescue`` is over all cases, as a summary has it, whichever mean the expert was selected by.
+    """
+
+    star: Expert
+    recurrence: int
+    required: int
+    rescue: float
 
 
 @dataclass(frozen=True, eq=False)
-class Search:
-    """Selection on any of a trace's cases. ``effects`` and ``active``: (cases, sites)."""
+class Candidates:
+    """The experts to select from. ``effects`` and ``active``: (cases, sites)."""
 
     sites: pd.DataFrame
     effects: Floats
@@ -41,49 +66,42 @@ class Search:
         every = np.arange(len(self.sites))
         return every if layer is None else every[(self.sites.layer == layer).to_numpy()]
 
-    def order(self, layer: int | None, min_active: float, cases: Counts) -> Counts:
+    def order(self, rule: SelectionRule, cases: Counts) -> Counts:
         """Columns of the recurrent experts, the one to select first, on the cases at these positions."""
-        required = required_cases(min_active, len(cases))
-        columns = self.columns(layer)
+        required = required_cases(rule.min_active, len(cases))
+        columns = self.columns(rule.layer)
         grid = np.ix_(cases, columns)
-        return columns[selection_order(self.effects[grid], self.active[grid], required)]
+        return columns[recurrence_first(self.effects[grid], self.active[grid], required, rule.mean)]
 
-    def choice(self, layer: int | None, min_active: float, cases: Counts) -> Choice | None:
+    def select(self, rule: SelectionRule, cases: Counts) -> Selection | None:
         """The expert to select; None where none is recurrent enough."""
-        order = self.order(layer, min_active, cases)
+        order = self.order(rule, cases)
         if not len(order):
             return None
-        return Choice(
+        return Selection(
             star=self.expert(order[0]),
             recurrence=int(self.active[cases, order[0]].sum()),
-            required=required_cases(min_active, len(cases)),
+            required=required_cases(rule.min_active, len(cases)),
             rescue=float(self.effects[cases, order[0]].mean()),
         )
 
-    def chosen(self, layer: int | None, min_active: float, cases: Counts) -> Choice:
-        """The expert to select; NoRecurrentExpertError where none is recurrent enough."""
-        choice = self.choice(layer, min_active, cases)
-        if choice is None:
-            raise self.refusal(layer, min_active, cases)
-        return choice
-
-    def refusal(self, layer: int | None, min_active: float, cases: Counts) -> NoRecurrentExpertError:
+    def refusal(self, rule: SelectionRule, cases: Counts) -> NoRecurrentExpertError:
         """What to say where no expert is recurrent enough."""
-        columns = self.columns(layer)
+        columns = self.columns(rule.layer)
         count = self.active[np.ix_(cases, columns)].sum(axis=0)
         highest = int(count.max(initial=0))
         names = [str(self.expert(column)) for column in columns[count == highest]][:5]
         found = f"{highest}, by {', '.join(names)}" if highest else "0: no expert was ever active"
-        where = "any traced layer" if layer is None else f"layer {layer}"
-        required = required_cases(min_active, len(cases))
+        where = "any traced layer" if rule.layer is None else f"layer {rule.layer}"
+        required = required_cases(rule.min_active, len(cases))
         return NoRecurrentExpertError(
             f"no expert of {where} is clean-active in at least {required} of {len(cases)} cases "
-            f"(min_active={min_active!r}); the highest recurrence found is {found}. Lower min_active"
+            f"(min_active={rule.min_active!r}); the highest recurrence found is {found}. Lower min_active"
         )
 
-    def table(self, columns: Counts, arrays: ExpertArrays) -> pd.DataFrame:
+    def table(self, columns: Counts, arrays: ExpertArrays, mean: Mean) -> pd.DataFrame:
         """Name, recurrence and means of the experts of some columns, in their order."""
-        active = self.active[:, columns]
+        effects, active = self.effects[:, columns], self.active[:, columns]
         count = active.sum(axis=0)
         names = [str(self.expert(column)) for column in columns]
         return (
@@ -93,7 +111,9 @@ class Search:
                 star=pd.Series(names, dtype=object),
                 active=count,
                 share=count / len(active),
-                mean_rescue=self.effects[:, columns].mean(axis=0),
+                mean_rescue=mean_rescue(effects, active, mean),
+                mean_rescue_active=mean_rescue(effects, active, "active"),
+                mean_rescue_all=mean_rescue(effects, active, "all"),
                 mean_weight=np.where(active, arrays.clean_weight[:, columns], 0.0).sum(axis=0) / count,
                 mean_delta_norm=np.where(active, arrays.delta_norm[:, columns], 0.0).sum(axis=0) / count,
             )

@@ -3,36 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
 
 import numpy as np
 import pandas as pd
 
+from moetrace.effects import Mean, control_count, required_cases
 from moetrace.errors import ArgumentError
-from moetrace.results.experts.activity import Activity, activity
-from moetrace.results.experts.all_active import ActiveRanks, AllActive, active_ranks, all_active
-from moetrace.results.experts.arrays import Counts, ExpertArrays
-from moetrace.results.experts.contrast import summarise
-from moetrace.results.experts.controls import draw_controls, refuse_lonely, warn_of_short
-from moetrace.results.experts.errors import ExpertRangeError, NeverActiveError
-from moetrace.results.experts.evaluate import Evaluator
-from moetrace.results.experts.expert import Expert, ExpertLike
-from moetrace.results.experts.held_out import HeldOut, held_out
-from moetrace.results.experts.over_layer import layer_rescue, over_layer
-from moetrace.results.experts.partition import fold_positions
-from moetrace.results.experts.routing import close_calls, routing_table
-from moetrace.results.experts.search import Search
-from moetrace.results.experts.select import required_cases
-from moetrace.results.experts.specificity import Specificity, specificity
-from moetrace.results.experts.stability import Stability, stability
-from moetrace.results.experts.view import StarView
-from moetrace.results.trace_result import TraceResult
+from moetrace.results import resplit
+from moetrace.results.base import TraceResult, summarise
+from moetrace.results.comparisons import (
+    ActiveRanks,
+    Activity,
+    AllActive,
+    Specificity,
+    layer_rescue,
+    layer_share,
+)
+from moetrace.results.controls import ControlledRows, Controls, ExpertInLayer, warn_of_short
+from moetrace.results.display import plot_experts, result_html
+from moetrace.results.expert_arrays import (
+    LOGITS,
+    Counts,
+    ExpertArrays,
+    active_per_layer,
+    close_calls,
+    expert_rows,
+    routing_table,
+)
+from moetrace.results.expert_name import Expert, ExpertLike, ExpertRangeError
+from moetrace.results.resplit import HeldOut, Stability
+from moetrace.results.selection import Candidates, SelectionRule
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from moetrace.results.layer_trace import LayerTrace
+    from moetrace.results.layers import LayerTrace
 
 
 class ExpertTrace(TraceResult):
@@ -71,8 +77,8 @@ class ExpertTrace(TraceResult):
             raise ArgumentError("sites repeat or aren't sorted; expected the order of layer and expert")
         super().__init__(cases, sites, arrays.patched, arrays.effects, failed, provenance)
         self.arrays = arrays
-        self._place = {pair: place for place, pair in enumerate(pairs)}
-        self._search = Search(sites, self.effects, arrays.clean_active)
+        self._column = {pair: column for column, pair in enumerate(pairs)}
+        self._candidates = Candidates(sites, self.effects, arrays.clean_active)
 
     @classmethod
     def from_files(
@@ -86,7 +92,12 @@ class ExpertTrace(TraceResult):
     @property
     def layers(self) -> tuple[int, ...]:
         """The layers traced, ascending."""
-        return self._search.layers
+        return self._candidates.layers
+
+    @property
+    def top_k(self) -> int:
+        """How many experts the router takes: the most that are clean-active in a case and layer."""
+        return active_per_layer(self.arrays, self._sites)
 
     @property
     def rows(self) -> pd.DataFrame:
@@ -96,15 +107,7 @@ class ExpertTrace(TraceResult):
         delta_norm, clean, noised, patched, rescue (logits; as measured, see ``effects``); and patched_active
         where experts of the noised routing were patched too.
         """
-        n, m = self.effects.shape
-        arrays = self.arrays
-        first = {name: np.repeat(self._cases[name].to_numpy(), m) for name in ("case_id", "relation_id")}
-        site = {name: np.tile(self._sites[name].to_numpy(), n) for name in self.site_columns}
-        hidden = (*_LAST, *_LOGITS)
-        routing = {name: getattr(arrays, name).ravel() for name in arrays.names() if name not in hidden}
-        runs = {name: np.repeat(self._cases[name].to_numpy(), m) for name in ("clean", "noised")}
-        found = {name: getattr(arrays, name).ravel() for name in _LAST}
-        return pd.DataFrame({**first, **site, **routing, **runs, **found})
+        return expert_rows(self._cases, self._sites, self.arrays)
 
     @property
     def routing(self) -> pd.DataFrame:
@@ -127,28 +130,31 @@ class ExpertTrace(TraceResult):
 
     def _saved_rows(self) -> pd.DataFrame:
         """Rows and, beside them, router logits."""
-        known = {name: getattr(self.arrays, name) for name in _LOGITS}
+        known = {name: getattr(self.arrays, name) for name in LOGITS}
         return self.rows.assign(**{name: value.ravel() for name, value in known.items() if value is not None})
 
-    def candidates(self, layer: int | None = None, min_active: float = 1) -> pd.DataFrame:
+    def candidates(
+        self, layer: int | None = None, min_active: float = 1, mean: Mean = "active"
+    ) -> pd.DataFrame:
         """Recurrent experts, the one that :meth:`select` takes first; empty where there are none.
 
-        layer, expert, star (its name), active (cases in which it is clean-active), share, mean_rescue over
-        all cases, and over those where it is active mean_weight (clean routing weight) and mean_delta_norm.
+        layer, expert, star (its name), active (cases in which it is clean-active), share, mean_rescue (by
+        ``mean``, which orders the rows), mean_rescue_active, mean_rescue_all, and over the cases where it is
+        active mean_weight (clean routing weight) and mean_delta_norm.
         """
-        return self._search.table(self._search.order(layer, min_active, self._every), self.arrays)
+        order = self._candidates.order(SelectionRule(layer, min_active, mean), self._every)
+        return self._candidates.table(order, self.arrays, mean)
 
     @overload
-    def select(self, layer: int | None = None, min_active: float = 0.5, top: Literal[1] = 1) -> Expert: ...
+    def select(
+        self, layer: int | None = ..., min_active: float = ..., top: Literal[1] = ..., mean: Mean = ...
+    ) -> Expert: ...
     @overload
     def select(
-        self, layer: int | None = None, min_active: float = 0.5, *, top: int
+        self, layer: int | None = ..., min_active: float = ..., top: int = ..., mean: Mean = ...
     ) -> Expert | list[Expert]: ...
-    @overload
-    def select(self, layer: int | None, min_active: float, top: int) -> Expert | list[Expert]: ...
-
     def select(
-        self, layer: int | None = None, min_active: float = 0.5, top: int = 1
+        self, layer: int | None = None, min_active: float = 0.5, top: int = 1, mean: Mean = "active"
     ) -> Expert | list[Expert]:
         """Recurrence-first selection (section 3.4): of the recurrent experts, the highest mean rescue.
 
@@ -156,44 +162,47 @@ class ExpertTrace(TraceResult):
 
         ``layer``: None for all traced layers. ``min_active``: in at least which part of the cases an expert
         must be clean-active: a float in (0, 1] is a share, rounded up, an integer a number of cases (64 of
-        the paper's 128). The mean is over all cases, zero rows included. Of equal means the expert with the
-        higher recurrence is taken, then the lower layer, then the lower expert.
+        the paper's 128). ``mean``: "active", over the cases in which the expert is clean-active, or "all",
+        zero rows included. Of equal means the expert with the higher recurrence is taken, then the lower
+        layer, then the lower expert.
         ``top``: with more than 1 a list of so many experts, best first, or of all the recurrent ones if they
         are fewer.
 
         Raises:
             NoRecurrentExpertError: no expert is that recurrent; it names the highest recurrence found.
             LayerRangeError: a layer that wasn't traced.
-            ArgumentError: ``min_active`` or ``top`` out of range.
+            ArgumentError: ``min_active``, ``top`` or ``mean`` out of range.
         """
         if isinstance(top, bool) or not isinstance(top, int | np.integer) or top < 1:
             raise ArgumentError(f"top is {top!r}; expected an integer of at least 1")
-        columns = self._search.order(layer, min_active, self._every)
+        rule = SelectionRule(layer, min_active, mean)
+        columns = self._candidates.order(rule, self._every)
         if not len(columns):
-            raise self._search.refusal(layer, min_active, self._every)
-        chosen = [self._search.expert(column) for column in columns[:top]]
+            raise self._candidates.refusal(rule, self._every)
+        chosen = [self._candidates.expert(column) for column in columns[:top]]
         return chosen[0] if top == 1 else chosen
 
-    def specificity(self, star: ExpertLike, controls: int = 3, seed: int = 0) -> Specificity:
+    def specificity(
+        self, star: ExpertLike, controls: int | Literal["auto"] = "auto", seed: int = 0
+    ) -> Specificity:
         """The star's rescue minus that of other clean-active experts of its layer (equation 7, Table 1).
 
         >>> held.specificity(star, controls=3, seed=0).summary()
 
         For each case up to ``controls`` experts are drawn without replacement from the other clean-active
-        ones, by the counter-based generator from (``seed``, case id). The paper draws 3 for top-8 routing
-        and 1 for top-2. A case in which the star isn't clean-active counts with rescue 0 minus its controls'.
-        A case with fewer others uses all it has; one with none has no specificity and is left out. Both are
-        in ``.short_cases``, and a FewControlsWarning says so.
+        ones, by the counter-based generator from (``seed``, case id). "auto" is 3, or 1 where the router
+        takes two (Table 2). A case in which the star isn't clean-active counts with rescue 0 minus its
+        controls'. A case with fewer others uses all it has; one with none has no specificity and is left out.
+        Both are in ``.short_cases``, and a FewControlsWarning says so.
 
         Raises:
             NeverActiveError: the star is clean-active in no case.
             NoControlsError: it is alone wherever it is clean-active.
             ExpertRangeError, LayerRangeError: it wasn't traced.
         """
-        view = self._compared(star)
-        drawn = draw_controls(view, controls, seed)
+        drawn = Controls.draw(self._compared(star), control_count(controls, self.top_k), seed)
         warn_of_short(drawn.short, drawn.asked, len(self), stacklevel=2)
-        return specificity(view, drawn, seed)
+        return Specificity.of(drawn, seed)
 
     def all_active(self, star: ExpertLike) -> AllActive:
         """The star against all other clean-active experts of its layer (equations 11 to 13).
@@ -202,7 +211,7 @@ class ExpertTrace(TraceResult):
 
         Over the cases where the star and another expert are clean-active. Errors: see :meth:`specificity`.
         """
-        return all_active(self._compared(star))
+        return AllActive.of(self._compared(star))
 
     def ranks(self, star: ExpertLike) -> ActiveRanks:
         """Rank of the star's rescue among the clean-active experts of its layer (Table 10).
@@ -212,20 +221,20 @@ class ExpertTrace(TraceResult):
         Ranked are the cases where the star and another expert are clean-active. Errors: see
         :meth:`specificity`.
         """
-        return active_ranks(self._compared(star))
+        return ActiveRanks.of(self._compared(star))
 
     def activity(self, star: ExpertLike) -> Activity:
         """In how many cases the star is clean-active, and its zero rows (Table 3).
 
         >>> held.activity(star).active
         """
-        return activity(self._view(star))
+        return Activity.of(self._in_layer(star))
 
-    def over_layer(
+    def layer_share(
         self,
         star: ExpertLike,
         layers: LayerTrace,
-        controls: int | None = 3,
+        controls: int | Literal["auto"] | None = "auto",
         seed: int = 0,
         *,
         ci: str = "percentile",
@@ -235,7 +244,7 @@ class ExpertTrace(TraceResult):
     ) -> pd.DataFrame:
         """The star's rescue and specificity as shares of its layer's rescue (Table 7).
 
-        >>> held.over_layer(star, mt.trace_layers(model, validation))
+        >>> held.layer_share(star, mt.trace_layers(model, validation))
 
         Rows layer_rescue (a mean, logits), rescue_over_layer and specificity_over_layer (ratios of means
         over cases); columns quantity, value, ci_low, ci_high (bootstrap), n. ``layers`` must hold the same
@@ -249,23 +258,24 @@ class ExpertTrace(TraceResult):
         """
         if cluster not in (None, "relation_id"):
             raise ArgumentError(f"cluster is {cluster!r}; expected None or 'relation_id'")
-        view = self._view(star) if controls is None else self._compared(star)
-        layer = layer_rescue(view, layers)
-        drawn = None if controls is None else draw_controls(view, controls, seed)
-        if drawn is not None:
+        compared = self._in_layer(star) if controls is None else self._compared(star)
+        layer = layer_rescue(compared, layers)
+        drawn = None
+        if controls is not None:
+            drawn = Controls.draw(compared, control_count(controls, self.top_k), seed)
             warn_of_short(drawn.short, drawn.asked, len(self), stacklevel=2)
-        clusters = None if cluster is None else self._cases[cluster].to_numpy()
         options = {"ci": ci, "n_resamples": n_resamples, "confidence": confidence, "seed": seed}
-        return over_layer(view, layer, drawn, clusters, **options)
+        return layer_share(compared, layer, drawn, cluster, **options)
 
     def stability(
         self,
         seeds: Iterable[int] = range(5),
         thresholds: Iterable[float] = (0.25, 0.375, 0.5, 0.625, 0.75),
         layer: int | None = None,
-        controls: int = 3,
+        controls: int | Literal["auto"] = "auto",
         seed: int = 0,
         fraction: float = 0.5,
+        mean: Mean = "active",
     ) -> Stability:
         """Select on one half of these cases and evaluate on the other, in 25 settings (appendix D).
 
@@ -274,13 +284,15 @@ class ExpertTrace(TraceResult):
         For each of ``seeds`` the cases, in the order they were traced, are split as :meth:`CaseSet.split`
         does; for each of ``thresholds`` an expert is selected on the discovery part with that ``min_active``
         (the defaults are 32, 48, 64, 80 and 96 of 128) and evaluated on the rest. ``layer``: None for all
-        traced layers. ``controls``, ``seed``: as in :meth:`specificity`.
+        traced layers. ``mean``: as in :meth:`select`. ``controls``, ``seed``: as in :meth:`specificity`.
         A setting in which no expert is recurrent enough has a row without a star.
         """
-        choose = partial(self._search.choice, layer)
-        evaluator = Evaluator(self._view, controls, seed)
-        found = stability(self._cases, choose, evaluator, seeds, thresholds, fraction)
-        warn_of_short(found.short_cases, evaluator.asked, len(self), stacklevel=2)
+        controlled = ControlledRows(self._in_layer, control_count(controls, self.top_k), seed)
+        rule = SelectionRule(layer, mean=mean)
+        found = resplit.stability(
+            self._cases, self._candidates, rule, controlled, seeds, thresholds, fraction
+        )
+        warn_of_short(found.short_cases, controlled.asked, len(self), stacklevel=2)
         return found
 
     def held_out(
@@ -290,24 +302,26 @@ class ExpertTrace(TraceResult):
         seed: int = 0,
         min_active: float = 0.5,
         layer: int | None = None,
-        controls: int = 3,
+        controls: int | Literal["auto"] = "auto",
+        mean: Mean = "active",
     ) -> HeldOut:
         """Select on some relations and evaluate on the others, each held out once (Table 12).
 
         >>> usable_trace.held_out(folds=5).summary()
 
         The folds are those of :meth:`CaseSet.folds` with the same ``by``, ``folds`` and ``seed``, which is
-        also the controls'. ``min_active`` applies to the cases that select.
+        also the controls'. ``min_active`` applies to the cases that select. ``mean``: as in :meth:`select`.
 
         Raises:
             NoRecurrentExpertError: in some fold no expert is recurrent enough.
             ArgumentError: ``folds`` doesn't fit the number of relations.
         """
-        partition = fold_positions(self._cases, by, folds, seed)
-        evaluator = Evaluator(self._view, controls, seed)
-        choose = partial(self._search.chosen, layer, min_active)
-        found = held_out(self._cases, partition, choose, evaluator)
-        warn_of_short(found.short_cases, evaluator.asked, len(self), stacklevel=2)
+        if by != "relation_id":
+            raise ArgumentError(f"by is {by!r}; expected 'relation_id'")
+        controlled = ControlledRows(self._in_layer, control_count(controls, self.top_k), seed)
+        rule = SelectionRule(layer, min_active, mean)
+        found = resplit.held_out(self._cases, self._candidates, rule, controlled, folds, seed)
+        warn_of_short(found.short_cases, controlled.asked, len(self), stacklevel=2)
         return found
 
     def plot(
@@ -323,9 +337,7 @@ class ExpertTrace(TraceResult):
         Filled marks: clean-active in at least ``min_active`` of the cases. At most the best ``limit`` are
         shown. ``summary``: arguments of :meth:`summary`. Needs matplotlib.
         """
-        from moetrace.results.experts.plot import plot_experts
-
-        found = self.candidates(layer)
+        found = self.candidates(layer, mean="all")
         table = self._summary_of(found.head(limit), **summary)
         of = self.layers if layer is None else (layer,)
         where = f"layer {of[0]}" if len(of) == 1 else "all traced layers"
@@ -335,7 +347,7 @@ class ExpertTrace(TraceResult):
 
     def __repr__(self) -> str:
         layers = f"layer {self.layers[0]}" if len(self.layers) == 1 else f"{len(self.layers)} layers"
-        best = self._search.choice(None, 0.5, self._every) if len(self) else None
+        best = self._candidates.select(SelectionRule(), self._every) if len(self) else None
         found = "no expert clean-active in half of them"
         if best is not None:
             found = (
@@ -347,17 +359,14 @@ class ExpertTrace(TraceResult):
         )
 
     def _repr_html_(self) -> str:
-        from moetrace.results.display import result_html
-
         table = pd.DataFrame()
         if len(self):
-            best = self._search.order(None, 1, self._every)[:10]
-            table = self._summary_of(self._search.table(best, self.arrays))
+            table = self._summary_of(self.candidates().head(10))
         return result_html(repr(self), table, self.failed)
 
     def _summary_of(self, found: pd.DataFrame, **options: Any) -> pd.DataFrame:
         """Summary of the candidates in a table, with their names and recurrence."""
-        columns = [self._place[pair] for pair in zip(found.layer, found.expert, strict=True)]
+        columns = [self._column[pair] for pair in zip(found.layer, found.expert, strict=True)]
         names = found[["star", "active"]]
         return summarise(self.effects[:, columns], names, self._cases, **options)
 
@@ -365,17 +374,17 @@ class ExpertTrace(TraceResult):
     def _every(self) -> Counts:
         return np.arange(len(self))
 
-    def _view(self, star: ExpertLike) -> StarView:
+    def _in_layer(self, star: ExpertLike) -> ExpertInLayer:
         expert = Expert.of(star)
-        columns = self._search.columns(expert.layer)
+        columns = self._candidates.columns(expert.layer)
         experts = self._sites.expert.to_numpy()[columns]
-        if (expert.layer, expert.expert) not in self._place:
+        if (expert.layer, expert.expert) not in self._column:
             raise ExpertRangeError(
                 f"{expert} doesn't exist: layer {expert.layer} has experts {experts[0]} to {experts[-1]}"
             )
-        return StarView(
+        return ExpertInLayer(
             star=expert,
-            place=int(np.flatnonzero(experts == expert.expert)[0]),
+            column=int(np.flatnonzero(experts == expert.expert)[0]),
             experts=experts,
             cases=self._cases[["case_id", "relation_id"]].reset_index(drop=True),
             rescue=self.effects[:, columns],
@@ -383,18 +392,8 @@ class ExpertTrace(TraceResult):
             noised_active=self.arrays.noised_active[:, columns],
         )
 
-    def _compared(self, star: ExpertLike) -> StarView:
-        """A view whose star can be compared with others."""
-        view = self._view(star)
-        if not view.star_active.any():
-            raise NeverActiveError(
-                f"{view.star} is clean-active in none of the {len(self)} cases, so it was never patched and "
-                "there is nothing to compare; .candidates() lists the experts that are"
-            )
-        refuse_lonely(view)
-        return view
-
-
-# The columns of rows that follow the two runs.
-_LAST = ("patched", "rescue")
-_LOGITS = ("clean_logit", "noised_logit")
+    def _compared(self, star: ExpertLike) -> ExpertInLayer:
+        """A star that can be compared with others."""
+        found = self._in_layer(star)
+        found.refuse_incomparable()
+        return found

@@ -1,4 +1,4 @@
-"""The name of one routed expert."""
+"""The name of one routed expert, and what can be wrong with it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,14 @@ from typing import Any
 from moetrace.errors import ArgumentError
 
 _NAME = re.compile(r"L(\d+)E(\d+)")
+
+
+class ExpertRangeError(ArgumentError, IndexError):
+    """An expert that the layer doesn't have."""
+
+
+class NeverActiveError(ArgumentError):
+    """An expert that is clean-active in none of the cases: it was never patched."""
 
 
 @dataclass(frozen=True, order=True)

@@ -7,7 +7,9 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from moetrace.results.trace_result import TraceResult
+from moetrace.effects import drop
+from moetrace.results.base import TraceResult
+from moetrace.results.display import result_html
 
 
 class ScaleTrace(TraceResult):
@@ -36,9 +38,9 @@ class ScaleTrace(TraceResult):
         """Table 13: scale, active cases, mean drop, then the summary of the rescue."""
         table = self.summary(**summary)
         table = table[table.patch == patch].drop(columns=["layer", "patch"]).reset_index(drop=True)
-        drops = [float((self._cases.clean - self._cases[f"noised_{s:g}"]).mean()) for s in self.scales]
+        noised = np.stack([self._cases[f"noised_{scale:g}"] for scale in self.scales], axis=1)
         table.insert(1, "active", int(np.sum(self._cases.clean_active)))
-        table.insert(2, "drop", drops)
+        table.insert(2, "drop", drop(self._cases.clean.to_numpy(), noised).mean(axis=0))
         return table
 
     def __repr__(self) -> str:
@@ -49,6 +51,4 @@ class ScaleTrace(TraceResult):
         return f"ScaleTrace({self.provenance['star']}, {len(self)} cases, mean rescue by scale {means})"
 
     def _repr_html_(self) -> str:
-        from moetrace.results.display import result_html
-
         return result_html(repr(self), self.table(), self.failed)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from moetrace.results.trace_result import TraceResult
+from moetrace.results.base import TraceResult
+from moetrace.results.display import plot_layers, result_html
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,8 +66,6 @@ class LayerTrace(TraceResult):
         Needs matplotlib (``pip install moetrace[plot]``). ``summary``: arguments of :meth:`summary`;
         ``correction`` is "max_t" unless given.
         """
-        from moetrace.results.plots import plot_layers
-
         return plot_layers(self.summary(**{"correction": "max_t", **summary}), self.noise_floor, ax)
 
     def __repr__(self) -> str:
@@ -78,6 +77,4 @@ class LayerTrace(TraceResult):
         )
 
     def _repr_html_(self) -> str:
-        from moetrace.results.display import result_html
-
         return result_html(repr(self), self.summary(), self.failed)

@@ -1,4 +1,4 @@
-"""What was measured for every case and expert."""
+"""What was measured for every case and expert, and what the routers said."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from moetrace.errors import ArgumentError
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 Counts = npt.NDArray[np.int64]
+
+LOGITS = ("clean_logit", "noised_logit")
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,3 +87,53 @@ class ExpertArrays:
         """From tidy rows, case by case in the order of the sites."""
         names = [field.name for field in fields(cls) if field.name in rows]
         return cls(**{name: rows[name].to_numpy().reshape(shape) for name in names})
+
+
+def expert_rows(cases: pd.DataFrame, sites: pd.DataFrame, arrays: ExpertArrays) -> pd.DataFrame:
+    """Tidy rows of the arrays but the router logits, one for each case and expert."""
+    n, m = arrays.rescue.shape
+    last = ("patched", "rescue")
+    table = {name: np.repeat(cases[name].to_numpy(), m) for name in ("case_id", "relation_id")}
+    table |= {name: np.tile(sites[name].to_numpy(), n) for name in ("layer", "expert")}
+    table |= {name: getattr(arrays, name).ravel() for name in arrays.names() if name not in (*last, *LOGITS)}
+    table |= {name: np.repeat(cases[name].to_numpy(), m) for name in ("clean", "noised")}
+    return pd.DataFrame(table | {name: getattr(arrays, name).ravel() for name in last})
+
+
+def active_per_layer(arrays: ExpertArrays, sites: pd.DataFrame) -> int:
+    """The router's top-k: the most experts of a layer that are clean-active in a case; 0 without cases."""
+    counts = pd.DataFrame(arrays.clean_active.T).groupby(sites.layer.to_numpy()).sum().to_numpy()
+    return int(counts.max(initial=0))
+
+
+def softmax_by_layer(logits: Floats, sites: pd.DataFrame) -> Floats:
+    """Softmax of logits (cases, sites) within each layer."""
+    found = np.empty_like(logits)
+    for columns in sites.groupby("layer").indices.values():
+        shifted = np.exp(logits[:, columns] - logits[:, columns].max(axis=1, keepdims=True))
+        found[:, columns] = shifted / shifted.sum(axis=1, keepdims=True)
+    return found
+
+
+def routing_table(rows: pd.DataFrame, arrays: ExpertArrays, sites: pd.DataFrame) -> pd.DataFrame:
+    """Routing columns of tidy rows, with logits and probabilities of both runs where they are known."""
+    table = rows.loc[:, "case_id":"noised_weight"]
+    for run in ("clean", "noised"):
+        logits = getattr(arrays, f"{run}_logit")
+        if logits is not None:
+            table[f"{run}_logit"] = logits.ravel()
+            table[f"{run}_probability"] = softmax_by_layer(logits, sites).ravel()
+    return table
+
+
+def close_calls(arrays: ExpertArrays, sites: pd.DataFrame, limit: float) -> int:
+    """Clean routings of a case and layer whose weakest routed and strongest unrouted logit are that close."""
+    logits, count = arrays.clean_logit, 0
+    if logits is None:
+        return 0
+    for columns in sites.groupby("layer").indices.values():
+        active = arrays.clean_active[:, columns]
+        weakest = np.where(active, logits[:, columns], np.inf).min(axis=1)
+        strongest = np.where(active, -np.inf, logits[:, columns]).max(axis=1)
+        count += int((np.abs(weakest - strongest) < limit).sum())
+    return count

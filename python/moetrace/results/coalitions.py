@@ -9,7 +9,8 @@ import pandas as pd
 
 from moetrace import coalition
 from moetrace.errors import ArgumentError
-from moetrace.results.trace_result import TraceResult
+from moetrace.results.base import TraceResult
+from moetrace.results.display import result_html
 
 
 class CoalitionTrace(TraceResult):
@@ -133,6 +134,4 @@ class CoalitionTrace(TraceResult):
         )
 
     def _repr_html_(self) -> str:
-        from moetrace.results.display import result_html
-
         return result_html(repr(self), self.summary(), self.failed)

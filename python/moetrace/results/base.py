@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from moetrace.errors import ArgumentError
 from moetrace.files import write_json, write_parquet
+from moetrace.stats import summary_table
 
 INTERVALS = ("percentile", "bca", "basic")
 CORRECTIONS = (None, "max_t", "holm", "bh")
@@ -102,29 +104,10 @@ class TraceResult:
         ``correction`` over the sites. ``by="relation_id"``: the same for each relation, which comes first.
         ``cluster="relation_id"``: whole relations are resampled and flipped. The defaults are the paper's.
         """
-        _one_of("ci", ci, INTERVALS)
-        _one_of("correction", correction, CORRECTIONS)
-        _one_of("by", by, (None, "relation_id"))
-        _one_of("cluster", cluster, (None, "relation_id"))
-        options = {
-            "ci": ci, "n_resamples": n_resamples, "n_flips": n_flips, "seed": seed,
-            "correction": correction, "confidence": confidence,
-        }  # fmt: skip
-        if by is None:
-            return self._table(np.arange(len(self)), cluster, options)
-        tables = []
-        for relation, index in self._cases.groupby(by, sort=True).indices.items():
-            table = self._table(np.asarray(index), None, options)
-            table.insert(0, by, relation)
-            tables.append(table)
-        return pd.concat(tables, ignore_index=True)
-
-    def _table(self, index: np.ndarray, cluster: str | None, options: dict[str, Any]) -> pd.DataFrame:
-        from moetrace.stats import summary_table
-
-        clusters = self._cases[cluster].to_numpy()[index] if cluster else None
-        table = summary_table(self.effects[index], clusters=clusters, **options)
-        return pd.concat([self._sites.reset_index(drop=True), table.reset_index(drop=True)], axis=1)
+        return summarise(
+            self.effects, self._sites, self._cases, by, cluster, ci=ci, n_resamples=n_resamples,
+            n_flips=n_flips, seed=seed, correction=correction, confidence=confidence,
+        )  # fmt: skip
 
     def by(self, column: str = "relation_id") -> pd.DataFrame:
         """Mean rescue, positive fraction and n of each group of cases and site (Table 5)."""
@@ -161,6 +144,41 @@ class TraceResult:
         write_parquet(path / "failed.parquet", self.failed)
         # Last, so that a folder with it is whole.
         write_json(path / "meta.json", {"kind": self.kind, "format": 1, "provenance": self.provenance})
+
+
+def summarise(
+    effects: npt.NDArray[np.float64],
+    sites: pd.DataFrame,
+    cases: pd.DataFrame,
+    by: str | None = None,
+    cluster: str | None = None,
+    *,
+    ci: str = "percentile",
+    correction: str | None = None,
+    **options: Any,
+) -> pd.DataFrame:
+    """:meth:`TraceResult.summary` of any effects.
+
+    >>> summarise(rows[["specificity"]].to_numpy(), pd.DataFrame({"quantity": ["specificity"]}), rows)
+
+    ``effects``: (cases, columns). ``sites``: a row for each column. ``cases``: a row for each case, with
+    relation_id. ``options``: n_resamples, n_flips, seed and confidence.
+    """
+    _one_of("ci", ci, INTERVALS)
+    _one_of("correction", correction, CORRECTIONS)
+    _one_of("by", by, (None, "relation_id"))
+    _one_of("cluster", cluster, (None, "relation_id"))
+    options |= {"ci": ci, "correction": correction}
+    heads = sites.reset_index(drop=True)
+    if by is None:
+        labels = None if cluster is None else cases[cluster].to_numpy()
+        return pd.concat([heads, summary_table(effects, clusters=labels, **options)], axis=1)
+    tables = []
+    for relation, index in cases.reset_index(drop=True).groupby(by, sort=True).indices.items():
+        table = pd.concat([heads, summary_table(effects[index], **options)], axis=1)
+        table.insert(0, by, relation)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
 
 
 def _one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
