@@ -64,26 +64,29 @@ void bind_job(py::module_& m) {
       .finalize();
 
   py::class_<Patch>(m, "Patch", "What a patched run changes at one layer.")
-      .def_static("block", [](std::int64_t layer) { return Patch{layer, Patch::Kind::kBlock, {}}; },
-                  py::arg("layer"))
-      .def_static("null", [](std::int64_t layer) { return Patch{layer, Patch::Kind::kNull, {}}; },
-                  py::arg("layer"))
+      .def_static(
+          "block", [](std::int64_t layer) { return Patch{layer, Patch::Kind::kBlock, {}}; }, py::arg("layer"))
+      .def_static(
+          "null", [](std::int64_t layer) { return Patch{layer, Patch::Kind::kNull, {}}; }, py::arg("layer"))
       .def_static(
           "of_experts",
           [](std::int64_t layer, Chosen chosen, std::uint64_t subset, std::vector<std::int64_t> experts,
              bool equal_norm) {
-            return Patch{layer, Patch::Kind::kExperts, {chosen, false, 0, subset, std::move(experts), equal_norm}};
+            return Patch{
+                layer, Patch::Kind::kExperts, {chosen, false, 0, subset, std::move(experts), equal_norm}};
           },
           py::arg("layer"), py::arg("chosen"), py::kw_only(), py::arg("subset") = 0,
           py::arg("experts") = std::vector<std::int64_t>(), py::arg("equal_norm") = false,
-          "`subset`: bit j for slot j. `experts`: by index. `equal_norm`: of anchor and matched (equation 10).")
+          "`subset`: bit j for slot j. `experts`: by index. `equal_norm`: of anchor and matched (equation "
+          "10).")
       .def_readonly("layer", &Patch::layer)
       .def_readonly("kind", &Patch::kind)
       .def_property_readonly("chosen", [](const Patch& patch) { return patch.experts.chosen; })
       .def_property_readonly("subset", [](const Patch& patch) { return patch.experts.subset; })
       .def_property_readonly("experts", [](const Patch& patch) { return patch.experts.experts; })
       .def_property_readonly("equal_norm", [](const Patch& patch) { return patch.experts.equal_norm; })
-      .def("__eq__", [](const Patch& a, const Patch& b) { return a == b; }, py::is_operator())
+      .def(
+          "__eq__", [](const Patch& a, const Patch& b) { return a == b; }, py::is_operator())
       .def("__repr__", [](py::object self) {
         return py::str("Patch(layer={}, kind={}, chosen={}, subset={}, experts={}, equal_norm={})")
             .format(self.attr("layer"), self.attr("kind").attr("name"), self.attr("chosen").attr("name"),
@@ -103,7 +106,8 @@ void bind_job(py::module_& m) {
             .format(self.attr("layer"), self.attr("top_k"), self.attr("of_union"));
       });
 
-  py::class_<Job>(m, "Job", "What a trace does to every case: patches, and sweeps over the experts of layers.")
+  py::class_<Job>(m, "Job",
+                  "What a trace does to every case: patches, and sweeps over the experts of layers.")
       .def(py::init([](std::int64_t layers, std::int64_t draws, std::vector<Patch> patches,
                        std::vector<Sweep> sweeps) {
              return Job{layers, draws, std::move(patches), std::move(sweeps)};
@@ -124,9 +128,10 @@ void bind_job(py::module_& m) {
            "`noise`: float32 (draws, subject tokens, width), added to the embeddings (equation 2).");
 
   py::class_<LayerFacts>(m, "LayerFacts", "What a pass has to know of a layer of the model.")
-      .def(py::init([](bool experts, std::int64_t expert_count, std::int64_t fused_from, std::int64_t checked) {
-             return LayerFacts{experts, expert_count, fused_from, checked};
-           }),
+      .def(py::init(
+               [](bool experts, std::int64_t expert_count, std::int64_t fused_from, std::int64_t checked) {
+                 return LayerFacts{experts, expert_count, fused_from, checked};
+               }),
            py::kw_only(), py::arg("experts"), py::arg("expert_count") = 0, py::arg("fused_from") = 0,
            py::arg("checked_rows") = 2,
            "`fused_from`: rows from which on the fused routine computes experts, 0 for never; "
@@ -153,29 +158,33 @@ void init_pass(py::module_& m) {
       .def_property_readonly(
           "plan", [](const Pass& pass) -> const moetrace::tree::Plan& { return pass.layout().plan(); },
           py::return_value_policy::reference_internal)
-      .def_property_readonly("start_rows", [](const Pass& pass) { return pass.layout().start_rows(); },
-                             "Rows of each case in the model's input.")
-      .def("input_ids",
-           [](const Pass& pass) {
-             return grid(pass.input_ids(), {pass.layout().cases(), pass.layout().start_rows()});
-           },
-           "int64 (cases, start rows)")
-      .def("position_ids",
-           [](const Pass& pass) {
-             return grid(pass.position_ids(), {pass.layout().cases(), pass.layout().start_rows()});
-           },
-           "int64 (cases, start rows): a row's depth in the tree")
-      .def("visibility",
-           [](const Pass& pass) {
-             const auto& plan = pass.layout().plan();
-             std::vector<std::uint8_t> cells;
-             {
-               const py::gil_scoped_release release;
-               cells = moetrace::tree::visibility(plan);
-             }
-             return grid(cells, {plan.cases, plan.rows, plan.rows});
-           },
-           "uint8 (cases, rows, rows): 1 where the second row is the first or its ancestor")
+      .def_property_readonly(
+          "start_rows", [](const Pass& pass) { return pass.layout().start_rows(); },
+          "Rows of each case in the model's input.")
+      .def(
+          "input_ids",
+          [](const Pass& pass) {
+            return grid(pass.input_ids(), {pass.layout().cases(), pass.layout().start_rows()});
+          },
+          "int64 (cases, start rows)")
+      .def(
+          "position_ids",
+          [](const Pass& pass) {
+            return grid(pass.position_ids(), {pass.layout().cases(), pass.layout().start_rows()});
+          },
+          "int64 (cases, start rows): a row's depth in the tree")
+      .def(
+          "visibility",
+          [](const Pass& pass) {
+            const auto& plan = pass.layout().plan();
+            std::vector<std::uint8_t> cells;
+            {
+              const py::gil_scoped_release release;
+              cells = moetrace::tree::visibility(plan);
+            }
+            return grid(cells, {plan.cases, plan.rows, plan.rows});
+          },
+          "uint8 (cases, rows, rows): 1 where the second row is the first or its ancestor")
       .def_property_readonly("final_rows", &Pass::final_rows,
                              "Rows that are read out: clean, noised for each draw, then every fork.")
       .def_property_readonly("fused_calls", &Pass::fused_calls,
@@ -200,42 +209,47 @@ void init_pass(py::module_& m) {
 
   py::class_<Outcome>(m, "Outcome", "What the passes of one batch gave, in arrays.")
       .def(py::init<const Job&, std::int64_t>(), py::arg("job"), py::arg("cases"))
-      .def("take",
-           [](Outcome& self, const Pass& pass, const In<double>& differences,
-              const std::map<std::int64_t, double>& scales) {
-             const auto values = vector_of(differences);
-             const py::gil_scoped_release release;
-             self.take(pass, values, scales);
-           },
-           py::arg("run"), py::arg("differences"), py::arg("scales"),
-           "Take in a pass over the same cases: logit differences (cases, final rows), and what each routed "
-           "layer's block multiplies its experts' output by.")
-      .def_property_readonly("clean",
-                             [](py::object self) {
-                               const auto& own = self.cast<const Outcome&>();
-                               return view(own.clean(), {own.cases()}, self);
-                             },
-                             "float64 (cases,)")
-      .def_property_readonly("noised",
-                             [](py::object self) {
-                               const auto& own = self.cast<const Outcome&>();
-                               return view(own.noised(), {own.cases(), own.draws()}, self);
-                             },
-                             "float64 (cases, draws)")
-      .def_property_readonly("patched",
-                             [](py::object self) {
-                               const auto& own = self.cast<const Outcome&>();
-                               return view(own.patched(), {own.cases(), own.patches(), own.draws()}, self);
-                             },
-                             "float64 (cases, patches, draws)")
-      .def_property_readonly("layers",
-                             [](py::object self) {
-                               const auto& own = self.cast<const Outcome&>();
-                               py::dict found;
-                               for (const auto& [layer, arrays] : own.layers()) {
-                                 found[py::int_(layer)] = layer_arrays(self, arrays, own);
-                               }
-                               return found;
-                             },
-                             "For each routed layer its arrays by case, draw and expert (or slot).");
+      .def(
+          "take",
+          [](Outcome& self, const Pass& pass, const In<double>& differences,
+             const std::map<std::int64_t, double>& scales) {
+            const auto values = vector_of(differences);
+            const py::gil_scoped_release release;
+            self.take(pass, values, scales);
+          },
+          py::arg("run"), py::arg("differences"), py::arg("scales"),
+          "Take in a pass over the same cases: logit differences (cases, final rows), and what each routed "
+          "layer's block multiplies its experts' output by.")
+      .def_property_readonly(
+          "clean",
+          [](py::object self) {
+            const auto& own = self.cast<const Outcome&>();
+            return view(own.clean(), {own.cases()}, self);
+          },
+          "float64 (cases,)")
+      .def_property_readonly(
+          "noised",
+          [](py::object self) {
+            const auto& own = self.cast<const Outcome&>();
+            return view(own.noised(), {own.cases(), own.draws()}, self);
+          },
+          "float64 (cases, draws)")
+      .def_property_readonly(
+          "patched",
+          [](py::object self) {
+            const auto& own = self.cast<const Outcome&>();
+            return view(own.patched(), {own.cases(), own.patches(), own.draws()}, self);
+          },
+          "float64 (cases, patches, draws)")
+      .def_property_readonly(
+          "layers",
+          [](py::object self) {
+            const auto& own = self.cast<const Outcome&>();
+            py::dict found;
+            for (const auto& [layer, arrays] : own.layers()) {
+              found[py::int_(layer)] = layer_arrays(self, arrays, own);
+            }
+            return found;
+          },
+          "For each routed layer its arrays by case, draw and expert (or slot).");
 }

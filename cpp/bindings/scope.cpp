@@ -21,8 +21,8 @@ using moetrace::pass::Place;
 
 namespace {
 
-const std::set<std::string> kPassedOn{"past_key_values",   "past_key_value",       "use_cache",
-                                      "cache_position",    "output_attentions",    "output_router_logits",
+const std::set<std::string> kPassedOn{"past_key_values",     "past_key_value",    "use_cache",
+                                      "cache_position",      "output_attentions", "output_router_logits",
                                       "output_hidden_states"};
 const std::set<std::string> kPerRow{"position_ids", "position_embeddings"};
 
@@ -37,7 +37,8 @@ struct Torch {
 /// One hook: a site and what it is fired with.
 class Armed {
  public:
-  Armed(std::shared_ptr<Torch> torch, std::shared_ptr<Site> site) : torch_(std::move(torch)), site_(std::move(site)) {}
+  Armed(std::shared_ptr<Torch> torch, std::shared_ptr<Site> site)
+      : torch_(std::move(torch)), site_(std::move(site)) {}
 
  protected:
   py::list fire(Step step, py::list given) const {
@@ -49,7 +50,9 @@ class Armed {
     return fire(step, std::move(given));
   }
   bool is_tensor(py::handle value) const { return torch_->is_tensor(value); }
-  [[noreturn]] void refuse(const std::string& why) const { site_->refuse(Failure(Trouble::kCannotJoin, why)); }
+  [[noreturn]] void refuse(const std::string& why) const {
+    site_->refuse(Failure(Trouble::kCannotJoin, why));
+  }
   const std::string& name() const { return site_->name(); }
 
  private:
@@ -167,8 +170,8 @@ struct LayerExit : Armed {
   bool joins_;
 };
 
-/// The router's logits, alone or among weights and indices, in an order that differs between families: the first
-/// floating tensor with a column for each expert.
+/// The router's logits, alone or among weights and indices, in an order that differs between families: the
+/// first floating tensor with a column for each expert.
 struct Router : Armed {
   Router(const Armed& armed, std::int64_t experts) : Armed(armed), experts_(experts) {}
   void operator()(const py::object&, const py::object&, const py::object& output) const {
@@ -219,7 +222,8 @@ struct ExpertsEntry : Experts {
     py::list values(args);
     for (const auto& [key, value] : kwargs) values.append(value);
     bool rows = true;
-    for (const py::handle value : values) rows = rows && is_tensor(value) && value.attr("dim")().cast<int>() == 2;
+    for (const py::handle value : values)
+      rows = rows && is_tensor(value) && value.attr("dim")().cast<int>() == 2;
     if (!rows || values.empty()) {
       fire(Step::kEnter, py::list());
       return py::none();
@@ -352,9 +356,10 @@ class HookScope {
 }  // namespace
 
 void init_scope(py::module_& m) {
-  py::class_<HookScope>(m, "HookScope",
-                        "Hooks on modules: armed in order, removed in reverse when the scope is left, also after "
-                        "an exception or an interrupt.")
+  py::class_<HookScope>(
+      m, "HookScope",
+      "Hooks on modules: armed in order, removed in reverse when the scope is left, also after "
+      "an exception or an interrupt.")
       .def(py::init<>())
       .def("__enter__", [](py::object self) { return self; })
       .def("__exit__", [](HookScope& scope, const py::args&) { scope.close(); })
@@ -363,7 +368,8 @@ void init_scope(py::module_& m) {
           [](HookScope& scope, const py::object& module, const py::object& function) {
             scope.hook(module, "register_forward_pre_hook", function, true);
           },
-          py::arg("module"), py::arg("function"), "function(module, args, kwargs) before each call of a module.")
+          py::arg("module"), py::arg("function"),
+          "function(module, args, kwargs) before each call of a module.")
       .def(
           "behind",
           [](HookScope& scope, const py::object& module, const py::object& function) {

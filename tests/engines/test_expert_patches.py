@@ -17,7 +17,6 @@ from moetrace.models.anatomy import find_anatomy
 from moetrace.models.state import prepared
 from tests.engines.tiny import SPARSE, make_cases, make_model
 
-
 Chosen, Join = _core.Chosen, _core.Join
 
 

@@ -102,10 +102,10 @@ def test_what_does_not_fit_is_refused():
         make_pass([], [], 1, 1)
     with pytest.raises(ValueError, match="layer 1 of a model with 1"):
         make_pass([(4, 1, 2, 3)], [1], 1, 1)
+    case = _core.PassCase([1, 2, 3, 4], 2, 2, 3, np.zeros((1, 1, 2)))
+    facts = [_core.LayerFacts(experts=False)]
     with pytest.raises(ValueError, match=r"\[2, 2\)"):
-        job = _core.Job(1, 1, [], [])
-        case = _core.PassCase([1, 2, 3, 4], 2, 2, 3, np.zeros((1, 1, 2)))
-        _core.Pass(job, [_core.LayerFacts(experts=False)], [case], 0, 0, _core.Join.START)
+        _core.Pass(_core.Job(1, 1, [], []), facts, [case], 0, 0, _core.Join.START)
     with pytest.raises(ValueError, match="budget"):
         _core.pack([1], 0)
     assert make_pass([(4, 1, 2, 3)], [], 1, 1).plan.position.shape == (1, 7)

@@ -30,8 +30,8 @@ struct ExpertPatch {
   bool operator==(const ExpertPatch&) const = default;
 };
 
-/// The factor of each slot's patch vector (equation 6) in the sum that the patch adds; all zero where it names
-/// nobody in this item. `norm`: of the patch vectors, a number for each slot.
+/// The factor of each slot's patch vector (equation 6) in the sum that the patch adds; all zero where it
+/// names nobody in this item. `norm`: of the patch vectors, a number for each slot.
 std::vector<float> slot_factors(const ExpertPatch& patch, const RoutingUnion& routing,
                                 std::span<const float> norm);
 

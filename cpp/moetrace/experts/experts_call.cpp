@@ -24,7 +24,8 @@ double tolerance(ScalarType dtype) {
 
 /// Largest absolute number of each row of (n, …).
 std::vector<double> row_sizes(const Tensor& value) {
-  const Tensor flat = ops::reshape(value, {value.size(0), value.numel() / std::max<std::int64_t>(1, value.size(0))});
+  const Tensor flat =
+      ops::reshape(value, {value.size(0), value.numel() / std::max<std::int64_t>(1, value.size(0))});
   return ops::to_vector<double>(torch::stable::amax(ops::abs(flat), 1), ScalarType::Double);
 }
 
@@ -44,7 +45,8 @@ std::int64_t first_difference(const Tensor& found, const Tensor& expected, const
 
 }  // namespace
 
-ExpertsCall::ExpertsCall(std::string name, Rows rows, std::vector<ExpertPatch> patches, std::int64_t fused_from)
+ExpertsCall::ExpertsCall(std::string name, Rows rows, std::vector<ExpertPatch> patches,
+                         std::int64_t fused_from)
     : Site(std::move(name)),
       rows_(std::move(rows)),
       expert_patches_(std::move(patches)),
@@ -163,7 +165,8 @@ std::vector<std::int64_t> ExpertsCall::in_call(const std::vector<std::int64_t>& 
 bool ExpertsCall::serves(const FusedExperts& experts, const Tensor& index) const {
   const hooks::RowIndex wanted(in_call(watched_.rows()));
   if (fused_) return true;
-  const auto routed = ops::to_vector<std::int64_t>(ops::index_select(index, wanted.on(index)), ScalarType::Long);
+  const auto routed =
+      ops::to_vector<std::int64_t>(ops::index_select(index, wanted.on(index)), ScalarType::Long);
   return std::all_of(routed.begin(), routed.end(),
                      [&](std::int64_t expert) { return expert >= 0 && expert < experts.experts(); });
 }
@@ -177,11 +180,13 @@ std::vector<Tensor> ExpertsCall::pairs(const Routed& call) const {
   const hooks::RowIndex lines(std::move(repeated));
   const auto chosen = [&](const Tensor& value) { return ops::index_select(value, wanted.on(value)); };
   const Tensor hidden = chosen(call.hidden);
-  const Tensor one = ops::reshape(chosen(call.index), {-1, 1}), weight = ops::reshape(chosen(call.weight), {-1, 1});
+  const Tensor one = ops::reshape(chosen(call.index), {-1, 1}),
+               weight = ops::reshape(chosen(call.weight), {-1, 1});
   // A second slot of weight 0: some experts squeeze a single one away.
   Tensor nothing = torch::stable::empty_like(weight);
   torch::stable::zero_(nothing);
-  return {ops::index_select(hidden, lines.on(hidden)), ops::cat({one, one}, 1), ops::cat({weight, nothing}, 1)};
+  return {ops::index_select(hidden, lines.on(hidden)), ops::cat({one, one}, 1),
+          ops::cat({weight, nothing}, 1)};
 }
 
 std::vector<Tensor> ExpertsCall::leave(const std::vector<Tensor>& given) {
@@ -205,7 +210,8 @@ std::vector<Tensor> ExpertsCall::leave(const std::vector<Tensor>& given) {
   if (fused_) {
     contribution = *fused_->contribution;
   } else if (given.size() == 5) {  // by the module, pair by pair
-    const ScalarType wide = output.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+    const ScalarType wide =
+        output.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
     contribution = ops::to(ops::reshape(given[4], {watched_.size(), top_k, flat.size(1)}), wide);
   } else {
     const Tensor hidden = ops::index_select(call.hidden, wanted.on(call.hidden));
@@ -216,7 +222,8 @@ std::vector<Tensor> ExpertsCall::leave(const std::vector<Tensor>& given) {
   check_sums(contribution, *watched_output_);
   unite_routings(index, weight);
   const Tensor delta = patch_vectors(contribution);
-  const auto squares = ops::to_vector<float>(ops::sqrt(ops::sum(ops::mul(delta, delta), 2)), ScalarType::Float);
+  const auto squares =
+      ops::to_vector<float>(ops::sqrt(ops::sum(ops::mul(delta, delta), 2)), ScalarType::Float);
   const auto slots = static_cast<std::size_t>(2 * top_k);
   norms_.clear();
   for (std::size_t item = 0; item < routing_.size(); ++item) {
@@ -238,7 +245,8 @@ void ExpertsCall::check_fused(const Tensor& output) const {
   const hooks::RowIndex left(left_);
   const Tensor mine = ops::index_select(fused_->output, left.on(fused_->output));
   if (ops::shape_of(output) != ops::shape_of(mine) || first_difference(mine, output, {}) >= 0) {
-    throw hooks::Failure(hooks::Trouble::kNotFused, name() + ": the fused routine gives other numbers than the module");
+    throw hooks::Failure(hooks::Trouble::kNotFused,
+                         name() + ": the fused routine gives other numbers than the module");
   }
 }
 
@@ -267,7 +275,8 @@ void ExpertsCall::unite_routings(const Tensor& index, const Tensor& weight) {
   routing_.clear();
   for (std::size_t item = 0; item < clean_.size(); ++item) {
     const std::int64_t clean = clean_[item], noised = noised_items_[item];
-    routing_.push_back(unite(line(experts, clean), line(weights, clean), line(experts, noised), line(weights, noised)));
+    routing_.push_back(
+        unite(line(experts, clean), line(weights, clean), line(experts, noised), line(weights, noised)));
   }
 }
 

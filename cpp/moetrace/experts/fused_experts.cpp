@@ -111,7 +111,8 @@ class Scatter {
 template <typename T>
 FusedOutput scatter(const FusedExperts& experts, const Routed& routed, const Pairs& wanted) {
   const ScalarType dtype = routed.hidden.scalar_type();
-  const std::int64_t rows = routed.hidden.size(0), width = routed.hidden.size(1), top_k = routed.index.size(1);
+  const std::int64_t rows = routed.hidden.size(0), width = routed.hidden.size(1),
+                     top_k = routed.index.size(1);
   FusedOutput found{ops::empty({rows, width}, dtype), std::nullopt};
   torch::stable::zero_(found.output);
   if (!wanted.empty()) {

@@ -25,7 +25,8 @@ std::vector<Tensor> fused_output(Tensor gate_up, Tensor down, Tensor hidden, Ten
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(moetrace, library) {
-  library.def("contributions(Tensor gate_up, Tensor down, Tensor hidden, Tensor index, Tensor weight) -> Tensor");
+  library.def(
+      "contributions(Tensor gate_up, Tensor down, Tensor hidden, Tensor index, Tensor weight) -> Tensor");
   library.def(
       "fused_output(Tensor gate_up, Tensor down, Tensor hidden, Tensor index, Tensor weight, int[] wanted)"
       " -> Tensor[]");

@@ -8,8 +8,8 @@ namespace moetrace::experts {
 
 /// The experts that the clean or the noised run routes one row to.
 ///
-/// 2k slots: first the k clean-routed experts in the router's order, then the k noised-routed ones, valid only
-/// where the clean run doesn't have them. The valid ones together are the routing union.
+/// 2k slots: first the k clean-routed experts in the router's order, then the k noised-routed ones, valid
+/// only where the clean run doesn't have them. The valid ones together are the routing union.
 struct RoutingUnion {
   std::vector<std::int64_t> expert;
   std::vector<bool> valid;

@@ -55,7 +55,8 @@ void LayerExit::find_stream(const Tensor& entered) {
     if (!stream_ && same_value(output, entered)) stream_ = input;
   }
   norms_.clear();
-  if (!stream_) throw Failure(Trouble::kCannotJoin, "a block whose input isn't what a norm of the stream gave");
+  if (!stream_)
+    throw Failure(Trouble::kCannotJoin, "a block whose input isn't what a norm of the stream gave");
 }
 
 Tensor LayerExit::own_outputs() const {
@@ -87,7 +88,8 @@ Tensor LayerExit::joined(const Tensor& output) {
   if (sum.scalar_type() != found.scalar_type() || !ops::equal(sum, found)) {
     throw Failure(Trouble::kCannotJoin, "a layer that does more with its block's output than add it");
   }
-  const Tensor patched = ops::to(ops::add(stream, ops::to_device(own_outputs(), output)), output.scalar_type());
+  const Tensor patched =
+      ops::to(ops::add(stream, ops::to_device(own_outputs(), output)), output.scalar_type());
   const Tensor copies = rows_of_cases(output, cases_, sources_);
   const Tensor lines = ops::reshape(copies, {copies.size(0) * copies.size(1), copies.size(2)});
   const Tensor born = ops::index_copy(lines, patched_.on(output), patched);

@@ -24,8 +24,8 @@ class PatchedOutputs {
 ///
 /// A new row is a copy of a present row of the layer's output; a patched one is the stream of the row it goes
 /// on from plus a block output of its own. That is what the layer itself would have given, bit for bit, and
-/// the layer never sees the row. The stream is what a module directly in the layer (a norm) was given before it
-/// gave the block its input. A layer that does more is a Failure (kCannotJoin).
+/// the layer never sees the row. The stream is what a module directly in the layer (a norm) was given before
+/// it gave the block its input. A layer that does more is a Failure (kCannotJoin).
 class LayerExit final : public Site {
  public:
   struct Rows {

@@ -6,7 +6,8 @@
 
 namespace {
 
-std::vector<moetrace::Tensor> fire(std::int64_t site, std::int64_t step, std::vector<moetrace::Tensor> given) {
+std::vector<moetrace::Tensor> fire(std::int64_t site, std::int64_t step,
+                                   std::vector<moetrace::Tensor> given) {
   using moetrace::hooks::Site;
   using moetrace::hooks::Step;
   return Site::of(site).fire(static_cast<Step>(step), given);
@@ -14,7 +15,9 @@ std::vector<moetrace::Tensor> fire(std::int64_t site, std::int64_t step, std::ve
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY(moetrace, library) { library.def("fire(int site, int step, Tensor[] given) -> Tensor[]"); }
+STABLE_TORCH_LIBRARY(moetrace, library) {
+  library.def("fire(int site, int step, Tensor[] given) -> Tensor[]");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(moetrace, CompositeImplicitAutograd, library) {
   library.impl("fire", TORCH_BOX(&fire));

@@ -20,7 +20,8 @@ class OverwriteRows final : public Site {
   RowIndex destination_, source_;
 };
 
-/// Add vectors to rows: subject noise on the embedding's output (equation 2). Added in float32, then cast back.
+/// Add vectors to rows: subject noise on the embedding's output (equation 2). Added in float32, then cast
+/// back.
 class AddRows final : public Site {
  public:
   /// `addend`: row-major (destination, width).

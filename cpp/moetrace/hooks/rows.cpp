@@ -22,7 +22,8 @@ Tensor as_rows(const Tensor& value, std::int64_t rows, const std::string& site) 
   const std::int64_t found = width == 0 ? 0 : value.numel() / width;
   if (value.dim() < 2 || found != rows) {
     throw Failure(Trouble::kShape, site + ": expected " + std::to_string(rows) +
-                                       " rows of hidden states, found a tensor of shape " + shape_text(value));
+                                       " rows of hidden states, found a tensor of shape " +
+                                       shape_text(value));
   }
   return ops::reshape(value, {rows, width});
 }
@@ -37,7 +38,8 @@ Tensor rows_of_cases(const Tensor& value, std::int64_t cases, const std::vector<
   lines.insert(lines.end(), shape.begin() + 2, shape.end());
   shape[0] = cases;
   shape[1] = count;
-  return ops::reshape(ops::index_select(ops::reshape(value, lines), RowIndex(std::move(flat)).on(value)), shape);
+  return ops::reshape(ops::index_select(ops::reshape(value, lines), RowIndex(std::move(flat)).on(value)),
+                      shape);
 }
 
 }  // namespace moetrace::hooks

@@ -1,8 +1,8 @@
 #pragma once
 
-// The boundary to LibTorch: its stable ABI alone, so that one build serves every torch of a range of versions.
-// Operators are reached through the dispatcher, on whatever device a tensor is and with gradients where they
-// are on.
+// The boundary to LibTorch: its stable ABI alone, so that one build serves every torch of a range of
+// versions. Operators are reached through the dispatcher, on whatever device a tensor is and with gradients
+// where they are on.
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>

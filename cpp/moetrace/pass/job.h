@@ -26,8 +26,8 @@ struct Patch {
 /// Every routed expert of a layer patched by itself: the clean-routed ones, or those of either run.
 struct Sweep {
   std::int64_t layer = 0;
-  std::int64_t top_k = 0;    ///< at most so many experts are routed to
-  bool of_union = false;     ///< those too that only the noised run routes to
+  std::int64_t top_k = 0;  ///< at most so many experts are routed to
+  bool of_union = false;   ///< those too that only the noised run routes to
 };
 
 /// One trace, but for its cases: `patches` have a column each, `sweeps` a table by expert.
@@ -56,10 +56,10 @@ struct Case {
 
 /// What a pass has to know of a layer of the model.
 struct LayerFacts {
-  bool experts = false;             ///< has an experts module
-  std::int64_t expert_count = 0;    ///< 0 where it isn't known or not needed
-  std::int64_t fused_from = 0;      ///< rows from which on the fused routine is used, 0 for never
-  std::int64_t checked_rows = 2;    ///< rows that the module computes all the same, for comparison
+  bool experts = false;           ///< has an experts module
+  std::int64_t expert_count = 0;  ///< 0 where it isn't known or not needed
+  std::int64_t fused_from = 0;    ///< rows from which on the fused routine is used, 0 for never
+  std::int64_t checked_rows = 2;  ///< rows that the module computes all the same, for comparison
 };
 
 }  // namespace moetrace::pass

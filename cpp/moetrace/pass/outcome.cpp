@@ -16,8 +16,10 @@ LayerOutcome empty_layer(std::int64_t items, std::int64_t slots, std::int64_t ex
   const auto wide = static_cast<std::size_t>(items * experts);
   found.routed.assign(static_cast<std::size_t>(items * slots), 0);
   found.valid.assign(static_cast<std::size_t>(items * slots), 0);
-  for (auto* flags : {&found.clean_active, &found.noised_active, &found.patched_active}) flags->assign(wide, 0);
-  for (auto* values : {&found.clean_weight, &found.noised_weight, &found.delta_norm}) values->assign(wide, 0.0);
+  for (auto* flags : {&found.clean_active, &found.noised_active, &found.patched_active})
+    flags->assign(wide, 0);
+  for (auto* values : {&found.clean_weight, &found.noised_weight, &found.delta_norm})
+    values->assign(wide, 0.0);
   found.patched.assign(wide, kNone);
   return found;
 }

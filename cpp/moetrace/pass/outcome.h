@@ -13,23 +13,24 @@ namespace moetrace::pass {
 /// (case, draw, expert).
 struct LayerOutcome {
   std::int64_t slots = 0, experts = 0;
-  std::vector<std::int64_t> routed;    ///< expert of each slot
-  std::vector<std::uint8_t> valid;     ///< whether the slot is part of the routing union
+  std::vector<std::int64_t> routed;  ///< expert of each slot
+  std::vector<std::uint8_t> valid;   ///< whether the slot is part of the routing union
   std::vector<std::uint8_t> clean_active, noised_active, patched_active;
   std::vector<double> clean_weight, noised_weight;  ///< as applied, 0 where not routed
-  std::vector<double> delta_norm;      ///< of the patch vector (equation 6) at the block's output
-  std::vector<double> patched;         ///< logit difference of the sweep's run, NaN where there is none
+  std::vector<double> delta_norm;  ///< of the patch vector (equation 6) at the block's output
+  std::vector<double> patched;     ///< logit difference of the sweep's run, NaN where there is none
   std::vector<double> clean_logit, noised_logit;  ///< of the router; empty where it isn't understood
 };
 
-/// What the passes of one batch gave: logit differences (true minus foil, equation 1) by case, patch and draw,
-/// and for each routed layer by expert.
+/// What the passes of one batch gave: logit differences (true minus foil, equation 1) by case, patch and
+/// draw, and for each routed layer by expert.
 class Outcome {
  public:
   Outcome(const Job& job, std::int64_t cases);
 
   /// Take in a pass over the same cases. `differences`: (cases, final rows of the pass); `scales`: what each
-  /// routed layer's block multiplies its experts' output by. Throws std::invalid_argument where they don't fit.
+  /// routed layer's block multiplies its experts' output by. Throws std::invalid_argument where they don't
+  /// fit.
   void take(const Pass& pass, const std::vector<double>& differences,
             const std::map<std::int64_t, double>& scales);
 

@@ -95,7 +95,8 @@ std::shared_ptr<hooks::Site> Pass::add_entry(std::int64_t layer) {
   const std::int64_t before = layout_.rows_before(layer), inside = layout_.rows_inside(layer);
   auto site = std::make_shared<hooks::LayerEntry>(
       at_layer("forks that join at layer ", layer), layout_.cases(), layout_.start_rows(),
-      inside > before ? layout_.sources(before, inside) : std::vector<std::int64_t>(), layout_.sources(0, inside));
+      inside > before ? layout_.sources(before, inside) : std::vector<std::int64_t>(),
+      layout_.sources(0, inside));
   add(Place::kLayerEntry, layer, site, site->joins());
   return site;
 }
@@ -192,8 +193,9 @@ void Pass::add_exit(std::int64_t layer) {
     }
   }
   const auto call = routed_.find(layer);
-  auto site = std::make_shared<hooks::LayerExit>(at_layer("forks that join behind layer ", layer), std::move(rows),
-                                                 call == routed_.end() ? nullptr : call->second.get());
+  auto site =
+      std::make_shared<hooks::LayerExit>(at_layer("forks that join behind layer ", layer), std::move(rows),
+                                         call == routed_.end() ? nullptr : call->second.get());
   add(Place::kNorm, layer, site, false);
   add(Place::kBlockEntry, layer, site, false);
   add(Place::kBlockExit, layer, site, false);
@@ -278,7 +280,8 @@ std::string Pass::misfired() const {
   for (const auto& site : must_fire_) {
     if (site->fired() == 0) silent += (silent.empty() ? "" : ", ") + site->name();
     if (site->fired() > 1) {
-      repeated += (repeated.empty() ? "" : ", ") + site->name() + " (" + std::to_string(site->fired()) + " times)";
+      repeated +=
+          (repeated.empty() ? "" : ", ") + site->name() + " (" + std::to_string(site->fired()) + " times)";
     }
   }
   std::string text;

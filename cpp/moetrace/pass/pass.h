@@ -39,7 +39,8 @@ struct Hook {
 /// One forward pass of a batch of cases with all their runs: which rows there are, what is hooked where, what
 /// each site reads and writes, and what it saw.
 ///
-/// The hooks are in the order in which they must be armed. A pass is used once; `reset` allows a second forward.
+/// The hooks are in the order in which they must be armed. A pass is used once; `reset` allows a second
+/// forward.
 class Pass {
  public:
   /// `begin`, `end`: which runs of the job. Throws std::invalid_argument for what can't be laid out.
@@ -59,8 +60,12 @@ class Pass {
   std::vector<std::int64_t> final_rows() const;
 
   /// Layers with expert patches, whose routing is recorded.
-  const std::map<std::int64_t, std::shared_ptr<experts::ExpertsCall>>& routed() const noexcept { return routed_; }
-  const std::map<std::int64_t, std::shared_ptr<experts::RouterTap>>& routers() const noexcept { return routers_; }
+  const std::map<std::int64_t, std::shared_ptr<experts::ExpertsCall>>& routed() const noexcept {
+    return routed_;
+  }
+  const std::map<std::int64_t, std::shared_ptr<experts::RouterTap>>& routers() const noexcept {
+    return routers_;
+  }
   const LayerFacts& facts(std::int64_t layer) const { return facts_.at(static_cast<std::size_t>(layer)); }
   std::int64_t fused_calls() const noexcept;
 

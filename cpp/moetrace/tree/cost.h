@@ -19,10 +19,11 @@ std::int64_t tree_rows(const CaseShape& shape, std::int64_t forks, std::int64_t 
 std::int64_t tree_cost(const CaseShape& shape, const std::vector<std::int64_t>& patched,
                        std::int64_t branches, std::int64_t layers, Join join);
 
-/// Ranges [begin, end) of a case's patches, in order, that keep each tree within `budget` rows (0: no budget).
+/// Ranges [begin, end) of a case's patches, in order, that keep each tree within `budget` rows (0: no
+/// budget).
 ///
-/// Each part runs the prompt again, so a part may have as many fork rows as the prompt has rows, however small
-/// the budget is.
+/// Each part runs the prompt again, so a part may have as many fork rows as the prompt has rows, however
+/// small the budget is.
 std::vector<std::pair<std::int64_t, std::int64_t>> cut(const CaseShape& shape,
                                                        const std::vector<std::int64_t>& patched,
                                                        std::int64_t branches, std::int64_t layers, Join join,

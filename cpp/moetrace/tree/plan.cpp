@@ -108,15 +108,15 @@ Plan make_plan(const std::vector<CaseShape>& cases, const std::vector<Fork>& for
   }
   plan.rows = plan.base_rows + static_cast<std::int64_t>(forks.size()) * plan.chain;
 
-  plan.fork_order.resize(forks.size());
-  std::iota(plan.fork_order.begin(), plan.fork_order.end(), std::int64_t{0});
-  std::stable_sort(plan.fork_order.begin(), plan.fork_order.end(), [&](std::int64_t a, std::int64_t b) {
+  std::vector<std::int64_t> order(forks.size());  // of birth
+  std::iota(order.begin(), order.end(), std::int64_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](std::int64_t a, std::int64_t b) {
     return forks[static_cast<std::size_t>(a)].layer < forks[static_cast<std::size_t>(b)].layer;
   });
   plan.fork_start_.resize(forks.size());
   plan.rows_at_layer.assign(static_cast<std::size_t>(layers), plan.base_rows);
   for (std::size_t place = 0; place < forks.size(); ++place) {
-    const auto given = static_cast<std::size_t>(plan.fork_order[place]);
+    const auto given = static_cast<std::size_t>(order[place]);
     plan.fork_start_[given] = plan.base_rows + static_cast<std::int64_t>(place) * plan.chain;
     for (std::int64_t layer = forks[given].layer; layer < layers; ++layer) {
       plan.rows_at_layer[static_cast<std::size_t>(layer)] += plan.chain;

@@ -25,7 +25,6 @@ struct Plan {
   std::int64_t rows = 0;                    ///< all rows
   std::int64_t chain = 0;                   ///< rows of each fork
   std::vector<std::int64_t> rows_at_layer;  ///< rows alive while layer l runs
-  std::vector<std::int64_t> fork_order;     ///< forks as given, in order of birth
   std::vector<std::int64_t> position;       ///< place in the prompt: position id and token index
   std::vector<std::int64_t> source;         ///< base row that a fork's row copies; its own index elsewhere
   std::vector<std::int64_t> clean_twin;     ///< clean row at the same position; its own index elsewhere

@@ -138,9 +138,7 @@ def _pair_vector(patch: Patch, clean: Ablated, noised: Ablated) -> torch.Tensor:
     return vector * (min(selected.norm(), control.norm()) / vector.norm())
 
 
-def routing_of(
-    clean: Ablated, noised: Ablated, experts: int, patched: dict[int, float]
-) -> LayerRouting:
+def routing_of(clean: Ablated, noised: Ablated, experts: int, patched: dict[int, float]) -> LayerRouting:
     """The same tables that the tree engine gives: one case, one draw. ``patched``: by expert of a sweep."""
     tables = {
         name: np.zeros(experts, dtype=bool if name.endswith("active") else float)

@@ -86,7 +86,12 @@ def _verdict(job: Job, case: Case, rows: int) -> _Verdict:
     anatomy = job.anatomy
     implementation = getattr(anatomy.config, "_attn_implementation", None)
     # Windows and chunks act only on prompts that are longer than they are.
-    key = (implementation, len(case.input_ids).bit_length(), bool(job.expert_layers), fingerprint(anatomy.model))
+    key = (
+        implementation,
+        len(case.input_ids).bit_length(),
+        bool(job.expert_layers),
+        fingerprint(anatomy.model),
+    )
     known = _verdicts.setdefault(anatomy.model, {})
     # Nor does a pass of few rows tell of one with more, where a model counts its keys (minimax_m3's blocks).
     if key not in known or known[key].rows < rows:
@@ -116,7 +121,9 @@ def _examine(job: Job, case: Case, rows: int) -> _Verdict:
     expected = ReferenceEngine(probe).run([case])
     tolerance = _tolerance(job, expected.clean, expected.noised, expected.patched)
     if not np.isfinite(tolerance):  # nothing to compare: the case itself is not finite
-        return _Verdict(True, _core.Join.AFTER_LAYER, "token mixing is masked attention (by structure)", 0.0, rows)
+        return _Verdict(
+            True, _core.Join.AFTER_LAYER, "token mixing is masked attention (by structure)", 0.0, rows
+        )
     joins = tuple(_core.Join)
     while joins:
         tree = TreeEngine(filled, joins[0])

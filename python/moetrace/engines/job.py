@@ -98,9 +98,7 @@ def make_job(
     """A job with the noise scale of the model. Call it with the model in eval mode."""
     noise = noise or SubjectNoise()
     std = embedding_std(anatomy.embedding, anatomy.vocab_size, embedding_device(anatomy))
-    return Job(
-        anatomy, tuple(patches), noise, std, make_readout(anatomy, readout), position, tuple(sweeps)
-    )
+    return Job(anatomy, tuple(patches), noise, std, make_readout(anatomy, readout), position, tuple(sweeps))
 
 
 def embedding_device(anatomy: Anatomy) -> torch.device:

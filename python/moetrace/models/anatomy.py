@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from moetrace.models.layout import is_fused_layout
 from moetrace.errors import EncoderDecoderError, LayerRangeError, LayoutError, ModelError, TokenMixingError
+from moetrace.models.layout import is_fused_layout
 
 LAYER_LISTS = ("layers", "h", "blocks", "block", "decoder_layers")
 # longcat_flash has one layer for every two that it counts in the first.

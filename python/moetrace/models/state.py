@@ -28,8 +28,7 @@ def fingerprint(module: nn.Module) -> tuple[Any, ...]:
     Weights by place and version: an edit in place through ``.data`` doesn't show.
     """
     weights = tuple(
-        (0 if w.is_meta else w.data_ptr(), 0 if w.is_inference() else w._version)
-        for w in module.parameters()
+        (0 if w.is_meta else w.data_ptr(), 0 if w.is_inference() else w._version) for w in module.parameters()
     )
     hooks = tuple(
         (*child._forward_hooks, *child._forward_pre_hooks, id(vars(child).get("forward")))

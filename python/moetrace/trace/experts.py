@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 
 from moetrace.engines.job import Patch, Sweep
 from moetrace.errors import ArgumentError, LayoutError
-from moetrace.models.anatomy import Anatomy, expert_count, find_anatomy
+from moetrace.models.anatomy import Anatomy, find_anatomy
 from moetrace.models.experts import top_k_of
 from moetrace.results.expert_arrays import ExpertArrays
 from moetrace.results.experts import ExpertTrace

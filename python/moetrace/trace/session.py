@@ -100,7 +100,9 @@ def trace(
     return _without_failed(case_set, outcome, choice, job)
 
 
-def _run(choice: EngineChoice, cases: CaseSet, folder: RunFolder | None, progress: Progress, what: str) -> Outcome:
+def _run(
+    choice: EngineChoice, cases: CaseSet, folder: RunFolder | None, progress: Progress, what: str
+) -> Outcome:
     done: dict[int, Outcome] = folder.finished() if folder is not None else {}
     todo = [index for index, case in enumerate(cases) if case.case_id not in done]
     remaining = [cases[index] for index in todo]
