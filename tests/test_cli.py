@@ -26,6 +26,26 @@ def test_demo_writes_table_and_picture(tmp_path):
     assert len(mt.CaseSet.load(tmp_path / "d" / "cases.json")) == 24
 
 
+def test_demo_without_matplotlib_ends_with_its_tables_and_says_how_to_get_the_picture(tmp_path):
+    code = (
+        "import sys\n"
+        "sys.modules['matplotlib'] = None\n"
+        "from moetrace.cli import main\n"
+        "sys.argv[1:] = ['demo', '--out', 'd', '--n', '8']\n"
+        "main()\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    assert "Traceback" not in found.stderr
+    assert "rescue on 4 validation cases" in found.stdout
+    assert "no picture" in found.stdout.splitlines()[-1]
+    assert "pip install 'moetrace[plot]'" in found.stdout.splitlines()[-1]
+    assert pd.read_csv(tmp_path / "d" / "layers.csv").layer.tolist() == list(range(8))
+    assert not (tmp_path / "d" / "layers.png").exists()
+
+
 def test_run_traces_a_users_model_and_resumes(shared, tmp_path):
     folder = shared / "models" / "factmoe"
     known = set(json.loads((folder / "known_case_ids.json").read_text()))

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from moetrace.cases import CaseSet, make_cases
-from moetrace.errors import MoetraceError
 from moetrace.noise import SubjectNoise
 from moetrace.progress import Progress
 from moetrace.results.layer_trace import LayerTrace
@@ -60,11 +59,19 @@ def layer_protocol(
     echo(f"rescue on {len(held)} validation cases (logits):\n")
     echo(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
     echo(f"\nnumerical floor {held.noise_floor:.1e} logits, engine {held.provenance['engine']}")
-    try:
-        figure: Any = held.plot().figure
-    except MoetraceError as missing:
-        echo(f"no picture: {missing}")
-    else:
-        figure.savefig(folder / "layers.png", dpi=150)
-        echo(f"picture: {folder / 'layers.png'}")
+    echo(_draw(held, folder / "layers.png"))
     return LayerProtocol(usable, found, held)
+
+
+def _draw(held: LayerTrace, path: Path) -> str:
+    """Draw the sweep; says where the picture is, or how to get it. All the work is done by then."""
+    try:
+        import matplotlib.pyplot  # noqa: F401
+    except ImportError as missing:
+        return (
+            f"no picture, since matplotlib can't be imported ({missing}): pip install 'moetrace[plot]' and "
+            "run this again; what was traced is kept"
+        )
+    figure: Any = held.plot().figure
+    figure.savefig(path, dpi=150)
+    return f"picture: {path}"
