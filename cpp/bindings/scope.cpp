@@ -228,8 +228,8 @@ struct ExpertsEntry : Experts {
       fire(Step::kEnter, py::list());
       return py::none();
     }
-    // Hidden states, index and weights first, then what else has a line for each row.
-    const py::list triple = routed_call(module, args, kwargs);
+    // For the fused routine hidden states, index and weights first, then what else has a line for each row.
+    const py::list triple = fused_ ? routed_call(module, args, kwargs) : py::list();
     std::vector<std::size_t> order;
     for (const py::handle wanted : triple) {
       for (std::size_t at = 0; at < values.size(); ++at) {
