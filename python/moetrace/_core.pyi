@@ -1,66 +1,40 @@
 """
-The compiled core of moetrace: token trees, the hooks that patch them, and what experts contribute.
+The compiled core of moetrace: token trees, the hooks that patch them, and what experts contribute. Tensors reach it as torch.ops.moetrace.*, everything else through this module.
 """
 from __future__ import annotations
 import collections.abc
+import enum
 import numpy
 import numpy.typing
-import torch
 import typing
-__all__: list[str] = ['AddRows', 'BirthRows', 'CaseShape', 'ExpertSite', 'Fork', 'GrowRows', 'HookTable', 'Kind', 'OverwriteRows', 'Plan', 'Players', 'Recipe', 'Site', 'TORCH_VERSION', 'additivity', 'banzhaf', 'banzhaf_interaction', 'gated_contributions', 'gated_output', 'gather_rows', 'make_plan', 'pack', 'prefix_coalitions', 'sample_permutations', 'sampled_shapley', 'shapley', 'shapley_interaction', 'smallest_coalition', 'subsets', 'visibility']
+__all__: list[str] = ['CaseShape', 'Chosen', 'HookScope', 'Job', 'Join', 'LayerFacts', 'Outcome', 'Pass', 'PassCase', 'Patch', 'PatchKind', 'Plan', 'Sweep', 'Trouble', 'additivity', 'banzhaf', 'banzhaf_interaction', 'cut', 'matched_control', 'pack', 'prefix_coalitions', 'sample_permutations', 'sampled_shapley', 'shapley', 'shapley_interaction', 'smallest_coalition', 'subsets', 'tree_cost', 'tree_rows']
 class CaseShape:
     """
     What the tree has to know of a case: places in its prompt, in tokens.
     """
     def __init__(self, length: typing.SupportsInt | typing.SupportsIndex, subject_start: typing.SupportsInt | typing.SupportsIndex, subject_stop: typing.SupportsInt | typing.SupportsIndex, patch_position: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
-    @property
-    def length(self) -> int:
-        ...
-    @property
-    def patch_position(self) -> int:
-        ...
-    @property
-    def subject_start(self) -> int:
-        ...
-    @property
-    def subject_stop(self) -> int:
-        ...
-class Fork:
+class Join(enum.Enum):
     """
-    A patched run that leaves noised branch `branch` at the entry of layer `layer`.
+    Where forks join the pass; the first is the fastest.
     """
-    def __init__(self, layer: typing.SupportsInt | typing.SupportsIndex, branch: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
-        ...
-    @property
-    def branch(self) -> int:
-        ...
-    @property
-    def layer(self) -> int:
+    AFTER_LAYER: typing.ClassVar[Join]
+    BEFORE_LAYER: typing.ClassVar[Join]
+    START: typing.ClassVar[Join]
+    @classmethod
+    def __new__(cls, value):
         ...
 class Plan:
     """
     One batch of cases laid out as rows of one forward pass.
     """
-    def fork_last(self, fork: typing.SupportsInt | typing.SupportsIndex) -> int:
-        """
-        Row of a fork's final token.
-        """
-    def fork_start(self, fork: typing.SupportsInt | typing.SupportsIndex) -> int:
-        """
-        First row of a fork, by its index as given.
-        """
-    def noised_last(self, branch: typing.SupportsInt | typing.SupportsIndex = 0) -> int:
-        """
-        Row of a noised final token.
-        """
     @property
     def base_rows(self) -> int:
         """
         Rows of a case before its first fork.
         """
     @property
-    def branch(self) -> numpy.typing.NDArray[numpy.int64]:
+    def branch(self) -> numpy.ndarray:
         """
         (cases, rows): -2 padding, -1 prefix and clean, else the noised branch.
         """
@@ -73,22 +47,17 @@ class Plan:
         Rows of each fork.
         """
     @property
-    def clean_last(self) -> int:
-        """
-        Row of the clean final token.
-        """
-    @property
-    def clean_twin(self) -> numpy.typing.NDArray[numpy.int64]:
+    def clean_twin(self) -> numpy.ndarray:
         """
         (cases, rows): clean row at the same position.
         """
     @property
-    def fork(self) -> numpy.typing.NDArray[numpy.int64]:
+    def fork(self) -> numpy.ndarray:
         """
         (cases, rows): fork of a row, -1 for none.
         """
     @property
-    def position(self) -> numpy.typing.NDArray[numpy.int64]:
+    def position(self) -> numpy.ndarray:
         """
         (cases, rows): place in the prompt.
         """
@@ -100,150 +69,59 @@ class Plan:
     @property
     def rows_at_layer(self) -> list[int]:
         """
-        Rows alive while layer l runs.
+        Rows of the forks up to layer l, and all others.
         """
     @property
-    def source(self) -> numpy.typing.NDArray[numpy.int64]:
+    def source(self) -> numpy.ndarray:
         """
         (cases, rows): base row that a row copies.
         """
-class Site:
+class PatchKind(enum.Enum):
     """
-    One armed place in a model; a forward hook when called.
+    What a patched run changes at one layer.
     """
-    def __call__(self, module: typing.Any, args: typing.Any, output: typing.Any) -> typing.Any:
-        """
-        As a torch forward hook: replaces the output, or the first item of a tuple.
-        """
-    def fire(self, value: torch.Tensor) -> torch.Tensor:
-        """
-        What the model goes on with in place of `value`.
-        """
-    @property
-    def fired(self) -> int:
-        """
-        How often it fired.
-        """
-    @property
-    def name(self) -> str:
+    BLOCK: typing.ClassVar[PatchKind]
+    EXPERTS: typing.ClassVar[PatchKind]
+    NULL: typing.ClassVar[PatchKind]
+    @classmethod
+    def __new__(cls, value):
         ...
-class OverwriteRows(Site):
+class Chosen(enum.Enum):
     """
-    Replace rows by other rows of the value.
+    Which experts' patch vectors a run adds.
     """
-    def __init__(self, name: str, rows: typing.SupportsInt | typing.SupportsIndex, destination: torch.Tensor, source: torch.Tensor) -> None:
+    ANCHOR: typing.ClassVar[Chosen]
+    CLEAN: typing.ClassVar[Chosen]
+    EXPERTS: typing.ClassVar[Chosen]
+    MATCHED: typing.ClassVar[Chosen]
+    SLOT: typing.ClassVar[Chosen]
+    SUBSET: typing.ClassVar[Chosen]
+    UNION: typing.ClassVar[Chosen]
+    @classmethod
+    def __new__(cls, value):
         ...
-class AddRows(Site):
+class Patch:
     """
-    Add vectors to rows, in float32.
+    What a patched run changes at one layer.
     """
-    def __init__(self, name: str, rows: typing.SupportsInt | typing.SupportsIndex, destination: torch.Tensor, addend: torch.Tensor) -> None:
+    __hash__: typing.ClassVar[None] = None
+    @staticmethod
+    def block(layer: typing.SupportsInt | typing.SupportsIndex) -> Patch:
         ...
-class GrowRows(Site):
-    """
-    Append rows that start as copies of present ones.
-    """
-    def __init__(self, name: str, source: torch.Tensor) -> None:
+    @staticmethod
+    def null(layer: typing.SupportsInt | typing.SupportsIndex) -> Patch:
         ...
-class BirthRows(Site):
-    """
-    Append rows behind a layer whose output is stream + block.
-    """
-    def __init__(self, name: str, source: torch.Tensor, written: torch.Tensor, stream_row: torch.Tensor) -> None:
-        ...
-    def adds_up(self, output: torch.Tensor) -> bool:
+    @staticmethod
+    def of_experts(layer: typing.SupportsInt | typing.SupportsIndex, chosen: Chosen, *, subset: typing.SupportsInt | typing.SupportsIndex = 0, experts: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [], equal_norm: bool = False) -> Patch:
         """
-        Whether the layer's output is stream + block, bit for bit.
+        `subset`: bit j for slot j. `experts`: by index. `equal_norm`: of anchor and matched (equation 10).
         """
-    def tell(self, stream: torch.Tensor, block: torch.Tensor, own: torch.Tensor) -> None:
-        """
-        Before it fires: stream and block output of all rows, and the written rows' block outputs.
-        """
-class HookTable:
-    """
-    The armed sites of one forward pass.
-    """
-    def __init__(self) -> None:
-        ...
-    def __len__(self) -> int:
-        ...
-    def add(self, site: Site) -> None:
-        ...
-    def check_fired(self) -> None:
-        """
-        RuntimeError naming sites that didn't fire exactly once.
-        """
-    def reset(self) -> None:
-        """
-        Forget what fired: the pass is run again.
-        """
-class Kind:
-    """
-    Which patch vectors a recipe takes.
-    
-    Members:
-    
-      CLEAN : Every clean-routed expert (equation 14).
-    
-      UNION : Every clean- or noised-routed expert (equation 15).
-    
-      PLACE : The expert at one of the 2k places.
-    
-      SUBSET : A bitmask over the 2k places.
-    
-      EXPERTS : The named experts.
-    
-      ANCHOR : The named expert, where it is clean-routed beside another.
-    
-      MATCHED : Its gate-weight-matched control (equation 8).
-    """
-    ANCHOR: typing.ClassVar[Kind]
-    CLEAN: typing.ClassVar[Kind]
-    EXPERTS: typing.ClassVar[Kind]
-    MATCHED: typing.ClassVar[Kind]
-    PLACE: typing.ClassVar[Kind]
-    SUBSET: typing.ClassVar[Kind]
-    UNION: typing.ClassVar[Kind]
-    __members__: typing.ClassVar[dict[str, Kind]]
-    @typing.overload
-    def __eq__(self, other: Kind) -> bool:
-        ...
-    @typing.overload
-    def __eq__(self, other: typing.Any) -> bool:
-        ...
-    def __getstate__(self) -> int:
-        ...
-    def __hash__(self) -> int:
-        ...
-    def __index__(self) -> int:
-        ...
-    def __init__(self, value: typing.SupportsInt | typing.SupportsIndex) -> None:
-        ...
-    def __int__(self) -> int:
-        ...
-    @typing.overload
-    def __ne__(self, other: Kind) -> bool:
-        ...
-    @typing.overload
-    def __ne__(self, other: typing.Any) -> bool:
+    def __eq__(self, arg0: Patch) -> bool:
         ...
     def __repr__(self) -> str:
         ...
-    def __setstate__(self, state: typing.SupportsInt | typing.SupportsIndex) -> None:
-        ...
-    def __str__(self) -> str:
-        ...
     @property
-    def name(self) -> str:
-        ...
-    @property
-    def value(self) -> int:
-        ...
-class Recipe:
-    """
-    Which patch vectors a patched run adds, said before the routing is known.
-    """
-    def __init__(self, kind: Kind, place: typing.SupportsInt | typing.SupportsIndex = 0, subset: typing.SupportsInt | typing.SupportsIndex = 0, experts: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [], equal_norm: bool = False) -> None:
+    def chosen(self) -> Chosen:
         ...
     @property
     def equal_norm(self) -> bool:
@@ -252,85 +130,179 @@ class Recipe:
     def experts(self) -> list[int]:
         ...
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> PatchKind:
         ...
     @property
-    def place(self) -> int:
+    def layer(self) -> int:
         ...
     @property
     def subset(self) -> int:
         ...
-class Players:
+class Sweep:
     """
-    Experts that either run routes to, 2k places for each item.
+    Every routed expert of a layer patched by itself.
     """
-    @property
-    def clean_weight(self) -> torch.Tensor:
-        """
-        float32 (items, 2k)
-        """
-    @property
-    def delta(self) -> torch.Tensor:
-        """
-        (items, 2k, width): patch vectors (equation 6)
-        """
-    @property
-    def expert(self) -> torch.Tensor:
-        """
-        int64 (items, 2k)
-        """
-    @property
-    def noised_active(self) -> torch.Tensor:
-        """
-        bool (items, 2k)
-        """
-    @property
-    def noised_weight(self) -> torch.Tensor:
-        """
-        float32 (items, 2k)
-        """
-    @property
-    def norm(self) -> torch.Tensor:
-        """
-        float32 (items, 2k): their norms
-        """
-    @property
-    def valid(self) -> torch.Tensor:
-        """
-        bool (items, 2k): part of the routing union
-        """
-class ExpertSite(Site):
-    """
-    Patches at the output of a layer's experts.
-    """
-    def __init__(self, name: str, rows: typing.SupportsInt | typing.SupportsIndex, clean: torch.Tensor, noised: torch.Tensor, destination: torch.Tensor | None, recipes: collections.abc.Sequence[Recipe]) -> None:
+    def __init__(self, layer: typing.SupportsInt | typing.SupportsIndex, top_k: typing.SupportsInt | typing.SupportsIndex, of_union: bool = False) -> None:
         ...
-    def route(self, index: torch.Tensor, weight: torch.Tensor, contribution: torch.Tensor) -> None:
-        """
-        Routing (wanted, k) and contributions (wanted, k, width) of the wanted rows, before it fires.
-        """
-    @property
-    def output_size(self) -> float:
-        """
-        Largest |output| over the wanted rows.
-        """
-    @property
-    def patched(self) -> torch.Tensor:
-        """
-        (items * recipes, width): the experts' output of each fork, recipes innermost.
-        """
-    @property
-    def players(self) -> Players:
+    def __repr__(self) -> str:
         ...
     @property
-    def sum_error(self) -> float:
+    def layer(self) -> int:
+        ...
+    @property
+    def of_union(self) -> bool:
+        ...
+    @property
+    def top_k(self) -> int:
+        ...
+class Job:
+    """
+    What a trace does to every case: patches, and sweeps over the experts of layers.
+    """
+    def __init__(self, layers: typing.SupportsInt | typing.SupportsIndex, draws: typing.SupportsInt | typing.SupportsIndex, patches: collections.abc.Sequence[Patch], sweeps: collections.abc.Sequence[Sweep]) -> None:
+        ...
+    @property
+    def run_layers(self) -> list[int]:
         """
-        Largest |sum of contributions - output| over the wanted rows.
+        Layer of each run: of the patches, then of the slots of the sweeps.
+        """
+class PassCase:
+    """
+    A case as a pass sees it.
+    """
+    def __init__(self, tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], subject_start: typing.SupportsInt | typing.SupportsIndex, subject_stop: typing.SupportsInt | typing.SupportsIndex, patch_position: typing.SupportsInt | typing.SupportsIndex, noise: typing.Annotated[numpy.typing.ArrayLike, numpy.float32]) -> None:
+        """
+        `noise`: float32 (draws, subject tokens, width), added to the embeddings (equation 2).
+        """
+class LayerFacts:
+    """
+    What a pass has to know of a layer of the model.
+    """
+    def __init__(self, *, experts: bool, expert_count: typing.SupportsInt | typing.SupportsIndex = 0, fused_from: typing.SupportsInt | typing.SupportsIndex = 0, checked_rows: typing.SupportsInt | typing.SupportsIndex = 2) -> None:
+        """
+        `fused_from`: rows from which on the fused routine computes experts, 0 for never; `checked_rows`: rows that the module computes all the same, for comparison.
+        """
+class Trouble(enum.Enum):
+    """
+    What can go wrong at a site.
+    """
+    CANNOT_JOIN: typing.ClassVar[Trouble]
+    CONTRIBUTION: typing.ClassVar[Trouble]
+    NOT_FUSED: typing.ClassVar[Trouble]
+    SHAPE: typing.ClassVar[Trouble]
+    @classmethod
+    def __new__(cls, value):
+        ...
+class Pass:
+    """
+    One forward pass of a batch of cases with all their runs, and its hooks.
+    """
+    def __init__(self, job: Job, layers: collections.abc.Sequence[LayerFacts], cases: collections.abc.Sequence[PassCase], begin: typing.SupportsInt | typing.SupportsIndex, end: typing.SupportsInt | typing.SupportsIndex, join: Join) -> None:
+        """
+        `begin`, `end`: which runs of the job.
+        """
+    def input_ids(self) -> numpy.typing.NDArray[numpy.int64]:
+        """
+        int64 (cases, start rows)
+        """
+    def misfired(self) -> str:
+        """
+        Names the sites that didn't fire exactly once; empty if all did.
+        """
+    def position_ids(self) -> numpy.typing.NDArray[numpy.int64]:
+        """
+        int64 (cases, start rows): a row's depth in the tree
+        """
+    def reset(self) -> None:
+        """
+        Forget what was seen: the model is run again.
+        """
+    def visibility(self) -> numpy.typing.NDArray[numpy.uint8]:
+        """
+        uint8 (cases, rows, rows): 1 where the second row is the first or its ancestor
         """
     @property
-    def wanted(self) -> torch.Tensor:
+    def complaint(self) -> str:
         """
-        int64: rows whose contributions are needed.
+        What went wrong, in words.
+        """
+    @property
+    def final_rows(self) -> list[int]:
+        """
+        Rows that are read out: clean, noised for each draw, then every fork.
+        """
+    @property
+    def fused_calls(self) -> int:
+        """
+        Calls of experts that the fused routine served.
+        """
+    @property
+    def plan(self) -> Plan:
+        ...
+    @property
+    def start_rows(self) -> int:
+        """
+        Rows of each case in the model's input.
+        """
+    @property
+    def trouble(self) -> Trouble | None:
+        """
+        What went wrong at a site.
+        """
+    @property
+    def troubled_layer(self) -> int:
+        ...
+class Outcome:
+    """
+    What the passes of one batch gave, in arrays.
+    """
+    def __init__(self, job: Job, cases: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+    def take(self, run: Pass, differences: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], scales: collections.abc.Mapping[typing.SupportsInt | typing.SupportsIndex, typing.SupportsFloat | typing.SupportsIndex]) -> None:
+        """
+        Take in a pass over the same cases: logit differences (cases, final rows), and what each routed layer's block multiplies its experts' output by.
+        """
+    @property
+    def clean(self) -> numpy.ndarray:
+        """
+        float64 (cases,)
+        """
+    @property
+    def layers(self) -> dict:
+        """
+        For each routed layer its arrays by case, draw and expert (or slot).
+        """
+    @property
+    def noised(self) -> numpy.ndarray:
+        """
+        float64 (cases, draws)
+        """
+    @property
+    def patched(self) -> numpy.ndarray:
+        """
+        float64 (cases, patches, draws)
+        """
+class HookScope:
+    """
+    Hooks on modules: armed in order, removed in reverse when the scope is left, also after an exception or an interrupt.
+    """
+    def __enter__(self) -> typing.Any:
+        ...
+    def __exit__(self, *args) -> None:
+        ...
+    def __init__(self) -> None:
+        ...
+    def arm(self, run: Pass, anatomy: typing.Any, routed_call: typing.Any) -> None:
+        """
+        Every hook of a pass, on the modules of an anatomy. `routed_call` reads hidden states, index and weights from the call of an experts module.
+        """
+    def before(self, module: typing.Any, function: typing.Any) -> None:
+        """
+        function(module, args, kwargs) before each call of a module.
+        """
+    def behind(self, module: typing.Any, function: typing.Any) -> None:
+        """
+        function(module, args, kwargs, output) behind each call of a module.
         """
 def additivity(coalitions: typing.Annotated[numpy.typing.ArrayLike, numpy.uint64], values: typing.Annotated[numpy.typing.ArrayLike, numpy.float64]) -> tuple[numpy.typing.NDArray[numpy.float64], numpy.typing.NDArray[numpy.float64], numpy.typing.NDArray[numpy.float64]]:
     """
@@ -344,21 +316,13 @@ def banzhaf_interaction(values: typing.Annotated[numpy.typing.ArrayLike, numpy.f
     """
     (cases, 2^k) -> (cases, k, k) Banzhaf interaction indices; the values on the diagonal.
     """
-def gated_contributions(gate_up: torch.Tensor, down: torch.Tensor, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def cut(shape: CaseShape, patched: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], draws: typing.SupportsInt | typing.SupportsIndex, layers: typing.SupportsInt | typing.SupportsIndex, join: Join, budget: typing.SupportsInt | typing.SupportsIndex) -> list[tuple[int, int]]:
     """
-    (n, k, width): contribution of every routed (row, expert) pair of silu-gated experts.
+    Ranges of a case's runs that keep each tree within the budget; 0 for no budget.
     """
-def gated_output(gate_up: torch.Tensor, down: torch.Tensor, hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def matched_control(experts: typing.Annotated[numpy.typing.ArrayLike, numpy.int64], weights: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], anchor: typing.SupportsInt | typing.SupportsIndex) -> int:
     """
-    (n, width): output of silu-gated experts; (wanted, k, width): contributions of the wanted rows.
-    """
-def gather_rows(value: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
-    """
-    Rows `source` (batch, n) of each case of `value` (batch, rows, ...): (batch, n, ...).
-    """
-def make_plan(cases: collections.abc.Sequence[CaseShape], forks: collections.abc.Sequence[Fork], branches: typing.SupportsInt | typing.SupportsIndex, layers: typing.SupportsInt | typing.SupportsIndex) -> Plan:
-    """
-    Lay out a batch of cases with noised branches and forks. ValueError for shapes that don't fit.
+    Place of the gate-weight-matched control of the expert at place `anchor` (equation 8); -1 for none.
     """
 def pack(rows: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], budget: typing.SupportsInt | typing.SupportsIndex) -> list[list[int]]:
     """
@@ -392,8 +356,12 @@ def subsets(players: typing.SupportsInt | typing.SupportsIndex) -> numpy.typing.
     """
     Every non-empty coalition of k players as a bitmask, ascending.
     """
-def visibility(plan: Plan) -> numpy.typing.NDArray[numpy.uint8]:
+def tree_cost(shape: CaseShape, patched: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], draws: typing.SupportsInt | typing.SupportsIndex, layers: typing.SupportsInt | typing.SupportsIndex, join: Join) -> int:
     """
-    (cases, rows, rows) uint8: 1 where the second row is the first or its ancestor.
+    Token rows of one case in the average layer, at least a quarter of all.
     """
-TORCH_VERSION: str = '2.13.0'
+def tree_rows(shape: CaseShape, patches: typing.SupportsInt | typing.SupportsIndex, draws: typing.SupportsInt | typing.SupportsIndex) -> int:
+    """
+    Token rows of one case with so many patches, each a fork of every noised branch.
+    """
+__version__: str = '0.1.0'

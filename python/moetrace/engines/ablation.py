@@ -135,7 +135,8 @@ def _pair_vector(patch: Patch, clean: Ablated, noised: Ablated) -> torch.Tensor:
     vector = selected if patch.chosen is _core.Chosen.ANCHOR else control
     if not patch.equal_norm or not vector.norm() > 0:
         return vector
-    return vector * (min(selected.norm(), control.norm()) / vector.norm())
+    scaled: torch.Tensor = vector * (min(selected.norm(), control.norm()) / vector.norm())
+    return scaled
 
 
 def routing_of(clean: Ablated, noised: Ablated, experts: int, patched: dict[int, float]) -> LayerRouting:

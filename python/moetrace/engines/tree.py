@@ -150,7 +150,7 @@ class TreeEngine:
                 if _compared.get(site.experts, (None, True))[0] != state:
                     _compared[site.experts] = (state, True)
 
-    def _forward(self, run: _core.Pass, cases: Sequence[Case]) -> tuple[np.ndarray, dict[int, float]]:
+    def _forward(self, run: _core.Pass, cases: Sequence[Case]) -> tuple[np.ndarray, dict[Any, Any]]:
         """Logit differences of the final rows, and what each routed layer's block scales its experts by."""
         anatomy = self.job.anatomy
         device = embedding_device(anatomy)

@@ -103,14 +103,14 @@ def _layer_arrays(session: Session, layer: int, union: bool) -> ExpertArrays:
     rescue = np.where(routing.patched_active, routing.patched - outcome.noised[:, :, None], 0.0).mean(axis=1)
     patched = routing.patched_active
     return ExpertArrays(
-        clean_active=routing.clean_active.any(axis=1),
-        noised_active=routing.noised_active.any(axis=1),
+        clean_active=np.any(routing.clean_active, axis=1),
+        noised_active=np.any(routing.noised_active, axis=1),
         clean_weight=routing.clean_weight.mean(axis=1),
         noised_weight=routing.noised_weight.mean(axis=1),
         delta_norm=np.where(patched, routing.delta_norm, 0.0).mean(axis=1),
         patched=outcome.noised.mean(axis=1)[:, None] + rescue,
         rescue=rescue,
-        patched_active=patched.any(axis=1) if union else None,
+        patched_active=np.any(patched, axis=1) if union else None,
         clean_logit=_logits(routing.clean_logit, patched.shape[-1]),
         noised_logit=_logits(routing.noised_logit, patched.shape[-1]),
     )
