@@ -213,3 +213,22 @@ def test_replicates_can_be_had():
     x = samples()["normal"]
     found = _stats.mean_replicates(x[:, None], NO_LABELS, options(RESAMPLES, 0))
     np.testing.assert_allclose(found[:, 0], draws_of(len(x)) @ x / len(x), rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("ci", ["percentile", "basic", "bca", "studentized"])
+@pytest.mark.parametrize("power", [-360, -340, 340, 345])  # 1e-108, 1e-102, 1e102, 1e104
+def test_intervals_scale_with_the_data_to_the_bit(ci, power):
+    """Squares and cubes of such numbers leave the range of doubles; a power of two scales exactly."""
+    x = np.random.default_rng(4).lognormal(0, 1, 40)
+    plain = stats.bootstrap(x, ci=ci, n_resamples=400)
+    scaled = stats.bootstrap(np.ldexp(x, power), ci=ci, n_resamples=400)
+    for name in ("estimate", "ci_low", "ci_high", "standard_error"):
+        assert getattr(scaled, name) == np.ldexp(getattr(plain, name), power), name
+
+
+@pytest.mark.parametrize("scale", [1e104, 1e-106])
+def test_bca_at_scales_that_are_no_powers_of_two(scale):
+    x = np.random.default_rng(5).gamma(2, size=30)
+    plain = stats.bootstrap(x, ci="bca", n_resamples=400)
+    scaled = stats.bootstrap(x * scale, ci="bca", n_resamples=400)
+    np.testing.assert_allclose([scaled.ci_low, scaled.ci_high], np.multiply([plain.ci_low, plain.ci_high], scale))

@@ -128,22 +128,6 @@ def test_p_values_are_probabilities_above_zero(x, seed):
     assert (found.p_adjusted >= found.p_value).all()
 
 
-@quick
-@given(MATRICES, SEEDS)
-def test_every_instruction_set_gives_the_same_bits(x, seed):
-    try:
-        results = []
-        for name in _stats.instruction_sets():
-            _stats.use_instruction_set(name)
-            flips = stats.sign_flip(x, n_flips=150, seed=seed, correction="step_down")
-            results.append((stats.bootstrap(x, ci="bca", n_resamples=150, seed=seed), flips))
-    finally:
-        _stats.use_instruction_set("")
-    for other in results[1:]:
-        assert_same(results[0][0], other[0])
-        assert_same(results[0][1], other[1])
-
-
 def test_more_resamples_begin_with_fewer():
     x = np.random.default_rng(0).normal(0, 1, (10, 1))
 

@@ -4,7 +4,6 @@
 
 #include "arrays.h"
 #include "moetrace/stats/philox.h"
-#include "moetrace/stats/simd.h"
 #include "parts.h"
 
 namespace moetrace::bindings {
@@ -29,19 +28,6 @@ void bind_random(py::module_& module) {
       },
       py::arg("n"), py::arg("count"), py::arg("seed"), py::arg("stream"),
       "count integers, each uniform over range(n) and independent of the others.");
-  module.def(
-      "instruction_sets",
-      [] {
-        std::vector<std::string> names;
-        for (const auto name : stats::instruction_sets()) names.emplace_back(name);
-        return names;
-      },
-      "Instruction sets that the inner loops can run on here, the fastest last.");
-  module.def(
-      "use_instruction_set", [](const std::string& name) { stats::use_instruction_set(name); },
-      py::arg("name"),
-      "Run the inner loops on this set from now on; an empty name restores the fastest. Results don't "
-      "change.");
 }
 
 }  // namespace moetrace::bindings

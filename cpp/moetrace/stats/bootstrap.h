@@ -26,13 +26,6 @@ struct BootstrapIntervals {
   explicit BootstrapIntervals(std::size_t columns)
       : estimate(columns), low(columns), high(columns), standard_error(columns), degenerate(columns) {}
 
-  /// From the replicates' quantiles; the estimate must be there.
-  void set_interval(std::size_t column, Interval interval, double lower_quantile, double upper_quantile) {
-    const bool reflected = interval == Interval::basic;
-    low[column] = reflected ? 2.0 * estimate[column] - upper_quantile : lower_quantile;
-    high[column] = reflected ? 2.0 * estimate[column] - lower_quantile : upper_quantile;
-  }
-
   std::vector<double> estimate;
   std::vector<double> low;
   std::vector<double> high;

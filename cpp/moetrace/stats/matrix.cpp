@@ -34,6 +34,15 @@ Matrix cluster_sums(const MatrixView& x, Labels labels, std::size_t clusters) {
   return sums;
 }
 
+Block cluster_sums(const Block& rows, Labels labels, std::size_t clusters) {
+  if (labels.empty()) return rows;
+  check_labels(rows.size(), labels, clusters);
+  Block sums(clusters, Lanes::Zero());
+  for (std::size_t row = 0; row < rows.size(); ++row)
+    sums[static_cast<std::size_t>(labels[row])] += rows[row];
+  return sums;
+}
+
 std::vector<double> cluster_sizes(std::size_t rows, Labels labels, std::size_t clusters) {
   if (labels.empty()) return std::vector<double>(rows, 1.0);
   check_labels(rows, labels, clusters);
@@ -42,13 +51,21 @@ std::vector<double> cluster_sizes(std::size_t rows, Labels labels, std::size_t c
   return sizes;
 }
 
-void load_block(const MatrixView& x, std::size_t first, double* out) {
-  const auto rows = static_cast<std::size_t>(x.rows());
-  const std::size_t width = std::min(kLanes, static_cast<std::size_t>(x.cols()) - first);
-  std::fill(out, out + padded_rows(rows) * kLanes, 0.0);
-  for (std::size_t row = 0; row < rows; ++row) {
-    const double* from = x.data() + static_cast<std::ptrdiff_t>(row) * x.outerStride() + first;
-    std::copy(from, from + width, out + row * kLanes);
+ScaledBlock::ScaledBlock(const MatrixView& x, std::size_t first)
+    : rows(static_cast<std::size_t>(x.rows()), Lanes::Zero()),
+      used(std::min(kLanes, static_cast<std::size_t>(x.cols()) - first)) {
+  Lanes largest = Lanes::Zero();
+  for (std::size_t row = 0; row < rows.size(); ++row) {
+    const double* from = x.data() + static_cast<Eigen::Index>(row) * x.outerStride() + first;
+    std::copy(from, from + used, rows[row].data());
+    largest = largest.max(rows[row].abs());
+  }
+  for (std::size_t lane = 0; lane < used; ++lane) {
+    std::frexp(largest[static_cast<Eigen::Index>(lane)], &exponents[lane]);
+    for (Lanes& row : rows) {
+      double& value = row[static_cast<Eigen::Index>(lane)];
+      value = std::ldexp(value, -exponents[lane]);
+    }
   }
 }
 
@@ -56,34 +73,16 @@ double rounding_of(std::size_t terms) {
   return std::numeric_limits<double>::epsilon() * (8.0 + std::sqrt(static_cast<double>(terms)));
 }
 
-void column_sum(const double* values, std::size_t rows, double& sum, double& absolute) {
-  double lost = 0.0;
-  sum = absolute = 0.0;
-  for (std::size_t row = 0; row < rows; ++row) {
-    const double total = sum + values[row];
-    const double carried = total - sum;
-    lost += (sum - (total - carried)) + (values[row] - carried);
+LaneSums::LaneSums(std::span<const Lanes> rows) {
+  Lanes lost = Lanes::Zero();
+  for (const Lanes& value : rows) {
+    const Lanes total = sum + value;
+    const Lanes carried = total - sum;
+    lost += (sum - (total - carried)) + (value - carried);
     sum = total;
-    absolute += std::fabs(values[row]);
+    absolute += value.abs();
   }
   sum += lost;
-}
-
-void lane_sums(const double* block, std::size_t rows, double* sum, double* absolute) {
-  double lost[kLanes] = {};
-  std::fill(sum, sum + kLanes, 0.0);
-  std::fill(absolute, absolute + kLanes, 0.0);
-  for (std::size_t row = 0; row < rows; ++row) {
-    for (std::size_t lane = 0; lane < kLanes; ++lane) {
-      const double value = block[row * kLanes + lane];
-      const double total = sum[lane] + value;
-      const double carried = total - sum[lane];
-      lost[lane] += (sum[lane] - (total - carried)) + (value - carried);
-      sum[lane] = total;
-      absolute[lane] += std::fabs(value);
-    }
-  }
-  for (std::size_t lane = 0; lane < kLanes; ++lane) sum[lane] += lost[lane];
 }
 
 }  // namespace moetrace::stats

@@ -4,7 +4,6 @@
 #include <condition_variable>
 #include <exception>
 #include <mutex>
-#include <thread>
 #include <vector>
 
 namespace moetrace::stats {
@@ -26,6 +25,16 @@ struct Team {
     const std::lock_guard<std::mutex> lock(mutex);
     if (!failure) failure = what;
     stop = true;
+  }
+
+  void count_in() {
+    const std::lock_guard<std::mutex> lock(mutex);
+    ++running;
+  }
+
+  void sign_off() {
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (--running == 0) finished.notify_all();
   }
 };
 
@@ -51,7 +60,8 @@ void Worker::check() {
 }
 
 void parallel_for(std::size_t tasks, std::size_t threads, const Interrupt& interrupt,
-                  const std::function<void(std::size_t task, Worker& worker)>& task) {
+                  const std::function<void(std::size_t task, Worker& worker)>& task,
+                  const StartThread& start) {
   Team team;
   const auto work = [&](std::size_t index, const Interrupt* ask) {
     Worker worker(index, team.stop, ask);
@@ -66,14 +76,21 @@ void parallel_for(std::size_t tasks, std::size_t threads, const Interrupt& inter
   };
   const auto work_and_sign_off = [&](std::size_t index) {
     work(index, nullptr);
-    const std::lock_guard<std::mutex> lock(team.mutex);
-    if (--team.running == 0) team.finished.notify_all();
+    team.sign_off();
   };
 
   const std::size_t wanted = std::clamp<std::size_t>(threads, 1, std::max<std::size_t>(tasks, 1));
-  team.running = wanted - 1;
   std::vector<std::thread> others;
-  for (std::size_t index = 1; index < wanted; ++index) others.emplace_back(work_and_sign_off, index);
+  others.reserve(wanted - 1);  // nothing may throw between a thread's start and its place here
+  for (std::size_t index = 1; index < wanted; ++index) {
+    team.count_in();
+    try {
+      others.push_back(start([&work_and_sign_off, index] { work_and_sign_off(index); }));
+    } catch (const std::exception&) {  // out of threads or memory: those that run do all the tasks
+      team.sign_off();
+      break;
+    }
+  }
   work(0, &interrupt);
   wait_for_others(team, interrupt);
   for (auto& other : others) other.join();

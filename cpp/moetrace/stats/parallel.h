@@ -5,6 +5,8 @@
 #include <cstddef>
 #include <functional>
 #include <stdexcept>
+#include <thread>
+#include <utility>
 
 namespace moetrace::stats {
 
@@ -36,9 +38,14 @@ class Worker {
   std::chrono::steady_clock::time_point asked_ = std::chrono::steady_clock::now();
 };
 
-/// Runs task(0) ... task(tasks - 1), each once, on up to `threads` threads, the caller's among them. The
-/// first exception of a task stops the rest and is rethrown here.
-void parallel_for(std::size_t tasks, std::size_t threads, const Interrupt& interrupt,
-                  const std::function<void(std::size_t task, Worker& worker)>& task);
+/// How a thread is started; another way than the default one is for tests.
+using StartThread = std::function<std::thread(std::function<void()> work)>;
+
+/// Runs task(0) ... task(tasks - 1), each once, on up to `threads` threads, the caller's among them; on fewer
+/// where the system starts no more. The first exception of a task stops the rest and is rethrown here.
+void parallel_for(
+    std::size_t tasks, std::size_t threads, const Interrupt& interrupt,
+    const std::function<void(std::size_t task, Worker& worker)>& task,
+    const StartThread& start = [](std::function<void()> work) { return std::thread(std::move(work)); });
 
 }  // namespace moetrace::stats

@@ -1,17 +1,26 @@
 #include "moetrace/stats/sign_flip.h"
 
 #include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+#include <numeric>
 #include <stdexcept>
 
-#include "moetrace/stats/flip_columns.h"
 #include "moetrace/stats/random.h"
 
 namespace moetrace::stats {
 
 namespace {
 
-constexpr std::size_t kFlipsOfTask = 1024;  // whole bundles
+constexpr double kTie = 1e-12;  // of a column's sum of absolute values
+constexpr std::size_t kFlipsOfTask = 512;
 constexpr std::size_t kWordBits = 32;
+/// Rows whose signed sums are looked up at once, in a table of all 2^4 choices.
+constexpr std::size_t kGroup = 4;
+constexpr std::size_t kChoices = 16;
+/// Groups whose tables (1 KiB each) are used together, so that they stay in the first-level cache.
+constexpr std::size_t kCachedGroups = 32;
 
 /// Signs as bits, row i in bit i % 32 of word i / 32; a set bit is +1.
 void sign_words(std::uint64_t seed, std::uint64_t flip, bool exact, std::span<std::uint32_t> words) {
@@ -21,131 +30,184 @@ void sign_words(std::uint64_t seed, std::uint64_t flip, bool exact, std::span<st
   }
 }
 
-/// Counts of one thread, by place in the order.
-template <class T>
-struct Tally {
-  AlignedBuffer<T> table, sums;
-  AlignedBuffer<typename FlipColumns<T>::Running> running;
-  AlignedBuffer<std::int64_t> own, joint;
-  std::vector<std::uint8_t> patterns;
-  std::vector<std::int64_t> maxima;  // [k]: flips whose maximum over all columns reaches exactly k thresholds
+/// Columns by their observed statistic |sum|, the least extreme first.
+struct OrderedColumns {
+  std::size_t groups;               // of rows; what is missing to the last is zero
+  std::size_t blocks;               // of columns
+  std::vector<std::int64_t> order;  // of the column at each place
+  std::vector<double> thresholds;   // at each place; out of reach where there is no column
+  Block rows;                       // [block][row]
 
-  void start(std::size_t places) {
-    if (own.data() != nullptr) return;
-    maxima.assign(places + 1, 0);
-    std::fill_n(own.reserve(places), places, 0);
-    std::fill_n(joint.reserve(places), places, 0);
+  explicit OrderedColumns(const MatrixView& x);
+
+  std::size_t places() const { return blocks * kLanes; }
+  std::span<const Lanes> block(std::size_t index) const {
+    return std::span<const Lanes>(rows).subspan(index * groups * kGroup, groups * kGroup);
+  }
+  /// The thresholds of the columns, which ascend but for rounding.
+  std::vector<double> steps() const {
+    std::vector<double> sorted(thresholds.begin(),
+                               thresholds.begin() + static_cast<std::ptrdiff_t>(order.size()));
+    std::sort(sorted.begin(), sorted.end());
+    return sorted;
   }
 };
 
-/// Bundles of patterns (see Kernels) of flips begin ... end - 1.
-void fill_patterns(std::size_t rows, const SignFlipOptions& options, bool exact, std::size_t begin,
-                   std::size_t end, std::vector<std::uint8_t>& patterns) {
-  const std::size_t groups = ceil_div(rows, kGroupRows);
-  std::vector<std::uint32_t> words(ceil_div(rows, kWordBits));
-  patterns.assign(ceil_div(end - begin, kBundle) * groups * kBundle, 0);
-  for (std::size_t i = 0; i < end - begin; ++i) {
-    sign_words(options.seed, begin + i, exact, words);
-    std::uint8_t* to = patterns.data() + i / kBundle * groups * kBundle + i % kBundle;
-    for (std::size_t group = 0; group < groups; ++group) {
-      const std::size_t bit = group * kGroupRows;
-      const std::uint32_t subset = words[bit / kWordBits] >> (bit % kWordBits) & 15U;
-      to[group * kBundle] = static_cast<std::uint8_t>(subset * kLanes);
+/// What leaves sums of values near the end of the range of doubles within it; a power of two.
+double headroom(const MatrixView& x) {
+  return x.size() > 0 && x.cwiseAbs().maxCoeff() > 0x1p960 ? 0x1p-64 : 1.0;
+}
+
+OrderedColumns::OrderedColumns(const MatrixView& x)
+    : groups(ceil_div(static_cast<std::size_t>(x.rows()), kGroup)),
+      blocks(ceil_div(static_cast<std::size_t>(x.cols()), kLanes)),
+      order(static_cast<std::size_t>(x.cols())),
+      thresholds(places(), std::numeric_limits<double>::infinity()),
+      rows(blocks * groups * kGroup, Lanes::Zero()) {
+  const double scale = headroom(x);
+  const auto load = [&](std::size_t block, const auto& column_at) {
+    Lanes* to = rows.data() + block * groups * kGroup;
+    const std::size_t used = std::min(kLanes, order.size() - block * kLanes);
+    for (Eigen::Index row = 0; row < x.rows(); ++row) {
+      for (std::size_t lane = 0; lane < used; ++lane) {
+        to[row][static_cast<Eigen::Index>(lane)] = scale * x(row, column_at(block * kLanes + lane));
+      }
+    }
+  };
+  std::vector<double> sums(places());
+  std::vector<double> reach(places());
+  for (std::size_t index = 0; index < blocks; ++index) {
+    load(index, [](std::size_t place) { return static_cast<Eigen::Index>(place); });
+    const LaneSums found(block(index));
+    Eigen::Map<Lanes>(sums.data() + index * kLanes) = found.sum.abs();
+    Eigen::Map<Lanes>(reach.data() + index * kLanes) = found.sum.abs() - kTie * found.absolute;
+  }
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](std::int64_t a, std::int64_t b) {
+    return sums[static_cast<std::size_t>(a)] < sums[static_cast<std::size_t>(b)];
+  });
+  for (std::size_t place = 0; place < order.size(); ++place) {
+    thresholds[place] = reach[static_cast<std::size_t>(order[place])];
+  }
+  for (std::size_t index = 0; index < blocks; ++index) {
+    load(index, [&](std::size_t place) { return static_cast<Eigen::Index>(order[place]); });
+  }
+}
+
+/// One thread's memory and its counts, by place in the order.
+struct Tally {
+  std::vector<std::uint8_t> choices;  // [flip][group]: the signs of a group's rows
+  Block table = Block(kCachedGroups * kChoices);
+  Eigen::Array<double, kFlipsOfTask, kLanes> sums;  // column by column
+  std::array<double, kFlipsOfTask> running;         // largest |sum| of the flip so far
+  std::vector<std::int64_t> own, joint;
+  std::vector<std::int64_t> maxima;  // [k]: flips whose maximum over all columns reaches exactly k thresholds
+};
+
+void choose_signs(std::size_t groups, const SignFlipOptions& options, bool exact, std::size_t begin,
+                  std::size_t end, std::vector<std::uint8_t>& choices) {
+  std::vector<std::uint32_t> words(ceil_div(groups * kGroup, kWordBits));
+  choices.clear();
+  for (std::size_t flip = begin; flip < end; ++flip) {
+    sign_words(options.seed, flip, exact, words);
+    for (std::size_t bit = 0; bit < groups * kGroup; bit += kGroup) {
+      choices.push_back(words[bit / kWordBits] >> (bit % kWordBits) & (kChoices - 1));
     }
   }
 }
 
-void follow_maximum(const FlipColumns<double>& columns, std::size_t block, std::size_t count,
-                    Tally<double>& tally) {
-  const std::size_t place = block * FlipColumns<double>::kWidth;
-  kernels().running_maximum(tally.sums.data(), count, columns.thresholds.data() + place, tally.running.data(),
-                            tally.own.data() + place, tally.joint.data() + place);
+/// table [group][choice] = sum of the group's rows, those minus whose bit isn't set.
+void fill_table(std::span<const Lanes> rows, Block& table) {
+  for (std::size_t group = 0; group * kGroup < rows.size(); ++group) {
+    Lanes* entry = table.data() + group * kChoices;
+    entry[0].setZero();
+    for (std::size_t k = 0, filled = 1; k < kGroup; ++k, filled *= 2) {
+      const Lanes& row = rows[group * kGroup + k];
+      for (std::size_t choice = 0; choice < filled; ++choice) {
+        entry[filled + choice] = entry[choice] + row;
+        entry[choice] -= row;
+      }
+    }
+  }
 }
 
-void follow_maximum(const FlipColumns<std::int32_t>& columns, std::size_t block, std::size_t count,
-                    Tally<std::int32_t>& tally) {
-  const std::size_t place = block * FlipColumns<std::int32_t>::kWidth;
-  kernels().running_maximum_narrow(tally.sums.data(), count, columns.thresholds.data() + place,
-                                   columns.units.data() + place, columns.running_thresholds.data() + place,
-                                   tally.running.data(), tally.own.data() + place,
-                                   tally.joint.data() + place);
+/// sums[flip] = signs of the flip times the rows. This is where a test spends its time: a quarter of the
+/// additions of a matrix product, in an order that is the same for every column.
+void sum_flips(std::span<const Lanes> rows, std::size_t count, Tally& tally) {
+  const std::size_t groups = rows.size() / kGroup;
+  for (std::size_t first = 0; first < groups; first += kCachedGroups) {
+    const std::size_t some = std::min(kCachedGroups, groups - first);
+    fill_table(rows.subspan(first * kGroup, some * kGroup), tally.table);
+    for (std::size_t flip = 0; flip < count; ++flip) {
+      const std::uint8_t* choice = tally.choices.data() + flip * groups + first;
+      Lanes sum = Lanes::Zero();
+      for (std::size_t group = 0; group < some; ++group) sum += tally.table[group * kChoices + choice[group]];
+      auto total = tally.sums.row(static_cast<Eigen::Index>(flip));
+      if (first == 0) {
+        total = sum;
+      } else {
+        total += sum.transpose();
+      }
+    }
+  }
 }
 
-/// Runs `count` flips over all columns, least extreme first, and adds to the tally.
-template <class T>
-void run_flips(const FlipColumns<T>& columns, std::size_t count, Worker& worker, Tally<T>& tally) {
-  constexpr std::size_t kWidth = FlipColumns<T>::kWidth;
-  const SumKernels<T>& run = sum_kernels<T>(kernels());
-  const std::size_t groups = ceil_div(columns.rows, kGroupRows);
-  T* table = tally.table.reserve(kCachedGroups * kTableRows * kWidth);
-  T* sums = tally.sums.reserve(kFlipsOfTask * kWidth);
-  auto* running = tally.running.reserve(kFlipsOfTask);
-  std::fill_n(running, count, 0);
+/// Counts the flips that reach the threshold of a column, by its own |sum| and by the largest so far.
+void count_column(const double* sums, std::size_t count, std::size_t place, double threshold, Tally& tally) {
+  std::int64_t own = 0;
+  std::int64_t joint = 0;
+  for (std::size_t flip = 0; flip < count; ++flip) {
+    const double size = std::fabs(sums[flip]);
+    const double largest = tally.running[flip] > size ? tally.running[flip] : size;
+    tally.running[flip] = largest;
+    own += size >= threshold;
+    joint += largest >= threshold;
+  }
+  tally.own[place] += own;
+  tally.joint[place] += joint;
+}
+
+/// Runs `count` flips over all columns, least extreme first.
+void run_flips(const OrderedColumns& columns, std::span<const double> steps, std::size_t count,
+               Worker& worker, Tally& tally) {
+  tally.running.fill(0.0);
   for (std::size_t block = 0; block < columns.blocks; ++block) {
     worker.check();
-    for (std::size_t group = 0; group < groups; group += kCachedGroups) {
-      const std::size_t some = std::min(kCachedGroups, groups - group);
-      run.fill_tables(columns.block(block) + group * kGroupRows * kWidth, some, Weights::signs, table);
-      run.sum_signs(table, some, tally.patterns.data() + group * kBundle, groups * kBundle,
-                    ceil_div(count, kBundle), group > 0, sums);
+    sum_flips(columns.block(block), count, tally);
+    for (std::size_t lane = 0; lane < kLanes; ++lane) {
+      const std::size_t place = block * kLanes + lane;
+      count_column(tally.sums.data() + lane * kFlipsOfTask, count, place, columns.thresholds[place], tally);
     }
-    follow_maximum(columns, block, count, tally);
   }
   for (std::size_t flip = 0; flip < count; ++flip) {
-    const auto reached = std::upper_bound(columns.steps.begin(), columns.steps.end(), running[flip]);
-    ++tally.maxima[static_cast<std::size_t>(reached - columns.steps.begin())];
+    const auto reached = std::upper_bound(steps.begin(), steps.end(), tally.running[flip]);
+    ++tally.maxima[static_cast<std::size_t>(reached - steps.begin())];
   }
 }
 
 /// Adds up the threads' tallies, by column.
-template <class T>
-void collect(const FlipColumns<T>& columns, const std::vector<Tally<T>>& tallies, std::int64_t weight,
-             SignFlipCounts& out) {
+void collect(const OrderedColumns& columns, std::span<const double> steps, const std::vector<Tally>& tallies,
+             std::int64_t weight, SignFlipCounts& out) {
   const std::size_t size = columns.order.size();
   out.own.assign(size, 0);
   out.single_step.assign(size, 0);
   out.step_down.assign(size, 0);
   std::vector<std::int64_t> reaching(size + 2, 0);  // [k]: flips whose maximum reaches k thresholds or more
-  for (const Tally<T>& tally : tallies) {
-    if (tally.own.data() == nullptr) continue;
+  for (const Tally& tally : tallies) {
+    if (tally.own.empty()) continue;
     for (std::size_t k = 0; k <= size; ++k) reaching[k] += weight * tally.maxima[k];
     for (std::size_t place = 0; place < size; ++place) {
       const auto column = static_cast<std::size_t>(columns.order[place]);
-      out.own[column] += weight * tally.own.data()[place];
-      out.step_down[column] += weight * tally.joint.data()[place];
+      out.own[column] += weight * tally.own[place];
+      out.step_down[column] += weight * tally.joint[place];
     }
   }
   for (std::size_t k = size + 1; k-- > 0;) reaching[k] += reaching[k + 1];
   for (std::size_t place = 0; place < size; ++place) {
-    const auto threshold = columns.running_thresholds.data()[place];
-    const auto step = std::lower_bound(columns.steps.begin(), columns.steps.end(), threshold);
+    const auto step = std::lower_bound(steps.begin(), steps.end(), columns.thresholds[place]);
     out.single_step[static_cast<std::size_t>(columns.order[place])] =
-        reaching[static_cast<std::size_t>(step - columns.steps.begin()) + 1];
+        reaching[static_cast<std::size_t>(step - steps.begin()) + 1];
   }
-}
-
-template <class T>
-SignFlipCounts flip_columns(const MatrixView& x, const SignFlipOptions& options, const Interrupt& interrupt) {
-  const FlipColumns<T> columns(x);
-  SignFlipCounts out;
-  out.exact = columns.rows < 63 && (std::uint64_t{1} << columns.rows) <= options.flips;
-  out.flips = out.exact ? std::size_t{1} << columns.rows : options.flips;
-  // An assignment and its opposite have the same statistic: half of them are enough, counted twice.
-  const std::size_t visited = out.exact ? out.flips / 2 : out.flips;
-
-  std::vector<Tally<T>> tallies(std::max<std::size_t>(options.threads, 1));
-  const auto run_task = [&](std::size_t task, Worker& worker) {
-    Tally<T>& tally = tallies[worker.index()];
-    tally.start(columns.places());
-    const std::size_t begin = task * kFlipsOfTask;
-    const std::size_t end = std::min(visited, begin + kFlipsOfTask);
-    fill_patterns(columns.rows, options, out.exact, begin, end, tally.patterns);
-    run_flips(columns, end - begin, worker, tally);
-  };
-  parallel_for(ceil_div(visited, kFlipsOfTask), tallies.size(), interrupt, run_task);
-  collect(columns, tallies, out.exact ? 2 : 1, out);
-  out.order.assign(columns.order.rbegin(), columns.order.rend());
-  return out;
 }
 
 }  // namespace
@@ -153,9 +215,29 @@ SignFlipCounts flip_columns(const MatrixView& x, const SignFlipOptions& options,
 SignFlipCounts sign_flip(const MatrixView& x, const SignFlipOptions& options, const Interrupt& interrupt) {
   const auto rows = static_cast<std::size_t>(x.rows());
   if (rows == 0) throw std::invalid_argument("there are no rows whose signs could be flipped");
-  const bool narrow = rows >= kFewestNarrowRows && rows <= kMostNarrowRows;
-  return narrow ? flip_columns<std::int32_t>(x, options, interrupt)
-                : flip_columns<double>(x, options, interrupt);
+  const OrderedColumns columns(x);
+  const std::vector<double> steps = columns.steps();
+  SignFlipCounts out;
+  out.exact = rows < 63 && (std::uint64_t{1} << rows) <= options.flips;
+  out.flips = out.exact ? std::size_t{1} << rows : options.flips;
+  // An assignment and its opposite have the same statistic: half of them are enough, counted twice.
+  const std::size_t visited = out.exact ? out.flips / 2 : out.flips;
+
+  std::vector<Tally> tallies(std::max<std::size_t>(options.threads, 1));
+  parallel_for(ceil_div(visited, kFlipsOfTask), tallies.size(), interrupt,
+               [&](std::size_t task, Worker& worker) {
+                 Tally& tally = tallies[worker.index()];
+                 tally.own.resize(columns.places());
+                 tally.joint.resize(columns.places());
+                 tally.maxima.resize(columns.order.size() + 1);
+                 const std::size_t begin = task * kFlipsOfTask;
+                 const std::size_t end = std::min(visited, begin + kFlipsOfTask);
+                 choose_signs(columns.groups, options, out.exact, begin, end, tally.choices);
+                 run_flips(columns, steps, end - begin, worker, tally);
+               });
+  collect(columns, steps, tallies, out.exact ? 2 : 1, out);
+  out.order.assign(columns.order.rbegin(), columns.order.rend());
+  return out;
 }
 
 std::vector<std::int8_t> flip_signs(std::size_t rows, std::uint64_t seed, std::size_t first,

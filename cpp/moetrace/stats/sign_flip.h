@@ -29,8 +29,8 @@ struct SignFlipCounts {
 /// Flips the signs of the rows of x (cases, or sums of clusters) at random, the same for all columns; the
 /// statistic is the absolute value of a column's sum. Scale columns beforehand to weigh them differently.
 ///
-/// Rounding can't break a tie: sums count as equal when they differ by no more than it can have done to them
-/// (FlipColumns says how much that is). Exact where 2^rows <= flips.
+/// Rounding breaks no tie: sums that differ by up to 1e-12 of the column's sum of absolute values count as
+/// equal. Exact where 2^rows <= flips.
 SignFlipCounts sign_flip(const MatrixView& x, const SignFlipOptions& options,
                          const Interrupt& interrupt = {});
 

@@ -2,7 +2,9 @@
 
 #include <atomic>
 #include <chrono>
+#include <functional>
 #include <stdexcept>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -48,4 +50,29 @@ TEST_CASE("an interrupt is noticed inside a task, and while the caller only wait
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
   };
   CHECK_THROWS_AS(parallel_for(2, 2, [] { return true; }, only_others), Interrupted);
+}
+
+TEST_CASE("where the system starts no more threads, those that run do all the tasks") {
+  for (const std::size_t most : {0U, 1U, 2U}) {
+    std::size_t started = 0;
+    const StartThread limited = [&](std::function<void()> work) {
+      if (started == most)
+        throw std::system_error(std::make_error_code(std::errc::resource_unavailable_try_again));
+      ++started;
+      return std::thread(std::move(work));
+    };
+    std::vector<std::atomic<int>> runs(20);
+    parallel_for(20, 8, {}, [&](std::size_t task, Worker&) { ++runs[task]; }, limited);
+    for (const auto& count : runs) CHECK(count == 1);
+    CHECK(started == most);
+  }
+}
+
+TEST_CASE("an exception of another thread's task reaches the caller") {
+  const auto caller = std::this_thread::get_id();
+  const auto fail = [&](std::size_t, Worker&) {
+    if (std::this_thread::get_id() != caller) throw std::runtime_error("elsewhere");
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  };
+  CHECK_THROWS_WITH(parallel_for(100, 2, {}, fail), "elsewhere");
 }
