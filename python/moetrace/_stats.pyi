@@ -6,7 +6,7 @@ import collections.abc
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['BootstrapIntervals', 'BootstrapOptions', 'Interval', 'SelectedRanks', 'SignFlipCounts', 'Ties', 'adjust_benjamini_hochberg', 'adjust_holm', 'bootstrap_mean', 'bootstrap_quantile', 'bootstrap_ratio', 'cluster_sums', 'flip_signs', 'instruction_sets', 'integers', 'mean_replicates', 'monotone', 'philox4x32', 'rank_selected', 'resample_counts', 'sample_without_replacement', 'sign_flip', 'use_instruction_set']
+__all__: list[str] = ['BootstrapIntervals', 'BootstrapOptions', 'Interval', 'SelectedRanks', 'SignFlipCounts', 'Ties', 'adjust_benjamini_hochberg', 'adjust_holm', 'bootstrap_mean', 'bootstrap_quantile', 'bootstrap_ratio', 'cluster_sums', 'flip_signs', 'integers', 'mean_replicates', 'monotone', 'philox4x32', 'rank_selected', 'resample_counts', 'sample_without_replacement', 'sign_flip']
 class Interval:
     """
     How an interval is read off the replicates.
@@ -198,10 +198,6 @@ def flip_signs(rows: typing.SupportsInt | typing.SupportsIndex, seed: typing.Sup
     """
     Signs of the rows in flips first to first + count - 1 (flips x rows).
     """
-def instruction_sets() -> list[str]:
-    """
-    Instruction sets that the inner loops can run on here, the fastest last.
-    """
 def integers(n: typing.SupportsInt | typing.SupportsIndex, count: typing.SupportsInt | typing.SupportsIndex, seed: typing.SupportsInt | typing.SupportsIndex, stream: typing.SupportsInt | typing.SupportsIndex) -> numpy.typing.NDArray[numpy.uint32]:
     """
     count integers, each uniform over range(n) and independent of the others.
@@ -233,8 +229,4 @@ def sample_without_replacement(n: typing.SupportsInt | typing.SupportsIndex, k: 
 def sign_flip(x: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], flips: typing.SupportsInt | typing.SupportsIndex, seed: typing.SupportsInt | typing.SupportsIndex, threads: typing.SupportsInt | typing.SupportsIndex) -> SignFlipCounts:
     """
     Sign flips of the rows of x (cases, or sums of clusters), shared by all columns.
-    """
-def use_instruction_set(name: str) -> None:
-    """
-    Run the inner loops on this set from now on; an empty name restores the fastest. Results don't change.
     """
