@@ -231,4 +231,5 @@ def test_bca_at_scales_that_are_no_powers_of_two(scale):
     x = np.random.default_rng(5).gamma(2, size=30)
     plain = stats.bootstrap(x, ci="bca", n_resamples=400)
     scaled = stats.bootstrap(x * scale, ci="bca", n_resamples=400)
-    np.testing.assert_allclose([scaled.ci_low, scaled.ci_high], np.multiply([plain.ci_low, plain.ci_high], scale))
+    expected = np.multiply([plain.ci_low, plain.ci_high], scale)
+    np.testing.assert_allclose([scaled.ci_low, scaled.ci_high], expected)
