@@ -77,7 +77,7 @@ def test_shapley_by_its_definition(every):
             for player in order:
                 shares[player] += values[index, mask | 1 << player] - values[index, mask]
                 mask |= 1 << player
-        found = table[table.case_id == case_id].sort_values("place").shapley
+        found = table[table.case_id == case_id].sort_values("slot").shapley
         np.testing.assert_allclose(found, shares / math.factorial(3), atol=1e-10)
         assert found.sum() == pytest.approx(values[index, -1])
 

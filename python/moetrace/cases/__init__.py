@@ -7,7 +7,7 @@
 """
 
 from moetrace.cases.case import Case, validate_cases
-from moetrace.cases.case_set import CaseSet
+from moetrace.cases.case_set import CaseSet, as_case_set
 from moetrace.cases.make import make_cases
 from moetrace.cases.record import Record
 from moetrace.cases.records import Records, load_records
@@ -17,6 +17,7 @@ __all__ = [
     "CaseSet",
     "Record",
     "Records",
+    "as_case_set",
     "load_records",
     "make_cases",
     "validate_cases",

@@ -246,3 +246,8 @@ class CaseSet(Sequence[Case]):
 
     def _repr_html_(self) -> str:
         return case_set_html(self[:SHOWN].frame(), len(self), self._funnel, self._dropped)
+
+
+def as_case_set(cases: Sequence[Case] | CaseSet) -> CaseSet:
+    """A case set from any sequence of cases; DuplicateCaseError where two share an id."""
+    return cases if isinstance(cases, CaseSet) else CaseSet(list(cases))

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from moetrace._native import _core
-from moetrace.cases import CaseSet
 from moetrace.errors import ArgumentError
 from moetrace.models.anatomy import Anatomy
 from moetrace.models.readout import ReadoutKind, make_readout
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 Position = str | int
 Patch = _core.Patch
 Sweep = _core.Sweep
-_ROW_BYTES = 80 << 20  # memory for one layer's intermediates of a batch, at the default budget
 
 
 @dataclass(frozen=True)
@@ -107,34 +105,6 @@ def embedding_device(anatomy: Anatomy) -> torch.device:
     if isinstance(weight, torch.Tensor) and not weight.is_meta:
         return weight.device
     return torch.device(getattr(anatomy.model, "device", "cpu"))
-
-
-def auto_budget(anatomy: Anatomy) -> int:
-    """Token rows of one batch whose intermediates in one layer take about 80 MiB, from 256 to 4,096."""
-    config = anatomy.config
-    width = anatomy.hidden_size
-    inner = (
-        getattr(config, "moe_intermediate_size", 0) or getattr(config, "intermediate_size", 0) or 4 * width
-    )
-    inner = int(max(inner) if isinstance(inner, (list, tuple)) else inner)  # ernie4_5_vl: text and images
-    top_k = int(getattr(config, "num_experts_per_tok", 0) or 1) if anatomy.sparse_layers else 1
-    size = next(anatomy.model.parameters()).element_size()
-    per_row = size * (6 * width + top_k * (2 * width + 3 * inner))
-    return int(min(4096, max(256, _ROW_BYTES // per_row)))
-
-
-def resolve_budget(batch_tokens: int | str, anatomy: Anatomy) -> int:
-    """Check a user's ``batch_tokens``."""
-    if batch_tokens == "auto":
-        return auto_budget(anatomy)
-    if isinstance(batch_tokens, bool) or not isinstance(batch_tokens, int) or batch_tokens < 1:
-        raise ArgumentError(f"batch_tokens is {batch_tokens!r}; expected 'auto' or a number of 1 or more")
-    return batch_tokens
-
-
-def as_case_set(cases: Sequence[Case] | CaseSet) -> CaseSet:
-    """A case set from any sequence of cases; DuplicateCaseError where two share an id."""
-    return cases if isinstance(cases, CaseSet) else CaseSet(list(cases))
 
 
 @dataclass(frozen=True)

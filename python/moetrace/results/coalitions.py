@@ -19,7 +19,7 @@ class CoalitionTrace(TraceResult):
     >>> coal = mt.trace_coalitions(model, validation, layer=19, sets="all")
     >>> coal.shapley(), coal.interactions(), coal.smallest(0.8), coal.additivity()
 
-    A coalition "places 0+2" takes the experts that each case's clean run routes to first and third.
+    A coalition "slots 0+2" takes the experts that each case's clean run routes to first and third.
     """
 
     kind: ClassVar[str] = "coalitions"
@@ -27,16 +27,16 @@ class CoalitionTrace(TraceResult):
 
     @property
     def players(self) -> int:
-        """Places that the coalitions are subsets of; 0 where they are named sets or lists."""
+        """Slots of the router that the coalitions are subsets of; 0 where they are named sets or lists."""
         return int(self.provenance["players"])
 
     @property
     def complete(self) -> bool:
-        """Whether every subset of the places was patched."""
+        """Whether every subset of the slots was patched."""
         return self.players > 0 and self.effects.shape[1] == 2**self.players - 1
 
     def values(self) -> np.ndarray:
-        """float64 (cases, 2^k): rescue of every subset, column = bitmask of the places, column 0 zero."""
+        """float64 (cases, 2^k): rescue of every subset, column = bitmask of the slots, column 0 zero."""
         if not self.complete:
             raise ArgumentError(
                 "the value of every subset is needed, but only "
@@ -49,7 +49,7 @@ class CoalitionTrace(TraceResult):
     def shapley(self) -> pd.DataFrame:
         """Shapley value of every expert in every case: exact after sets="all", sampled after "sampled".
 
-        Columns case_id, relation_id, layer, expert, place, shapley, and standard_error where sampled. The
+        Columns case_id, relation_id, layer, expert, slot, shapley, and standard_error where sampled. The
         values of a case sum to its grand coalition's rescue; a sum that doesn't is an error.
         """
         if self.provenance["orders"] is not None:
@@ -92,7 +92,7 @@ class CoalitionTrace(TraceResult):
         found = coalition.smallest_coalition(self.values(), share)
         experts = self._experts()
         chosen = [
-            [int(e) for place, e in enumerate(line) if int(mask) >> place & 1]
+            [int(e) for slot, e in enumerate(line) if int(mask) >> slot & 1]
             for line, mask in zip(experts, found.coalition, strict=True)
         ]
         table = self._cases[["case_id", "relation_id"]].copy()
@@ -108,7 +108,7 @@ class CoalitionTrace(TraceResult):
         return table.assign(singles=found.singles, grand=found.grand, difference=found.difference)
 
     def _experts(self) -> np.ndarray:
-        """(cases, players): expert of each place."""
+        """(cases, players): expert of each slot."""
         return np.stack([np.asarray(line)[: self.players] for line in self._cases.experts])
 
     def _by_player(self, columns: dict[str, np.ndarray]) -> pd.DataFrame:
@@ -119,7 +119,7 @@ class CoalitionTrace(TraceResult):
         )
         table["layer"] = int(self._sites.layer.iloc[0])
         table["expert"] = self._experts().ravel()
-        table["place"] = np.tile(np.arange(k), len(self))
+        table["slot"] = np.tile(np.arange(k), len(self))
         for name, values in columns.items():
             table[name] = values.ravel()
         valid = np.stack([np.asarray(line)[:k] for line in self._cases.valid]).ravel()

@@ -13,6 +13,7 @@ from typing_extensions import Unpack
 
 from moetrace import coalition
 from moetrace._native import _core
+from moetrace.effects import rescue
 from moetrace.engines.job import Patch
 from moetrace.errors import ArgumentError
 from moetrace.models.anatomy import Anatomy, expert_count, find_anatomy
@@ -36,9 +37,9 @@ class _Wanted:
 
     labels: list[str]
     patches: list[Patch]
-    masks: list[int]  # of the places; 0 where the coalition isn't one of places
-    players: int  # places that the game is over; 0 where there is no game
-    orders: np.ndarray | None  # sampled permutations of the places
+    masks: list[int]  # of the slots; 0 where the coalition isn't one of slots
+    players: int  # slots that the game is over; 0 where there is no game
+    orders: np.ndarray | None  # sampled permutations of the slots
 
 
 @shows_options
@@ -114,16 +115,16 @@ def _wanted(
 
 
 def _subsets(layer: int, masks: list[int], players: int, orders: np.ndarray | None) -> _Wanted:
-    labels = ["places " + "+".join(str(j) for j in range(players) if mask >> j & 1) for mask in masks]
+    labels = ["slots " + "+".join(str(j) for j in range(players) if mask >> j & 1) for mask in masks]
     patches = [Patch.of_experts(layer, _core.Chosen.SUBSET, subset=mask) for mask in masks]
     return _Wanted(labels, patches, masks, players, orders)
 
 
 def _result(session: Session, layer: int, wanted: _Wanted) -> CoalitionTrace:
     outcome, routing = session.outcome, session.outcome.routing[layer]
-    rescue = (outcome.patched - outcome.noised[:, None, :])[:, :-1].mean(axis=2)
+    effects = rescue(outcome.patched, outcome.noised)[:, :-1].mean(axis=2)
     cases = case_table(session)
-    # Of the first draw: the clean places are the same in every draw.
+    # Of the first draw: the clean slots are the same in every draw.
     cases["experts"] = [line.tolist() for line in routing.routed[:, 0]]
     cases["valid"] = [line.tolist() for line in routing.valid[:, 0]]
     sites = pd.DataFrame({"layer": layer, "coalition": wanted.labels})
@@ -133,4 +134,4 @@ def _result(session: Session, layer: int, wanted: _Wanted) -> CoalitionTrace:
         "orders": None if wanted.orders is None else wanted.orders.tolist(),
     }
     patched = outcome.patched[:, :-1].mean(axis=2)
-    return CoalitionTrace(cases, sites, patched, rescue, session.failed, facts)
+    return CoalitionTrace(cases, sites, patched, effects, session.failed, facts)

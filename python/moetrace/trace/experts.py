@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from typing_extensions import Unpack
 
+from moetrace.effects import rescue
 from moetrace.engines.job import Patch, Sweep
 from moetrace.errors import ArgumentError, LayoutError
 from moetrace.models.anatomy import Anatomy, find_anatomy
@@ -100,7 +101,8 @@ def _result(session: Session, layers: tuple[int, ...], union: bool) -> ExpertTra
 def _layer_arrays(session: Session, layer: int, union: bool) -> ExpertArrays:
     """One layer of an outcome, averaged over draws; a draw in which nothing was patched counts with 0."""
     outcome, routing = session.outcome, session.outcome.routing[layer]
-    rescue = np.where(routing.patched_active, routing.patched - outcome.noised[:, :, None], 0.0).mean(axis=1)
+    each = rescue(routing.patched.swapaxes(1, 2), outcome.noised).swapaxes(1, 2)  # (cases, draws, experts)
+    effects = np.where(routing.patched_active, each, 0.0).mean(axis=1)
     patched = routing.patched_active
     return ExpertArrays(
         clean_active=np.any(routing.clean_active, axis=1),
@@ -108,8 +110,8 @@ def _layer_arrays(session: Session, layer: int, union: bool) -> ExpertArrays:
         clean_weight=routing.clean_weight.mean(axis=1),
         noised_weight=routing.noised_weight.mean(axis=1),
         delta_norm=np.where(patched, routing.delta_norm, 0.0).mean(axis=1),
-        patched=outcome.noised.mean(axis=1)[:, None] + rescue,
-        rescue=rescue,
+        patched=outcome.noised.mean(axis=1)[:, None] + effects,
+        rescue=effects,
         patched_active=np.any(patched, axis=1) if union else None,
         clean_logit=_logits(routing.clean_logit, patched.shape[-1]),
         noised_logit=_logits(routing.noised_logit, patched.shape[-1]),

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from typing_extensions import Unpack
 
+from moetrace.effects import rescue
 from moetrace.engines.job import Patch
 from moetrace.models.anatomy import find_anatomy
 from moetrace.results.layers import LayerTrace
@@ -63,12 +64,12 @@ def trace_layers(
 def _result(session: Session, layers: tuple[int, ...]) -> LayerTrace:
     """The first patches of the session are the layers', the last is the null patch."""
     outcome = session.outcome
-    rescue = (outcome.patched - outcome.noised[:, None, :]).mean(axis=2)
+    effects = rescue(outcome.patched, outcome.noised).mean(axis=2)
     return LayerTrace(
         case_table(session),
         pd.DataFrame({"layer": list(layers)}),
         outcome.patched[:, :-1].mean(axis=2),
-        rescue[:, :-1],
+        effects[:, :-1],
         session.failed,
         provenance(session, layers),
     )

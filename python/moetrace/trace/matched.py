@@ -11,6 +11,7 @@ import torch
 from typing_extensions import Unpack
 
 from moetrace._native import _core
+from moetrace.effects import rescue
 from moetrace.engines.job import Patch
 from moetrace.models.anatomy import expert_count, find_anatomy
 from moetrace.results.expert_name import Expert, ExpertLike, ExpertRangeError, NeverActiveError
@@ -75,8 +76,8 @@ def check_expert(anatomy: Anatomy, star: ExpertLike) -> Expert:
 
 def _control(clean: np.ndarray, weight: np.ndarray, star: int) -> int:
     """The matched control of one case (equation 8)."""
-    place = _core.matched_control(clean, weight[clean], int(np.flatnonzero(clean == star)[0]))
-    return int(clean[place])
+    slot = _core.matched_control(clean, weight[clean], int(np.flatnonzero(clean == star)[0]))
+    return int(clean[slot])
 
 
 def _result(session: Session, star: Expert) -> MatchedTrace:
@@ -96,7 +97,7 @@ def _result(session: Session, star: Expert) -> MatchedTrace:
     for name, values in (("weight", weight), ("norm", norm)):
         kept[f"star_{name}"] = values[active, star.expert]
         kept[f"control_{name}"] = values[active, control]
-    rescue = (outcome.patched - outcome.noised[:, None, :])[active, :-1].mean(axis=2)
+    effects = rescue(outcome.patched, outcome.noised)[active, :-1].mean(axis=2)
     patched = outcome.patched[active, :-1].mean(axis=2)
     sites = pd.DataFrame(SITES, columns=["role", "scaling"])
     sites.insert(0, "layer", star.layer)
@@ -104,4 +105,4 @@ def _result(session: Session, star: Expert) -> MatchedTrace:
         "star": str(star),
         "inactive_case_ids": np.delete(cases.case_id.to_numpy(), active).tolist(),
     }
-    return MatchedTrace(kept, sites, patched, rescue, session.failed, facts)
+    return MatchedTrace(kept, sites, patched, effects, session.failed, facts)

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from typing_extensions import Unpack
 
+from moetrace.effects import rescue
 from moetrace.engines.job import Patch, Sweep
 from moetrace.models.anatomy import find_anatomy
 from moetrace.models.experts import top_k_of
@@ -59,10 +60,10 @@ def trace_noise_scales(
     )
     outcome, routing = session.outcome, session.outcome.routing[chosen.layer]
     active = routing.clean_active[:, 0, chosen.expert]
-    rescue = outcome.patched - outcome.noised[:, None, :]
-    own = routing.patched[..., chosen.expert] - outcome.noised
+    block = rescue(outcome.patched, outcome.noised)[:, 0]
+    own = rescue(routing.patched[..., chosen.expert], outcome.noised)
     expert = np.where(active[:, None], own, 0.0)  # (cases, scales)
-    effects = np.concatenate([expert, rescue[:, 0]], axis=1)
+    effects = np.concatenate([expert, block], axis=1)
     names = [(what, scale) for what in ("expert", "block") for scale in noise.scales]
     sites = pd.DataFrame(names, columns=["patch", "scale"])
     sites.insert(0, "layer", chosen.layer)

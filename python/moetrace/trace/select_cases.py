@@ -11,14 +11,15 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 
-from moetrace.cases import Case, CaseSet, validate_cases
+from moetrace.cases import Case, CaseSet, as_case_set, validate_cases
 from moetrace.engines.engine_choice import choose_engine
-from moetrace.engines.job import as_case_set, make_job, resolve_budget
+from moetrace.engines.job import make_job
 from moetrace.errors import ArgumentError, MoetraceWarning, NoCasesError, NonFiniteWarning
 from moetrace.models.anatomy import find_anatomy
 from moetrace.models.state import prepared
 from moetrace.noise import SubjectNoise, check_seeds
 from moetrace.progress import Progress, progress_bar
+from moetrace.trace.budget import resolve_budget
 
 FIRST_BATCH = 32
 LARGEST_BATCH = 1024

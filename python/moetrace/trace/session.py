@@ -12,7 +12,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from moetrace.cases import CaseSet, validate_cases
+from moetrace.cases import CaseSet, as_case_set, validate_cases
+from moetrace.effects import rescue
 from moetrace.engines.engine_choice import EngineChoice, choose_engine
 from moetrace.engines.job import (
     Job,
@@ -20,9 +21,7 @@ from moetrace.engines.job import (
     Patch,
     Position,
     Sweep,
-    as_case_set,
     make_job,
-    resolve_budget,
 )
 from moetrace.errors import ArgumentError, NonFiniteError, NonFiniteWarning
 from moetrace.models.anatomy import Anatomy, find_anatomy
@@ -30,6 +29,7 @@ from moetrace.models.readout import ReadoutKind
 from moetrace.models.state import prepared
 from moetrace.noise import Noise, SubjectNoise, check_seeds
 from moetrace.progress import Progress, progress_bar
+from moetrace.trace.budget import resolve_budget
 from moetrace.trace.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Session:
 def case_table(session: Session, null: int = -1) -> pd.DataFrame:
     """One row for each case: ids, logit differences averaged over draws, rescue of the null patch."""
     outcome = session.outcome
-    drift = outcome.patched[:, null] - outcome.noised
+    drift = rescue(outcome.patched[:, null], outcome.noised)
     return pd.DataFrame(
         {
             "case_id": [case.case_id for case in session.cases],
