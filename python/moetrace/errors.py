@@ -20,6 +20,10 @@ class NoCasesError(CaseError):
     """There is nothing to trace."""
 
 
+class CaseIndexError(CaseError, IndexError):
+    """A position that a case set hasn't."""
+
+
 class SubjectSpanError(CaseError):
     """The subject span is empty, out of range or covers the final token."""
 
@@ -80,8 +84,16 @@ class ArgumentError(MoetraceError, ValueError):
     """An argument of a public function is out of its range."""
 
 
+class ArgumentTypeError(ArgumentError, TypeError):
+    """An argument of a public function is of another kind than it takes."""
+
+
 class LayerRangeError(ArgumentError, IndexError):
     """A layer that the model doesn't have, or that has no site to patch."""
+
+
+class LayerTypeError(LayerRangeError, ArgumentTypeError):
+    """A layer that isn't a number."""
 
 
 class RunFolderError(MoetraceError, RuntimeError):

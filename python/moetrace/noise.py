@@ -6,8 +6,9 @@ import math
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from moetrace.arguments import as_count, as_integer, as_list, as_number
 from moetrace.errors import ArgumentError, ModelError
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from moetrace.cases import Case
 
+MOST_DRAWS = 4096  # of a case: each is a noised run and as many patched ones
 _CHUNK = 4096  # rows of the embedding looked at together
 
 
@@ -35,10 +37,9 @@ class SubjectNoise:
     draws: int = 1
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.scale) and self.scale >= 0):
-            raise ArgumentError(f"noise scale is {self.scale!r}; expected a finite number of 0 or more")
-        if self.draws < 1:
-            raise ArgumentError(f"noise draws is {self.draws!r}; expected 1 or more")
+        object.__setattr__(self, "scale", as_number(self.scale, "noise scale", 0))
+        object.__setattr__(self, "seed", as_integer(self.seed, "noise seed"))
+        object.__setattr__(self, "draws", as_count(self.draws, "noise draws", 1, MOST_DRAWS))
 
     def sample(self, case: Case, width: int) -> torch.Tensor:
         """Standard normal draws of one case: float32 (draws, subject tokens, width), before any scale."""
@@ -62,10 +63,17 @@ class NoiseScales:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.scales:
-            raise ArgumentError("noise scales are empty; expected at least one")
-        for scale in self.scales:
-            SubjectNoise(scale, self.seed)  # checks it
+        given = as_list(self.scales, "scales", "a list of noise scales")
+        if not given:
+            raise ArgumentError("scales is empty; expected at least one noise scale")
+        checked = tuple(SubjectNoise(scale, self.seed).scale for scale in given)
+        names = [f"{scale:g}" for scale in checked]  # as columns of the result are named
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ArgumentError(
+                f"scales has {twice[0]} twice (to 6 digits, as tables name them); expected each scale once"
+            )
+        object.__setattr__(self, "scales", checked)
 
     @property
     def draws(self) -> int:
@@ -86,6 +94,20 @@ class NoiseScales:
 
 
 Noise = SubjectNoise | NoiseScales
+NoiseLike = SubjectNoise | float | None
+
+
+def as_noise(noise: Any) -> Noise:
+    """The noise that a user names: None is the paper's, a number its scale (0 is no noise at all).
+
+    >>> as_noise(1.5)
+    SubjectNoise(scale=1.5, seed=0, draws=1)
+    """
+    if noise is None:
+        return SubjectNoise()
+    if isinstance(noise, SubjectNoise | NoiseScales):
+        return noise
+    return SubjectNoise(as_number(noise, "noise", 0))
 
 
 def check_seeds(noise: Noise, cases: Sequence[Case]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from moetrace.arguments import as_folder, refuse_type
 from moetrace.cases import CaseSet, make_cases
 from moetrace.noise import SubjectNoise
 from moetrace.progress import Progress
@@ -44,7 +45,9 @@ def layer_protocol(
     Writes into ``out``: ``cases.json``, ``discovery/`` and ``validation/`` (see ``LayerTrace.save``),
     ``layers.csv`` (the validation table) and, with matplotlib, ``layers.png``.
     """
-    folder = Path(out)
+    folder = as_folder(out, "out")
+    if not callable(echo):
+        refuse_type(echo, "echo", "a function of a line of text")
     cases = make_cases(records, tokenizer)
     usable = select_cases(model, cases, n=n, seed=seed, noise=noise, progress=progress)
     folder.mkdir(parents=True, exist_ok=True)

@@ -97,7 +97,7 @@ def test_a_split_in_scan_order_cuts_the_cases_as_they_stand(n: int, seed: int, f
 
 
 def test_an_unknown_order_is_refused_with_both_that_there_are() -> None:
-    with pytest.raises(ArgumentError, match=r'order is \'record\'; expected "shuffle" or "scan"'):
+    with pytest.raises(ArgumentError, match="order is 'record'; expected 'shuffle' or 'scan'"):
         a_set(4).split(order="record")
 
 

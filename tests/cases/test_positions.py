@@ -28,7 +28,7 @@ def test_a_split_is_a_shuffle_cut_in_two(n: int) -> None:
 
 def test_scan_order_isnt_shuffled() -> None:
     assert split_positions(5, seed=3, order="scan") == ([0, 1], [2, 3, 4])
-    with pytest.raises(ArgumentError, match='order is \'random\'; expected "shuffle" or "scan"'):
+    with pytest.raises(ArgumentError, match="order is 'random'; expected 'shuffle' or 'scan'"):
         split_positions(5, order="random")  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="fraction is 1"):
         split_positions(5, fraction=1)

@@ -86,7 +86,7 @@ def test_additivity_against_numpy() -> None:
 def test_what_is_refused() -> None:
     values = np.zeros((1, 4))
     for share in (0, -0.5, np.nan, np.inf):
-        with pytest.raises(ArgumentError, match="expected a positive number"):
+        with pytest.raises(ArgumentError, match="expected a finite number above 0"):
             smallest_coalition(values, share)
     with pytest.raises(ArgumentError, match="share is 'half'"):
         smallest_coalition(values, "half")  # type: ignore[arg-type]

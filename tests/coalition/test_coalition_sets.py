@@ -76,10 +76,10 @@ def test_lists_of_experts() -> None:
         ([[0, 1.0]], r"coalition 0 holds 1\.0"),
         ([[True]], "coalition 0 holds True"),
         ([["0"]], "coalition 0 holds '0'"),
-        ([0, 1], "coalition 0: found 0; expected a list"),
-        (["01"], "coalition 0: found '01'; expected a list"),
-        ("clean", "the coalitions: found 'clean'; expected a list"),
-        (3, "the coalitions: found 3; expected a list"),
+        ([0, 1], "coalition 0 is 0 .*; expected a list"),
+        (["01"], "coalition 0 is '01' .*; expected a list"),
+        ("clean", "sets is 'clean' .*; expected a list"),
+        (3, "sets is 3 .*; expected a list"),
     ],
 )
 def test_lists_that_are_refused(sets: Any, message: str) -> None:

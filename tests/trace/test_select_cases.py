@@ -213,7 +213,7 @@ def test_a_plain_list_of_cases() -> None:
 def test_bad_arguments() -> None:
     with pytest.raises(NoCasesError, match=r"no cases to select from \(CaseSet\(0 cases: records 4"):
         select_cases(None, CaseSet([], {"records": 4}), progress=False, _score=Scorer())
-    with pytest.raises(ArgumentError, match="n is 0; expected at least 1"):
+    with pytest.raises(ArgumentError, match="n is 0; expected an integer of at least 1"):
         select_cases(None, case_set(3), n=0, progress=False, _score=Scorer())
     for name in ("margin", "drop"):
         with pytest.raises(ArgumentError, match=f"{name} is nan; expected a finite number"):

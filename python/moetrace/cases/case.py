@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from operator import index
 from typing import Any, Literal
 
+from moetrace.arguments import as_choice, as_list, is_integer, shown
+from moetrace.cases.layouts import is_null
 from moetrace.errors import (
     ArgumentError,
     CaseError,
@@ -35,11 +37,12 @@ class Case:
         true_id: Token id of the true object, the token that should follow the prompt.
         foil_id: Token id of the false object. The metric is logit(true) - logit(foil) (equation 1).
         case_id: The case's own number. Its noise is drawn with seed ``noise seed + case_id`` (Table 2).
-        relation_id: Relation of the fact, as ``"P103"``; groups of cases in tables and folds.
+        relation_id: Relation of the fact, as ``"P103"``; groups of cases in tables and folds. None and a
+            missing value of a table are no relation, "".
         prompt: The text, for people; tracing never reads it.
 
     Raises:
-        CaseError: A field can't be read as integers.
+        CaseError: A field can't be read as integers, or as text.
     """
 
     input_ids: tuple[int, ...]
@@ -63,26 +66,39 @@ class Case:
             "subject": subject,
             "true_id": _integer(self.true_id, "true_id", case_id),
             "foil_id": _integer(self.foil_id, "foil_id", case_id),
-            "relation_id": str(self.relation_id),
-            "prompt": str(self.prompt),
+            "relation_id": _text(self.relation_id, "relation_id", case_id),
+            "prompt": _text(self.prompt, "prompt", case_id),
         }
         for name, value in coerced.items():
             object.__setattr__(self, name, value)
 
 
 def _integer(value: Any, name: str, case_id: Any) -> int:
-    try:
-        return index(value)
-    except (TypeError, ValueError, RuntimeError):
-        raise CaseError(f"case {case_id}: {name} is {value!r}; expected an integer") from None
+    number = index(value) if is_integer(value) else None
+    # Ids are kept as int64 in files and tables, and noise is seeded by them.
+    if number is None or not -(2**63) <= number < 2**63:
+        raise CaseError(f"case {shown(case_id)}: {name} is {shown(value)}; expected an integer of 64 bits")
+    return number
 
 
 def _integers(values: Any, name: str, case_id: int) -> tuple[int, ...]:
-    # tolist() takes a tensor or an array over in one step and without importing either library.
-    plain = values.tolist() if hasattr(values, "tolist") else values
-    if isinstance(plain, str) or not isinstance(plain, Iterable):
-        raise CaseError(f"case {case_id}: {name} is {values!r}; expected a flat row of integers")
+    expected = "a flat row of integers"
+    try:
+        plain = as_list(values, name, expected)
+    except ArgumentError as failure:
+        raise CaseError(f"case {case_id}: {failure}") from None
     return tuple(_integer(value, f"{name}[{place}]", case_id) for place, value in enumerate(plain))
+
+
+def _text(value: Any, name: str, case_id: int) -> str:
+    if not hasattr(value, "__len__") and is_null(value):
+        return ""
+    if not isinstance(value, str) and not is_integer(value):
+        raise CaseError(f"case {case_id}: {name} is {shown(value)}; expected a text")
+    text = str(value)
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise CaseError(f"case {case_id}: {name} holds half a character (a lone surrogate); expected text")
+    return text
 
 
 def validate_cases(
@@ -107,8 +123,7 @@ def validate_cases(
         CaseError: A prompt has no tokens.
         ArgumentError: ``final_subject`` is neither word.
     """
-    if final_subject not in ("refuse", "keep"):
-        raise ArgumentError(f'final_subject is {final_subject!r}; expected "refuse" or "keep"')
+    as_choice(final_subject, "final_subject", ("refuse", "keep"))
     if len(cases) == 0:
         raise NoCasesError(
             "there are no cases; expected at least one. The case set's .dropped says what became of them"

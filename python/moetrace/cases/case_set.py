@@ -7,14 +7,15 @@ import random
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
+from moetrace.arguments import as_count, as_integer, as_list, as_path, as_seed, is_integer, shown
 from moetrace.cases.case import Case, fingerprint, refuse_duplicates
 from moetrace.cases.case_display import SHOWN, case_set_html
 from moetrace.cases.case_files import Origin, case_frame, read_case_set, write_case_set
 from moetrace.cases.folds import groups_of
 from moetrace.cases.positions import fold_positions, split_positions
-from moetrace.errors import CaseError
+from moetrace.errors import ArgumentError, ArgumentTypeError, CaseError, CaseIndexError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,7 +28,8 @@ class CaseSet(Sequence[Case]):
     >>> discovery, validation = cases.split(seed=0)
     >>> cases[:10].frame()
 
-    A slice is a CaseSet with the same funnel. Two sets are equal where their cases are, in order.
+    A slice, a list of positions or a boolean mask gives a CaseSet with the same funnel; ``+`` joins two.
+    Two sets are equal where their cases are, in order.
 
     Args:
         cases: The cases; their ids differ.
@@ -52,22 +54,25 @@ class CaseSet(Sequence[Case]):
         record_indices: Sequence[int] | None = None,
         n_records: int | None = None,
     ) -> None:
-        self._cases = tuple(cases)
+        if isinstance(cases, Case):
+            raise CaseError("cases is one Case; expected a list of them: [case]")
+        self._cases = tuple(as_list(cases, "cases", "a list of moetrace.Case"))
         for place, case in enumerate(self._cases):
             if not isinstance(case, Case):
                 raise CaseError(f"item {place} is a {type(case).__name__}; expected a moetrace.Case")
         refuse_duplicates(self._cases)
         indices = range(len(self._cases)) if record_indices is None else record_indices
-        self._record_indices = tuple(int(index) for index in indices)
+        indices = as_list(indices, "record_indices", "a list of integers")
+        self._record_indices = tuple(as_count(index, "record_indices", 0) for index in indices)
         least = max(self._record_indices, default=-1) + 1
-        self._n_records = least if n_records is None else int(n_records)
+        self._n_records = least if n_records is None else as_count(n_records, "n_records", 0)
         if len(self._record_indices) != len(self._cases) or self._n_records < least:
             raise CaseError(
                 f"{len(self._record_indices)} record indices, the largest {least - 1}, were given for"
                 f" {len(self._cases)} cases of {self._n_records} records; expected one each, below n_records"
             )
-        self._funnel = dict(funnel or {})
-        self._dropped = Counter(dropped or {})
+        self._funnel = _counts(funnel, "funnel")
+        self._dropped = Counter(_counts(dropped, "dropped"))
 
     @property
     def funnel(self) -> dict[str, int]:
@@ -95,11 +100,28 @@ class CaseSet(Sequence[Case]):
     @overload
     def __getitem__(self, item: int) -> Case: ...
     @overload
-    def __getitem__(self, item: slice) -> CaseSet: ...
-    def __getitem__(self, item: int | slice) -> Case | CaseSet:
+    def __getitem__(self, item: slice | Sequence[int] | Sequence[bool]) -> CaseSet: ...
+    def __getitem__(self, item: Any) -> Case | CaseSet:
         if isinstance(item, slice):
-            return self.take(range(len(self))[item])
-        return self._cases[item]
+            return self.take(_slice(item, len(self)))
+        return self._cases[self._position(item)] if is_integer(item) else self.take(item)
+
+    def __add__(self, other: object) -> CaseSet:
+        """The cases of both, in order; of the same records the funnel stays, else the joined set has none."""
+        if not isinstance(other, CaseSet):
+            return NotImplemented
+        cases = [*self._cases, *other._cases]
+        if (self._n_records, self._funnel) != (other._n_records, other._funnel):
+            return CaseSet(cases)
+        indices = [*self._record_indices, *other._record_indices]
+        return CaseSet(cases, self._funnel, self._dropped, indices, self._n_records)
+
+    def _position(self, value: Any) -> int:
+        """A position of this set, from the end where negative."""
+        position = as_integer(value, "a position")
+        if not -len(self) <= position < len(self):
+            raise CaseIndexError(f"position {shown(position)} is outside this set of {len(self)} cases")
+        return position % len(self)
 
     def __eq__(self, other: object) -> bool:
         return self._cases == other._cases if isinstance(other, CaseSet) else NotImplemented
@@ -116,8 +138,23 @@ class CaseSet(Sequence[Case]):
         """The cases at these positions, in this order; the funnel stays unless another is given.
 
         >>> cases.take([3, 1])
+        >>> cases.take(cases.frame().relation_id == "P103")
+
+        ``positions``: integers, from the end where negative, or a boolean for each case.
+
+        Raises:
+            CaseIndexError: A position that the set hasn't.
+            DuplicateCaseError: A position that stands twice.
+            ArgumentError: Neither of the two.
         """
-        places = list(positions)
+        wanted = as_list(positions, "positions", "a list of positions, or a boolean for each case")
+        if wanted and all(isinstance(item, bool) for item in wanted):
+            if len(wanted) != len(self):
+                raise ArgumentError(
+                    f"positions are {len(wanted)} booleans; expected one for each of {len(self)} cases"
+                )
+            wanted = [place for place, chosen in enumerate(wanted) if chosen]
+        places = [self._position(item) for item in wanted]
         return CaseSet(
             [self._cases[place] for place in places],
             funnel=self._funnel if funnel is None else funnel,
@@ -147,6 +184,7 @@ class CaseSet(Sequence[Case]):
         don't stand in their records' order, the others have no place among them, and it is the position.
         """
         if seed is not None:
+            seed = as_seed(seed)
             order = list(range(self._n_records))
             random.Random(seed).shuffle(order)
             rank = {record: place for place, record in enumerate(order)}
@@ -227,7 +265,7 @@ class CaseSet(Sequence[Case]):
             record_indices=self._record_indices,
             n_records=self._n_records,
         )
-        write_case_set(self, origin, path)
+        write_case_set(self, origin, as_path(path, "path"))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> CaseSet:
@@ -238,7 +276,7 @@ class CaseSet(Sequence[Case]):
         Raises:
             RecordError: There is no such file, it is truncated, changed, or of another kind.
         """
-        return read_case_set(path, cls)
+        return read_case_set(as_path(path, "path"), cls)
 
     def __repr__(self) -> str:
         steps = ", ".join(f"{name} {left:,}" for name, left in self._funnel.items())
@@ -248,6 +286,23 @@ class CaseSet(Sequence[Case]):
         return case_set_html(self[:SHOWN].frame(), len(self), self._funnel, self._dropped)
 
 
+def _counts(given: Any, name: str) -> dict[str, int]:
+    """Filter or reason -> how many."""
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise ArgumentTypeError(f"{name} is {shown(given)}; expected a mapping of names to counts")
+    return {str(key): as_count(value, f"{name}[{key!r}]", 0) for key, value in given.items()}
+
+
+def _slice(item: slice, length: int) -> range:
+    """The positions of a slice."""
+    try:
+        return range(length)[item]
+    except (TypeError, ValueError) as failure:
+        raise ArgumentTypeError(f"cases can't be sliced by {shown(item)}: {failure}") from None
+
+
 def as_case_set(cases: Sequence[Case] | CaseSet) -> CaseSet:
     """A case set from any sequence of cases; DuplicateCaseError where two share an id."""
-    return cases if isinstance(cases, CaseSet) else CaseSet(list(cases))
+    return cases if isinstance(cases, CaseSet) else CaseSet(cases)

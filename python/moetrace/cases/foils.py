@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+from moetrace.arguments import shown
 from moetrace.cases.record import Record
 from moetrace.errors import ArgumentError
 
@@ -31,10 +32,23 @@ def choose_foils(
     if rule is None:
         return [record.target_new for record in records]
     if callable(rule):
-        return [(rule(record) or "").strip() for record in records]
-    if rule == "relation":
-        return _relation_foils(records, true_ids, seed)
-    raise ArgumentError(f'foil is {rule!r}; expected None, "relation" or a function of a Record')
+        return [_foil_by(rule, record) for record in records]
+    return _relation_foils(records, true_ids, seed)
+
+
+def _foil_by(rule: Callable[[Record], str | None], record: Record) -> str:
+    """What a user's function gives for a record."""
+    try:
+        text = rule(record)
+    except Exception as failure:
+        raise ArgumentError(
+            f"foil, a function, failed for record {record.case_id}: {type(failure).__name__}: {failure}"
+        ) from failure
+    if text is not None and not isinstance(text, str):
+        raise ArgumentError(
+            f"foil gave {shown(text)} for record {record.case_id}; expected a text, or None to drop it"
+        )
+    return (text or "").strip()
 
 
 def _relation_foils(records: Sequence[Record], true_ids: Sequence[int | None], seed: int) -> list[str]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 
+from moetrace.arguments import as_choice, shown
 from moetrace.cases.case import Case
-from moetrace.errors import ArgumentError
+from moetrace.errors import ArgumentTypeError
 
 
 def groups_of(cases: Sequence[Case], by: str | Callable[[Case], Hashable]) -> list[Hashable]:
@@ -13,12 +14,17 @@ def groups_of(cases: Sequence[Case], by: str | Callable[[Case], Hashable]) -> li
 
     >>> groups_of(cases, "relation_id")
 
-    ArgumentError where Case has no such attribute.
+    ArgumentError where Case has no such attribute, or the function fails.
     """
     if callable(by):
-        return [by(case) for case in cases]
-    if by not in Case.__dataclass_fields__:
-        raise ArgumentError(
-            f"by is {by!r}; expected a function of a case or one of {', '.join(Case.__dataclass_fields__)}"
-        )
-    return [getattr(case, by) for case in cases]
+        try:
+            groups = [by(case) for case in cases]
+            hash(tuple(groups))
+        except Exception as failure:
+            raise ArgumentTypeError(
+                f"by is {shown(by)}, which doesn't give a case's group ({failure}); expected a function of a "
+                "case that returns something hashable"
+            ) from failure
+        return groups
+    name = as_choice(by, "by", tuple(Case.__dataclass_fields__))
+    return [getattr(case, name) for case in cases]

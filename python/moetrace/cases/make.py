@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
+from moetrace.arguments import as_choice, as_flag, as_seed
 from moetrace.cases.case import Case
 from moetrace.cases.case_set import CaseSet
 from moetrace.cases.encoding import Encoder
@@ -16,7 +17,6 @@ from moetrace.cases.objects import following_tokens
 from moetrace.cases.record import Record
 from moetrace.cases.records import load_records
 from moetrace.cases.spans import PlacedPrompt, place_subject, token_spans
-from moetrace.errors import ArgumentError
 
 
 def make_cases(
@@ -63,8 +63,10 @@ def make_cases(
         ArgumentError: ``final_subject`` or ``foil`` is none of the above.
         RecordError, NoCasesError, DuplicateCaseError: The records are bad; see :func:`load_records`.
     """
-    if final_subject not in ("drop", "keep"):
-        raise ArgumentError(f'final_subject is {final_subject!r}; expected "drop" or "keep"')
+    as_choice(final_subject, "final_subject", ("drop", "keep"))
+    if not callable(foil):
+        as_choice(foil, "foil", (None, "relation"))
+    add_special_tokens, seed = as_flag(add_special_tokens, "add_special_tokens"), as_seed(seed)
     facts = load_records(records)
     encoder = Encoder(tokenizer, add_special_tokens)
     sieve = _Sieve([_Draft(index, record) for index, record in enumerate(facts)])

@@ -6,9 +6,11 @@ import random
 from collections.abc import Hashable, Sequence
 from typing import Literal
 
+from moetrace.arguments import as_choice, as_fraction, as_integer, as_seed, shown
 from moetrace.errors import ArgumentError
 
 Order = Literal["shuffle", "scan"]
+ORDERS: tuple[Order, ...] = ("shuffle", "scan")
 
 
 def split_positions(
@@ -24,10 +26,8 @@ def split_positions(
     Raises:
         ArgumentError: ``fraction`` isn't strictly between 0 and 1, or ``order`` is neither word.
     """
-    if not 0 < fraction < 1:
-        raise ArgumentError(f"fraction is {fraction!r}; expected a number strictly between 0 and 1")
-    if order not in ("shuffle", "scan"):
-        raise ArgumentError(f'order is {order!r}; expected "shuffle" or "scan"')
+    fraction = as_fraction(fraction, "fraction")
+    order, seed = as_choice(order, "order", ORDERS), as_seed(seed)
     positions = list(range(n))
     if order == "shuffle":
         random.Random(seed).shuffle(positions)
@@ -51,9 +51,10 @@ def fold_positions(
     members: dict[Hashable, list[int]] = {}
     for position, group in enumerate(groups):
         members.setdefault(group, []).append(position)
+    k, seed = as_integer(k, "k"), as_seed(seed)
     if not 2 <= k <= len(members):
         raise ArgumentError(
-            f"k is {k}; expected at least 2 and at most {len(members)}, the number of groups by {by!r}"
+            f"k is {shown(k)}; expected at least 2 and at most {len(members)}, the number of groups by {by!r}"
             f" among {len(groups)} cases"
         )
     dealt = list(members.values())

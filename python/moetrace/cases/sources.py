@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from moetrace.arguments import as_list, shown
 from moetrace.errors import RecordError
 
 HUB_NAMES = {"counterfact": "azhx/counterfact"}
@@ -32,7 +33,7 @@ def open_source(source: Any, split: str | None) -> tuple[Rows, str]:
             f"a {type(source).__name__} is no source of records; expected a path, a hub id, a Dataset,"
             " a DataFrame or a list of dicts"
         )
-    return list(source), f"the given {type(source).__name__}"
+    return as_list(source, "records", "a list of dicts"), f"the given {type(source).__name__}"
 
 
 def _open_named(source: str | os.PathLike[str], split: str | None) -> tuple[Rows, str]:
@@ -84,8 +85,8 @@ def _is_dataset_dict(source: Any) -> bool:
 def _split_rows(dataset: Any, split: str | None, name: str) -> Rows:
     if not isinstance(dataset, Mapping):
         return _dataset_rows(dataset)
-    if split is not None and split not in dataset:
-        raise RecordError(f"{name}: there is no split {split!r}; expected one of {', '.join(dataset)}")
+    if split is not None and (not isinstance(split, str) or split not in dataset):
+        raise RecordError(f"{name}: there is no split {shown(split)}; expected one of {', '.join(dataset)}")
     chosen = [split] if split is not None else list(dataset)
     rows = [row for part in chosen for row in _dataset_rows(dataset[part])]
     if len(chosen) > 1 and all(isinstance(row.get("case_id"), int) for row in rows):

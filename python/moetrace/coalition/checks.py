@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from moetrace.arguments import as_count, shown
 from moetrace.errors import ArgumentError
 
 Floats = npt.NDArray[np.float64]
@@ -34,10 +34,7 @@ def refusals() -> Iterator[None]:
 
 def whole(value: Any, name: str, low: int, high: int) -> int:
     """An integer of [low, high]."""
-    integral = isinstance(value, numbers.Integral) and not isinstance(value, (bool, np.bool_))
-    if not integral or not low <= int(value) <= high:
-        raise ArgumentError(f"{name} is {value!r}; expected an integer from {low} to {high}")
-    return int(value)
+    return as_count(value, name, low, high)
 
 
 def long(value: Any, name: str) -> int:
@@ -89,5 +86,5 @@ def _array(values: npt.ArrayLike, name: str) -> npt.NDArray[Any]:
         return np.asarray(values)
     except ValueError as failure:
         raise ArgumentError(
-            f"{name} must be a rectangular array of numbers; found {values!r:.80}"
+            f"{name} must be a rectangular array of numbers; found {shown(values)}"
         ) from failure

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moetrace._native import _core
+from moetrace.arguments import as_number
 from moetrace.coalition import checks
 from moetrace.coalition.checks import Floats, Integers, Masks
 from moetrace.errors import ArgumentError
@@ -88,12 +89,7 @@ def additivity(values: npt.ArrayLike, coalitions: npt.ArrayLike | None = None) -
 
 
 def _share(share: Any) -> float:
-    try:
-        return float(share)
-    except (TypeError, ValueError) as failure:
-        raise ArgumentError(
-            f"share is {share!r}; expected a positive number, normally at most 1"
-        ) from failure
+    return as_number(share, "share", 0, ends=False)
 
 
 def _columns(values: Floats, coalitions: npt.ArrayLike | None) -> Masks:

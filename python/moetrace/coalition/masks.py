@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moetrace._native import _core
+from moetrace.arguments import as_count, as_list
 from moetrace.coalition import checks
 from moetrace.coalition.checks import MAX_COMPLETE, MAX_PLAYERS, Masks
 from moetrace.errors import ArgumentError
@@ -46,6 +47,7 @@ def check_count(k: int, limit: int = LIMIT) -> int:
     Raises:
         ArgumentError: above the limit; the message gives the count and the sampled alternative.
     """
+    limit = as_count(limit, "limit")
     count = (1 << checks.whole(k, "k", 1, MAX_PLAYERS)) - 1
     if count > limit:
         raise ArgumentError(
@@ -93,5 +95,6 @@ def members(coalition: int, experts: Sequence[int]) -> tuple[int, ...]:
     Raises:
         ArgumentError: for a coalition with more players than there are experts.
     """
+    experts = as_list(experts, "experts", "a list of experts")
     mask = checks.whole(coalition, "coalition", 0, (1 << len(experts)) - 1)
     return tuple(expert for player, expert in enumerate(experts) if mask >> player & 1)

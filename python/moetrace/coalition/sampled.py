@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy.typing as npt
 
 from moetrace._native import _core
+from moetrace.arguments import as_flag
 from moetrace.coalition import checks
 from moetrace.coalition.checks import Floats, Integers, Masks
 
@@ -55,7 +56,11 @@ def sample_permutations(
     count = checks.whole(n, "n", 1, 2**32)
     with checks.refusals():
         rows: Integers = _core.sample_permutations(
-            players, count, checks.long(seed, "seed"), checks.long(stream, "stream"), bool(antithetic)
+            players,
+            count,
+            checks.long(seed, "seed"),
+            checks.long(stream, "stream"),
+            as_flag(antithetic, "antithetic"),
         )
     return rows
 
@@ -110,6 +115,7 @@ def sampled_shapley(
     """
     orders = checks.orders(permutations)
     masks, given = checks.masks(coalitions), checks.table(values)
+    paired = as_flag(antithetic, "antithetic")
     with checks.refusals():
-        mean, error = _core.sampled_shapley(orders, masks, given, bool(antithetic))
-    return SampledShapley(mean, error, len(orders) // 2 if antithetic else len(orders), bool(antithetic))
+        mean, error = _core.sampled_shapley(orders, masks, given, paired)
+    return SampledShapley(mean, error, len(orders) // 2 if paired else len(orders), paired)

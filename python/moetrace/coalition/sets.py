@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-
+from moetrace.arguments import as_list, is_integer, shown
 from moetrace.coalition import checks
 from moetrace.errors import ArgumentError
 
@@ -36,7 +34,7 @@ def checked_sets(sets: Iterable[Iterable[int]], num_experts: int) -> tuple[tuple
     """
     count = checks.whole(num_experts, "num_experts", 1, 2**31 - 1)
     checked: dict[tuple[int, ...], int] = {}
-    for place, experts in enumerate(_items(sets, "the coalitions")):
+    for place, experts in enumerate(_items(sets, "sets")):
         coalition = _coalition(experts, f"coalition {place}", count)
         if coalition in checked:
             raise ArgumentError(
@@ -60,13 +58,12 @@ def _coalition(experts: Any, name: str, num_experts: int) -> tuple[int, ...]:
 
 
 def _items(value: Any, name: str) -> list[Any]:
-    if isinstance(value, (str, bytes)) or not isinstance(value, Iterable):
-        raise ArgumentError(f"{name}: found {value!r}; expected a list{_REMEDY}")
-    return list(value)
+    return as_list(value, name, f"a list{_REMEDY}")
 
 
 def _expert(value: Any, name: str, num_experts: int) -> int:
-    integral = isinstance(value, numbers.Integral) and not isinstance(value, (bool, np.bool_))
-    if not integral or not 0 <= int(value) < num_experts:
-        raise ArgumentError(f"{name} holds {value!r}; the layer has experts 0 to {num_experts - 1}{_REMEDY}")
+    if not is_integer(value) or not 0 <= int(value) < num_experts:
+        raise ArgumentError(
+            f"{name} holds {shown(value)}; the layer has experts 0 to {num_experts - 1}{_REMEDY}"
+        )
     return int(value)

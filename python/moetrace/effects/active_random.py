@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from operator import index
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from moetrace.arguments import as_integer, as_seed, shown
 from moetrace.effects.contrasts import Bools
 from moetrace.errors import ArgumentError
 from moetrace.stats import sample_without_replacement
@@ -26,12 +26,10 @@ def control_count(controls: Any, top_k: int) -> int:
     """
     if isinstance(controls, str) and controls == "auto":
         return 1 if top_k == 2 else 3
-    try:
-        count = 0 if isinstance(controls, bool) else index(controls)
-    except TypeError:
-        count = 0
+    expected = "'auto' or an integer of at least 1"
+    count = as_integer(controls, "controls", expected)
     if count < 1:
-        raise ArgumentError(f"controls is {controls!r}; expected 'auto' or an integer of at least 1")
+        raise ArgumentError(f"controls is {shown(count)}; expected {expected}")
     return count
 
 
@@ -43,6 +41,7 @@ def draw_controls(others: Bools, count: int, case_ids: npt.NDArray[np.int64], se
     ``others`` and the result: bool (cases, experts). A case with fewer others gets them all. A case's draw is
     a function of (seed, case id) and of the experts active in it: not of the other cases.
     """
+    seed = as_seed(seed)
     drawn = np.zeros(others.shape, np.bool_)
     for case, case_id in enumerate(case_ids.tolist()):
         active = np.flatnonzero(others[case])

@@ -8,12 +8,14 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from moetrace.arguments import as_choice, as_number, is_integer, shown
 from moetrace.effects.contrasts import Bools, Floats
 from moetrace.errors import ArgumentError, NoCasesError
 
 # Over which cases an expert's mean rescue is taken: those in which it is clean-active, or all.
 Mean = Literal["active", "all"]
-MEANS = ("active", "all")
+MEANS: tuple[Mean, ...] = ("active", "all")
+EXPECTED = "a share of the cases (a float in (0, 1]) or a number of cases (an integer of at least 1)"
 
 # 0.7 of 10 cases is 7, although 0.7 * 10 is a little more in floating point.
 _ROUNDING = 1e-9
@@ -33,14 +35,15 @@ def required_cases(min_active: float, n: int) -> int:
     """
     if n == 0:
         raise NoCasesError("the trace holds no cases; .failed says what became of them")
-    if not isinstance(min_active, bool) and isinstance(min_active, int | np.integer) and min_active >= 1:
+    if is_integer(min_active) and min_active >= 1:
         return int(min_active)
-    if isinstance(min_active, float | np.floating) and 0 < min_active <= 1:
-        return max(1, math.ceil(float(min_active) * n - _ROUNDING))
-    raise ArgumentError(
-        f"min_active is {min_active!r}; expected a share of the cases (a float in (0, 1]) or a number of "
-        "cases (an integer of at least 1)"
-    )
+    try:
+        share = math.nan if is_integer(min_active) else as_number(min_active, "min_active", 0, 1)
+    except ArgumentError:
+        share = math.nan
+    if not share > 0:
+        raise ArgumentError(f"min_active is {shown(min_active)}; expected {EXPECTED}")
+    return max(1, math.ceil(share * n - _ROUNDING))
 
 
 def mean_rescue(rescue: Floats, active: Bools, mean: Mean = "active") -> Floats:
@@ -54,8 +57,7 @@ def mean_rescue(rescue: Floats, active: Bools, mean: Mean = "active") -> Floats:
     Raises:
         ArgumentError: ``mean`` is neither "active" nor "all".
     """
-    if mean not in MEANS:
-        raise ArgumentError(f"mean is {mean!r}; expected 'active' or 'all'")
+    mean = as_choice(mean, "mean", MEANS)
     counted = np.asarray(active, np.bool_) if mean == "active" else np.ones(active.shape, np.bool_)
     columns = zip(rescue.T, counted.T, strict=True)
     found = [math.fsum(own[keep].tolist()) / keep.sum() if keep.any() else math.nan for own, keep in columns]

@@ -14,7 +14,7 @@ from moetrace._native import _core
 from moetrace.errors import ArgumentError
 from moetrace.models.anatomy import Anatomy
 from moetrace.models.readout import ReadoutKind, make_readout
-from moetrace.noise import Noise, SubjectNoise, embedding_std
+from moetrace.noise import Noise, as_noise, embedding_std
 
 if TYPE_CHECKING:
     from moetrace.cases import Case
@@ -64,10 +64,7 @@ class Job:
             return length - 1
         if self.position == "subject_last":
             return case.subject[1] - 1
-        if isinstance(self.position, bool) or not isinstance(self.position, int):
-            raise ArgumentError(
-                f"position is {self.position!r}; expected 'last', 'subject_last' or a token index"
-            )
+        assert isinstance(self.position, int)
         index = self.position + length if self.position < 0 else self.position
         if not 0 <= index < length:
             raise ArgumentError(
@@ -88,15 +85,16 @@ class Job:
 def make_job(
     anatomy: Anatomy,
     patches: Sequence[Patch],
-    noise: Noise | None,
+    noise: Noise | float | None = None,
     position: Position = "last",
     sweeps: Sequence[Sweep] = (),
     readout: ReadoutKind = "exact",
 ) -> Job:
     """A job with the noise scale of the model. Call it with the model in eval mode."""
-    noise = noise or SubjectNoise()
     std = embedding_std(anatomy.embedding, anatomy.vocab_size, embedding_device(anatomy))
-    return Job(anatomy, tuple(patches), noise, std, make_readout(anatomy, readout), position, tuple(sweeps))
+    return Job(
+        anatomy, tuple(patches), as_noise(noise), std, make_readout(anatomy, readout), position, tuple(sweeps)
+    )
 
 
 def embedding_device(anatomy: Anatomy) -> torch.device:

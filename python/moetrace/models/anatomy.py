@@ -7,13 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import index
 from typing import Any
 
-import numpy as np
 from torch import nn
 
-from moetrace.errors import EncoderDecoderError, LayerRangeError, LayoutError, ModelError, TokenMixingError
+from moetrace.arguments import as_integer, as_list, is_integer, shown
+from moetrace.errors import (
+    ArgumentTypeError,
+    EncoderDecoderError,
+    LayerRangeError,
+    LayerTypeError,
+    LayoutError,
+    ModelError,
+    TokenMixingError,
+)
 from moetrace.models.layout import is_fused_layout
 
 LAYER_LISTS = ("layers", "h", "blocks", "block", "decoder_layers")
@@ -83,7 +90,7 @@ class Anatomy:
         """The block of a layer. LayerRangeError where there is none."""
         if not 0 <= layer < len(self.layers):
             raise LayerRangeError(
-                f"layer {layer} is out of range: {type(self.model).__name__} has layers 0 to "
+                f"layer {shown(layer)} is out of range: {type(self.model).__name__} has layers 0 to "
                 f"{len(self.layers) - 1}"
             )
         found = self.sites[layer]
@@ -109,16 +116,17 @@ class Anatomy:
         """Check and complete a user's ``layers``: None is every default layer; no layer twice."""
         if layers is None:
             return self.default_layers()
+        expected = "a layer's number, a list of numbers, or None for all"
         try:
-            wanted = [int(layers)] if isinstance(layers, int | np.integer) else [index(x) for x in layers]
-        except TypeError:
-            raise LayerRangeError(
-                f"layers is {layers!r}; expected a layer's number, a list of numbers, or None for all"
-            ) from None
+            given = [layers] if is_integer(layers) else as_list(layers, "layers", expected)
+            wanted = [as_integer(layer, "layers", expected) for layer in given]
+        except ArgumentTypeError as failure:
+            raise LayerTypeError(str(failure)) from None
         if not wanted:
             raise LayerRangeError("layers is empty; expected at least one layer, or None for all")
         if len(set(wanted)) != len(wanted):
-            raise LayerRangeError(f"layers repeats {sorted({x for x in wanted if wanted.count(x) > 1})}")
+            twice = sorted({x for x in wanted if wanted.count(x) > 1})
+            raise LayerRangeError(f"layers repeats {shown(twice)}; expected each layer once")
         for layer in wanted:
             self.site(layer)
         return tuple(wanted)
@@ -126,7 +134,7 @@ class Anatomy:
 
 def text_config(model: nn.Module) -> Any:
     """The configuration of the text decoder (a multimodal model has one inside its own)."""
-    config = getattr(model, "config", None)
+    config = getattr(model, "config", None) if isinstance(model, nn.Module) else None
     if config is None:
         raise ModelError(
             f"{type(model).__name__} has no config; expected a transformers model such as "

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import re
 from typing import Any
 
+from moetrace.arguments import as_flag, as_path, refuse_type
 from moetrace.errors import ModelError
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def load_model(
@@ -27,6 +32,11 @@ def load_model(
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    if not isinstance(name, str | os.PathLike):
+        refuse_type(name, "name", "a hub id or a folder")
+    if isinstance(name, os.PathLike) or not _HUB_ID.fullmatch(name):
+        name = str(as_path(name, "name"))
+    trust_remote_code = as_flag(trust_remote_code, "trust_remote_code")
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
     kwargs.setdefault("use_safetensors", True)
     try:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from moetrace.arguments import as_choice, as_list, as_number, shown
 from moetrace.errors import ArgumentError
 
 THRESHOLD = 0.88  # of the pair coordinate: above what one expert of the pair restores, below what both do
@@ -125,10 +126,8 @@ def make_design(
     kind: str, family: str, layer: int, layers: int, shares: Sequence[float] | None, seed: int
 ) -> Design:
     """Roles of every layer. ArgumentError for unknown names and numbers out of range."""
-    if kind not in KINDS:
-        raise ArgumentError(f"kind is {kind!r}; expected one of {', '.join(map(repr, KINDS))}")
-    if family not in FAMILIES:
-        raise ArgumentError(f"family is {family!r}; expected one of {', '.join(map(repr, FAMILIES))}")
+    as_choice(kind, "kind", tuple(KINDS))
+    as_choice(family, "family", tuple(FAMILIES))
     plan, size = KINDS[kind], FAMILIES[family]
     if not 0 <= layer < layers - plan.readers:
         raise ArgumentError(
@@ -170,12 +169,15 @@ def _background(experts: Sequence[int], size: Family, share: float) -> list[Role
 def _shares(kind: str, plan: Kind, size: Family, shares: Sequence[float] | None) -> tuple[float, ...]:
     if shares is None:
         return plan.share[: size.top_k]
-    found = tuple(float(share) for share in shares)
+    given = as_list(shares, "shares", "a list of numbers")
+    found = tuple(as_number(share, "a share", -10, 10) for share in given)
     if kind == "set":
         fits = 1 <= len(found) <= size.top_k
         expected = f"1 to {size.top_k} shares, of the experts in the order of their routing weights"
     else:
         fits, expected = len(found) == 1, "one share"
-    if not fits or not np.isfinite(found).all() or max(abs(share) for share in found) > 10:
-        raise ArgumentError(f"shares is {shares!r}; kind {kind!r} expects {expected}, each within -10 to 10")
+    if not fits:
+        raise ArgumentError(
+            f"shares is {shown(given)}; kind {kind!r} expects {expected}, each within -10 to 10"
+        )
     return found

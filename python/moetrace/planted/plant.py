@@ -6,15 +6,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from moetrace.arguments import as_count, as_seed, refuse_type
 from moetrace.cases import CaseSet
-from moetrace.errors import ArgumentError
-from moetrace.noise import SubjectNoise
+from moetrace.noise import NoiseLike, SubjectNoise, as_noise
 from moetrace.planted.closed_form import truth_of
 from moetrace.planted.design import BASE, Design, make_design
 from moetrace.planted.signal import Prompts, make_prompts
 from moetrace.planted.truth import Truth
 from moetrace.planted.weights import EPS, build_model
 from moetrace.results.expert_name import Expert
+
+# Every case brings up to three tokens into the vocabulary, every layer a layer's weights.
+MOST_CASES, MOST_LAYERS = 10_000, 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +50,7 @@ class Planted:
         """The carrier, or the first of them."""
         return Expert(self.layer, self.experts[0])
 
-    def truth_under(self, noise: SubjectNoise) -> Truth:
+    def truth_under(self, noise: NoiseLike) -> Truth:
         """The answer under another noise.
 
         >>> planted.truth_under(mt.SubjectNoise(scale=1.0)).experts
@@ -55,7 +58,10 @@ class Planted:
         The formula holds for every draw; what a kind says of its routing and of its pair holds for scales of
         about 2 and more, where noise takes most of the signal away.
         """
-        return _truth(self.design, self.prompts, noise)
+        chosen = as_noise(noise)
+        if not isinstance(chosen, SubjectNoise):
+            refuse_type(noise, "noise", "a SubjectNoise or its scale")
+        return _truth(self.design, self.prompts, chosen)
 
 
 def plant(
@@ -115,9 +121,8 @@ def plant(
     Errors: ArgumentError for unknown names and numbers out of range. Needs transformers; takes well under a
     second, and leaves the global random state alone.
     """
-    for name, value, least in (("layers", layers, 1), ("layer", layer, 0), ("seed", seed, 0)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ArgumentError(f"{name} is {value!r}; expected an integer of at least {least}")
+    layers, layer = as_count(layers, "layers", 1, MOST_LAYERS), as_count(layer, "layer", 0, MOST_LAYERS)
+    n, seed = as_count(n, "n", 1, MOST_CASES), as_seed(seed)
     design = make_design(kind, family, layer, layers, shares, seed)
     prompts = make_prompts(n, BASE, seed)
     truth = _truth(design, prompts, SubjectNoise())

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from moetrace.cases import Case, CaseSet
-from moetrace.errors import ArgumentError
 from moetrace.noise import SubjectNoise
 
 WIDTH = 128
@@ -57,8 +56,6 @@ def make_prompts(n: int, base: float, seed: int) -> Prompts:
 
     Every fourth case is of relation P1, the others of P0: the final token is the relation's.
     """
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise ArgumentError(f"n is {n!r}; expected 1 or more cases")
     rng = np.random.default_rng([seed, 1])
     first_subject = 1 + FILLERS + 2 + 2 * OBJECTS
     finals = (1 + FILLERS, 2 + FILLERS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from moetrace.errors import ArgumentError
+from moetrace.arguments import as_choice
 from moetrace.files import write_json, write_parquet
 from moetrace.stats import summary_table
 
@@ -111,7 +110,7 @@ class TraceResult:
 
     def by(self, column: str = "relation_id") -> pd.DataFrame:
         """Mean rescue, positive fraction and n of each group of cases and site (Table 5)."""
-        _one_of("column", column, ("relation_id",))
+        as_choice(column, "column", ("relation_id",))
         tables = []
         for group, index in self._cases.groupby(column, sort=True).indices.items():
             own = self.effects[index]
@@ -164,10 +163,10 @@ def summarise(
     ``effects``: (cases, columns). ``sites``: a row for each column. ``cases``: a row for each case, with
     relation_id. ``options``: n_resamples, n_flips, seed and confidence.
     """
-    _one_of("ci", ci, INTERVALS)
-    _one_of("correction", correction, CORRECTIONS)
-    _one_of("by", by, (None, "relation_id"))
-    _one_of("cluster", cluster, (None, "relation_id"))
+    as_choice(ci, "ci", INTERVALS)
+    as_choice(correction, "correction", CORRECTIONS)
+    as_choice(by, "by", (None, "relation_id"))
+    as_choice(cluster, "cluster", (None, "relation_id"))
     options |= {"ci": ci, "correction": correction}
     heads = sites.reset_index(drop=True)
     if by is None:
@@ -179,8 +178,3 @@ def summarise(
         table.insert(0, by, relation)
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
-
-
-def _one_of(name: str, value: Any, allowed: Sequence[Any]) -> None:
-    if value not in allowed:
-        raise ArgumentError(f"{name} is {value!r}; expected one of {', '.join(map(repr, allowed))}")

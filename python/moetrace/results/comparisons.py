@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 
 from moetrace import effects
+from moetrace.arguments import refuse_type
 from moetrace.errors import ArgumentError, LayerRangeError
 from moetrace.results.base import summarise
 from moetrace.results.controls import Controls, ExpertInLayer
 from moetrace.results.display import result_html
 from moetrace.results.expert_arrays import Floats
 from moetrace.results.expert_name import Expert
+from moetrace.results.layers import LayerTrace
 from moetrace.stats import bootstrap
-
-if TYPE_CHECKING:
-    from moetrace.results.layers import LayerTrace
 
 
 class CaseMismatchError(ArgumentError):
@@ -270,6 +269,8 @@ def layer_share(
 def layer_rescue(compared: ExpertInLayer, layers: LayerTrace) -> Floats:
     """Block rescue of the star's layer, in the order of the expert trace's cases."""
     star = compared.star
+    if not isinstance(layers, LayerTrace):
+        refuse_type(layers, "layers", "a LayerTrace, as trace_layers gives it")
     if star.layer not in layers.layers:
         raise LayerRangeError(
             f"layer {star.layer} of {star} isn't in the layer trace, which has layers "

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from operator import index
-from typing import Any
 
+from moetrace.arguments import as_count, as_list, refuse_type, shown
 from moetrace.errors import ArgumentError
 
-_NAME = re.compile(r"L(\d+)E(\d+)")
+_NAME = re.compile(r"L(\d{1,12})E(\d{1,12})", re.ASCII)
 
 
 class ExpertRangeError(ArgumentError, IndexError):
@@ -39,7 +38,7 @@ class Expert:
 
     def __post_init__(self) -> None:
         for name in ("layer", "expert"):
-            object.__setattr__(self, name, _count(getattr(self, name), name))
+            object.__setattr__(self, name, as_count(getattr(self, name), name, 0))
 
     def __str__(self) -> str:
         return f"L{self.layer:02d}E{self.expert:03d}"
@@ -47,9 +46,11 @@ class Expert:
     @classmethod
     def parse(cls, name: str) -> Expert:
         """The expert of a name such as "L44E069"; leading zeros don't matter."""
+        if not isinstance(name, str):
+            refuse_type(name, "an expert's name", "L<layer>E<expert>, as 'L44E069'")
         found = _NAME.fullmatch(name.strip())
         if found is None:
-            raise ArgumentError(f"{name!r} names no expert; expected L<layer>E<expert>, as 'L44E069'")
+            raise ArgumentError(f"{shown(name)} names no expert; expected L<layer>E<expert>, as 'L44E069'")
         return cls(int(found[1]), int(found[2]))
 
     @classmethod
@@ -60,22 +61,12 @@ class Expert:
         if isinstance(value, str):
             return cls.parse(value)
         try:
-            layer, expert = value
-        except (TypeError, ValueError):
+            layer, expert = as_list(value, "the expert", "a pair")
+        except ValueError:
             raise ArgumentError(
-                f"{value!r} is no expert; expected a moetrace Expert, a name as 'L44E069', or (layer, expert)"
+                f"{shown(value)} is no expert; expected an Expert, a name as 'L44E069', or (layer, expert)"
             ) from None
         return cls(layer, expert)
 
 
 ExpertLike = Expert | str | tuple[int, int]
-
-
-def _count(value: Any, name: str) -> int:
-    try:
-        number = index(value)
-    except TypeError:
-        number = -1
-    if number < 0 or isinstance(value, bool):
-        raise ArgumentError(f"{name} is {value!r}; expected an integer of at least 0")
-    return number

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
 import numpy as np
 import pandas as pd
 
+from moetrace.arguments import as_choice, as_count, as_number
 from moetrace.effects import Mean, control_count, required_cases
 from moetrace.errors import ArgumentError
 from moetrace.results import resplit
@@ -34,6 +35,7 @@ from moetrace.results.expert_arrays import (
 from moetrace.results.expert_name import Expert, ExpertLike, ExpertRangeError
 from moetrace.results.resplit import HeldOut, Stability
 from moetrace.results.selection import Candidates, SelectionRule
+from moetrace.results.settings import refuse_other_settings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -125,7 +127,7 @@ class ExpertTrace(TraceResult):
         The margin is that of the weakest routed over the strongest unrouted expert; below the numerical
         floor rounding alone may swap them. 0 also where router logits aren't known.
         """
-        limit = self.noise_floor if margin is None else margin
+        limit = self.noise_floor if margin is None else as_number(margin, "margin", 0)
         return close_calls(self.arrays, self._sites, limit)
 
     def _saved_rows(self) -> pd.DataFrame:
@@ -173,8 +175,7 @@ class ExpertTrace(TraceResult):
             LayerRangeError: a layer that wasn't traced.
             ArgumentError: ``min_active``, ``top`` or ``mean`` out of range.
         """
-        if isinstance(top, bool) or not isinstance(top, int | np.integer) or top < 1:
-            raise ArgumentError(f"top is {top!r}; expected an integer of at least 1")
+        top = as_count(top, "top")
         rule = SelectionRule(layer, min_active, mean)
         columns = self._candidates.order(rule, self._every)
         if not len(columns):
@@ -253,11 +254,12 @@ class ExpertTrace(TraceResult):
 
         Raises:
             CaseMismatchError: the traces' cases differ.
+            SettingsMismatchError: their model, noise, position or read-out does.
             LayerRangeError: the star's layer isn't in ``layers``.
             Others: see :meth:`specificity`.
         """
-        if cluster not in (None, "relation_id"):
-            raise ArgumentError(f"cluster is {cluster!r}; expected None or 'relation_id'")
+        as_choice(cluster, "cluster", (None, "relation_id"))
+        refuse_other_settings(self, "the expert trace", layers, "the layer trace")
         compared = self._in_layer(star) if controls is None else self._compared(star)
         layer = layer_rescue(compared, layers)
         drawn = None
@@ -316,8 +318,7 @@ class ExpertTrace(TraceResult):
             NoRecurrentExpertError: in some fold no expert is recurrent enough.
             ArgumentError: ``folds`` doesn't fit the number of relations.
         """
-        if by != "relation_id":
-            raise ArgumentError(f"by is {by!r}; expected 'relation_id'")
+        as_choice(by, "by", ("relation_id",))
         controlled = ControlledRows(self._in_layer, control_count(controls, self.top_k), seed)
         rule = SelectionRule(layer, min_active, mean)
         found = resplit.held_out(self._cases, self._candidates, rule, controlled, folds, seed)
@@ -337,6 +338,7 @@ class ExpertTrace(TraceResult):
         Filled marks: clean-active in at least ``min_active`` of the cases. At most the best ``limit`` are
         shown. ``summary``: arguments of :meth:`summary`. Needs matplotlib.
         """
+        limit = as_count(limit, "limit")
         found = self.candidates(layer, mean="all")
         table = self._summary_of(found.head(limit), **summary)
         of = self.layers if layer is None else (layer,)

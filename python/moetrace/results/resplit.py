@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from moetrace.arguments import as_list
 from moetrace.cases.positions import fold_positions, split_positions
 from moetrace.effects import required_cases
 from moetrace.errors import ArgumentError
@@ -99,8 +100,8 @@ def stability(
 ) -> Stability:
     """Split, select and evaluate for each seed and threshold, which takes the place of the rule's."""
     rows, short = [], []
-    settings = list(thresholds)
-    for seed in seeds:
+    settings = as_list(thresholds, "thresholds", "a list of shares or numbers of cases")
+    for seed in as_list(seeds, "seeds", "a list of seeds"):
         discovery, validation = map(np.array, split_positions(len(cases), seed, fraction))
         for min_active in settings:
             row: dict[str, Any] = {

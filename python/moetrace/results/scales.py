@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
+from moetrace.arguments import as_choice
 from moetrace.effects import drop
 from moetrace.results.base import TraceResult
 from moetrace.results.display import result_html
@@ -36,6 +37,7 @@ class ScaleTrace(TraceResult):
 
     def table(self, patch: str = "expert", **summary: Any) -> pd.DataFrame:
         """Table 13: scale, active cases, mean drop, then the summary of the rescue."""
+        patch = as_choice(patch, "patch", ("expert", "block"))
         table = self.summary(**summary)
         table = table[table.patch == patch].drop(columns=["layer", "patch"]).reset_index(drop=True)
         noised = np.stack([self._cases[f"noised_{scale:g}"] for scale in self.scales], axis=1)

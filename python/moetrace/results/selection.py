@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from moetrace.arguments import as_integer, shown
 from moetrace.effects import Mean, mean_rescue, recurrence_first, required_cases
 from moetrace.errors import ArgumentError, LayerRangeError
 from moetrace.results.expert_arrays import Bools, Counts, ExpertArrays, Floats
@@ -58,11 +59,13 @@ class Candidates:
 
     def columns(self, layer: int | None) -> Counts:
         """Columns of a layer, or all. LayerRangeError for a layer that wasn't traced."""
-        if layer is not None and layer not in self.layers:
-            raise LayerRangeError(
-                f"layer {layer!r} isn't in this trace, which has layers {list(self.layers)}; trace it with "
-                f"trace_experts(model, cases, layer={layer!r})"
-            )
+        if layer is not None:
+            layer = as_integer(layer, "layer", "a layer's number, or None for all")
+            if layer not in self.layers:
+                raise LayerRangeError(
+                    f"layer {shown(layer)} isn't in this trace, which has layers {list(self.layers)}; trace "
+                    f"it with trace_experts(model, cases, layer={shown(layer)})"
+                )
         every = np.arange(len(self.sites))
         return every if layer is None else every[(self.sites.layer == layer).to_numpy()]
 
@@ -96,7 +99,8 @@ class Candidates:
         required = required_cases(rule.min_active, len(cases))
         return NoRecurrentExpertError(
             f"no expert of {where} is clean-active in at least {required} of {len(cases)} cases "
-            f"(min_active={rule.min_active!r}); the highest recurrence found is {found}. Lower min_active"
+            f"(min_active={shown(rule.min_active)}); the highest recurrence found is {found}. "
+            "Lower min_active"
         )
 
     def table(self, columns: Counts, arrays: ExpertArrays, mean: Mean) -> pd.DataFrame:

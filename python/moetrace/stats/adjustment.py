@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moetrace import _stats
+from moetrace.arguments import shown
 from moetrace.stats import checks
 from moetrace.stats.checks import Floats, NanPolicy
 from moetrace.stats.errors import StatisticsError
@@ -39,7 +40,7 @@ def adjust(p: npt.ArrayLike, method: Method = "holm", *, nan: NanPolicy = "raise
     try:
         values = np.array(p, np.float64)
     except (TypeError, ValueError) as failure:
-        raise StatisticsError(f"p must be numbers from 0 to 1; found {p!r:.80}") from failure
+        raise StatisticsError(f"p must be numbers from 0 to 1; found {shown(p)}") from failure
     if values.ndim != 1:
         raise StatisticsError(f"p has shape {values.shape}; expected a vector")
     known = ~np.isnan(values)

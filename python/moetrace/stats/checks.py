@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 import os
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -11,7 +9,14 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from moetrace.stats.errors import NotFiniteError, StatisticsError, TooFewCasesError, TooFewClustersError
+from moetrace.arguments import as_choice, as_count, as_flag, as_number, shown
+from moetrace.stats.errors import (
+    NotFiniteError,
+    StatisticsError,
+    TooFewCasesError,
+    TooFewClustersError,
+    refusals,
+)
 
 Floats = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int32]
@@ -36,13 +41,7 @@ class Columns:
 
 def columns(x: npt.ArrayLike, name: str, nan: NanPolicy) -> Columns:
     """``x`` as a matrix of doubles; NaN only where they are to be omitted, infinities never."""
-    try:
-        values = np.asarray(x)
-        if values.dtype.kind not in "biuf":
-            values = values.astype(np.float64, casting="safe" if values.dtype.kind == "c" else "unsafe")
-        values = values.astype(np.float64, copy=False)
-    except (TypeError, ValueError) as failure:
-        raise StatisticsError(f"{name} must be an array of real numbers; found {x!r:.80}") from failure
+    values = reals(x, name)
     if values.ndim not in (1, 2):
         raise StatisticsError(
             f"{name} has shape {values.shape}; expected cases, or cases x hypotheses: reshape it so that "
@@ -52,6 +51,18 @@ def columns(x: npt.ArrayLike, name: str, nan: NanPolicy) -> Columns:
     _check_cases(len(values), name)
     scalar = values.ndim == 1
     return Columns(np.ascontiguousarray(values[:, None] if scalar else values), scalar)
+
+
+def reals(x: npt.ArrayLike, name: str) -> Floats:
+    """``x`` as doubles, of any shape."""
+    try:
+        values = np.asarray(x)
+        if values.dtype.kind not in "biuf":
+            values = values.astype(np.float64, casting="safe" if values.dtype.kind == "c" else "unsafe")
+        found: Floats = values.astype(np.float64, copy=False)
+    except (TypeError, ValueError, RuntimeError) as failure:
+        raise StatisticsError(f"{name} must be an array of real numbers; found {shown(x)}") from failure
+    return found
 
 
 def _check_cases(cases: int, name: str) -> None:
@@ -98,8 +109,10 @@ def clusters(labels: Any, cases: int) -> Clusters:
     try:
         given = np.asarray(labels)
         found, codes = np.unique(given, return_inverse=True)
-    except TypeError as failure:
-        raise StatisticsError("cluster labels must all be of one kind that can be sorted") from failure
+    except (TypeError, ValueError, RuntimeError) as failure:
+        raise StatisticsError(
+            f"cluster is {shown(labels)}; expected a label for each case, all of one kind that can be sorted"
+        ) from failure
     if given.shape != (cases,):
         raise StatisticsError(
             f"cluster has shape {given.shape}; expected one label for each of {cases} cases"
@@ -121,18 +134,20 @@ def check_cluster_count(count: int) -> None:
 
 def choice(value: _Choice, name: str, allowed: tuple[_Choice, ...]) -> _Choice:
     """One of some words."""
-    if value not in allowed:
-        words = ", ".join(repr(word) for word in allowed)
-        raise StatisticsError(f"{name} is {value!r}; expected one of {words}")
-    return value
+    with refusals():
+        return as_choice(value, name, allowed)
 
 
 def whole(value: Any, name: str, low: int, high: int) -> int:
     """An integer of [low, high]."""
-    integral = isinstance(value, numbers.Integral) and not isinstance(value, (bool, np.bool_))
-    if not integral or not low <= int(value) <= high:
-        raise StatisticsError(f"{name} is {value!r}; expected an integer from {low} to {high}")
-    return int(value)
+    with refusals():
+        return as_count(value, name, low, high)
+
+
+def flag(value: Any, name: str) -> bool:
+    """True or False."""
+    with refusals():
+        return as_flag(value, name)
 
 
 def seed(value: Any) -> int:
@@ -142,13 +157,8 @@ def seed(value: Any) -> int:
 
 def fraction(value: Any, name: str, *, closed: bool) -> float:
     """A number between 0 and 1, with or without the ends."""
-    number = float(value) if isinstance(value, numbers.Real) else math.nan
-    if not 0 <= number <= 1 or (not closed and number in (0, 1)):
-        raise StatisticsError(
-            f"{name} is {value!r}; expected a number {'from' if closed else 'strictly between'} 0 "
-            f"{'to' if closed else 'and'} 1"
-        )
-    return number
+    with refusals():
+        return as_number(value, name, 0, 1, ends=closed)
 
 
 def threads(value: int | None) -> int:

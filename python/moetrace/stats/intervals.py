@@ -71,6 +71,7 @@ def bootstrap(
         StatisticsError: for fewer than two cases or clusters, values that are not finite, shapes that
             don't fit, arguments out of range, denominators whose mean is zero.
     """
+    two_stage = checks.flag(two_stage, "two_stage")
     checks.choice(statistic, "statistic", _STATISTICS)
     checks.choice(ci, "ci", _INTERVALS)
     checks.choice(nan, "nan", ("raise", "omit"))

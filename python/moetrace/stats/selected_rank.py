@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moetrace import _stats
+from moetrace.arguments import shown
 from moetrace.stats import checks
 from moetrace.stats.errors import NotFiniteError, StatisticsError
 from moetrace.stats.results import RankResult
@@ -46,15 +47,18 @@ def ranks(
             finite.
     """
     checks.choice(ties, "ties", tuple(_TIES))
-    values = np.ascontiguousarray(effects, np.float64)
+    values = np.ascontiguousarray(checks.reals(effects, "effects"))
     if values.ndim != 2:
         raise StatisticsError(f"effects has shape {values.shape}; expected cases x candidates")
-    mask = ~np.isnan(values) if active is None else np.asarray(active, np.bool_)
+    mask = ~np.isnan(values) if active is None else _booleans(active)
     if mask.shape != values.shape:
         raise StatisticsError(f"active has shape {mask.shape}; expected that of effects, {values.shape}")
     if not np.isfinite(values[mask]).all():
         raise NotFiniteError("effects of active candidates are not all finite; expected finite ones")
-    own = np.asarray(selected)
+    try:
+        own = np.asarray(selected)
+    except (TypeError, ValueError, RuntimeError) as failure:
+        raise StatisticsError(f"selected is {shown(selected)}; expected integers") from failure
     if own.dtype.kind not in "iu" or own.ndim > 1 or (own.ndim == 1 and own.shape != values.shape[:1]):
         raise StatisticsError("selected must be an integer, or an integer for each case")
     own = np.broadcast_to(own.astype(np.int64), values.shape[:1])
@@ -63,6 +67,13 @@ def ranks(
             f"selected has columns out of range; expected 0 to {values.shape[1] - 1}, or -1"
         )
     return _collect(_stats.rank_selected(values, mask, own, _TIES[ties]), ties)
+
+
+def _booleans(active: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+    try:
+        return np.asarray(active, np.bool_)
+    except (TypeError, ValueError, RuntimeError) as failure:
+        raise StatisticsError(f"active is {shown(active)}; expected booleans") from failure
 
 
 def _collect(found: _stats.SelectedRanks, ties: Ties) -> RankResult:

@@ -106,7 +106,7 @@ def summary_table(
 
 
 def _checked(effects: npt.ArrayLike, clusters: Any) -> tuple[Floats, Clusters]:
-    values = np.asarray(effects, np.float64)
+    values = checks.reals(effects, "effects")
     if values.ndim != 2:
         raise StatisticsError(f"effects has shape {values.shape}; expected cases x sites")
     if np.isinf(values).any():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from moetrace.errors import ArgumentError
 from moetrace.models.anatomy import Anatomy
 
 _ROW_BYTES = 80 << 20  # memory for one layer's intermediates of a batch, at the default budget
@@ -23,9 +22,5 @@ def auto_budget(anatomy: Anatomy) -> int:
 
 
 def resolve_budget(batch_tokens: int | str, anatomy: Anatomy) -> int:
-    """Check a user's ``batch_tokens``."""
-    if batch_tokens == "auto":
-        return auto_budget(anatomy)
-    if isinstance(batch_tokens, bool) or not isinstance(batch_tokens, int) or batch_tokens < 1:
-        raise ArgumentError(f"batch_tokens is {batch_tokens!r}; expected 'auto' or a number of 1 or more")
-    return batch_tokens
+    """Rows of one batch, where ``batch_tokens`` has been checked."""
+    return auto_budget(anatomy) if isinstance(batch_tokens, str) else batch_tokens

@@ -13,6 +13,7 @@ from typing_extensions import Unpack
 
 from moetrace import coalition
 from moetrace._native import _core
+from moetrace.arguments import as_choice, as_count, as_integer, as_list, as_seed, nearest, shown
 from moetrace.effects import rescue
 from moetrace.engines.job import Patch
 from moetrace.errors import ArgumentError
@@ -20,14 +21,16 @@ from moetrace.models.anatomy import Anatomy, expert_count, find_anatomy
 from moetrace.models.experts import top_k_of
 from moetrace.results.coalitions import CoalitionTrace
 from moetrace.trace.experts import expert_layers_of
-from moetrace.trace.options import TraceOptions, shows_options
+from moetrace.trace.options import TraceOptions, checked, shows_options
 from moetrace.trace.provenance import provenance
 from moetrace.trace.session import Session, case_table, trace
 
 if TYPE_CHECKING:
     from moetrace.cases import Case, CaseSet
 
+EXPECTED = "'clean', 'union', both, 'all', 'sampled', or lists of experts"
 NAMED = {"clean": _core.Chosen.CLEAN, "union": _core.Chosen.UNION}
+MOST_PERMUTATIONS = 4096
 Sets = str | Sequence[str] | Sequence[Sequence[int]]
 
 
@@ -71,15 +74,19 @@ def trace_coalitions(
     Errors: as trace_experts; ArgumentError for unknown or repeated experts, and for more subsets than the
     limit (the message gives the count and the sampled alternative).
     """
+    common = checked(dict(options), trace_coalitions)
     anatomy = find_anatomy(model)
-    (chosen,) = expert_layers_of(anatomy, int(layer))
+    (chosen,) = expert_layers_of(anatomy, as_integer(layer, "layer", "one layer's number"))
+    seed, limit = as_seed(seed), as_count(limit, "limit")
+    n_permutations = as_count(n_permutations, "n_permutations", 1, MOST_PERMUTATIONS)
+    sampled_players = as_choice(sampled_players, "sampled_players", tuple(NAMED))
     wanted = _wanted(anatomy, chosen, sets, n_permutations, sampled_players, limit, seed)
     patches: list[Patch] = [*wanted.patches, Patch.null(chosen)]
     details = {"sets": wanted.labels, "seed": seed}
-    session = trace(model, cases, patches, anatomy=anatomy, what="coalitions", details=details, **options)
+    session = trace(model, cases, patches, anatomy=anatomy, what="coalitions", details=details, **common)
     result = _result(session, chosen, wanted)
-    if options.get("out") is not None:
-        result.save(options["out"])  # type: ignore[arg-type]
+    if common["out"] is not None:
+        result.save(common["out"])
     return result
 
 
@@ -91,21 +98,18 @@ def _wanted(
         coalition.check_count(top_k, limit)
         return _subsets(layer, [int(mask) for mask in coalition.subsets(top_k)], top_k, None)
     if isinstance(sets, str) and sets == "sampled":
-        if players not in NAMED:
-            raise ArgumentError(f"sampled_players is {players!r}; expected 'clean' or 'union'")
         count = top_k * (2 if players == "union" else 1)
         orders = coalition.sample_permutations(count, n_permutations, seed, layer)
         masks = sorted(
             {int(m) for m in coalition.prefix_coalitions(orders)} - {0} | {1 << j for j in range(count)}
         )
         return _subsets(layer, masks, count, orders)
-    named: list[Any] = [sets] if isinstance(sets, str) else list(sets)
+    named: list[Any] = [sets] if isinstance(sets, str) else as_list(sets, "sets", EXPECTED)
     if named and all(isinstance(name, str) for name in named):
         unknown = [name for name in named if name not in NAMED]
         if unknown or len(set(named)) != len(named):
-            raise ArgumentError(
-                f"sets is {sets!r}; expected 'clean', 'union', both, 'all', 'sampled', or lists of experts"
-            )
+            near = nearest(next(iter(unknown), None), [*NAMED, "all", "sampled"])
+            raise ArgumentError(f"sets is {shown(sets)}{near}; expected {EXPECTED}")
         patches = [Patch.of_experts(layer, NAMED[name]) for name in named]
         return _Wanted(named, patches, [0] * len(named), 0, None)
     lists = coalition.checked_sets(named, expert_count(anatomy, layer))

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from typing_extensions import Unpack
 
+from moetrace.arguments import as_flag
 from moetrace.effects import rescue
 from moetrace.engines.job import Patch, Sweep
 from moetrace.errors import ArgumentError, LayoutError
@@ -17,7 +18,7 @@ from moetrace.models.anatomy import Anatomy, find_anatomy
 from moetrace.models.experts import top_k_of
 from moetrace.results.expert_arrays import ExpertArrays
 from moetrace.results.experts import ExpertTrace
-from moetrace.trace.options import TraceOptions, shows_options
+from moetrace.trace.options import TraceOptions, checked, shows_options
 from moetrace.trace.provenance import provenance
 from moetrace.trace.session import Session, case_table, trace
 
@@ -52,7 +53,9 @@ def trace_experts(
     that can be traced one by one; ContributionError where the contributions don't sum to the block's routed
     output.
     """
+    common = checked(dict(options), trace_experts)
     anatomy = find_anatomy(model)
+    union = as_flag(union, "union")
     if layer is not None and layers is not None:
         raise ArgumentError("both layer and layers are given; expected one of them")
     chosen = expert_layers_of(anatomy, layers if layer is None else layer)
@@ -60,11 +63,11 @@ def trace_experts(
     patches = [Patch.null(min(chosen))]
     details = {"union": union}
     session = trace(
-        model, cases, patches, sweeps=sweeps, anatomy=anatomy, what="experts", details=details, **options
+        model, cases, patches, sweeps=sweeps, anatomy=anatomy, what="experts", details=details, **common
     )
     result = _result(session, chosen, union)
-    if options.get("out") is not None:
-        result.save(options["out"])  # type: ignore[arg-type]
+    if common["out"] is not None:
+        result.save(common["out"])
     return result
 
 

@@ -13,7 +13,7 @@ from moetrace.effects import rescue
 from moetrace.engines.job import Patch
 from moetrace.models.anatomy import find_anatomy
 from moetrace.results.layers import LayerTrace
-from moetrace.trace.options import TraceOptions, shows_options
+from moetrace.trace.options import TraceOptions, checked, shows_options
 from moetrace.trace.provenance import provenance
 from moetrace.trace.session import Session, case_table, trace
 
@@ -50,14 +50,15 @@ def trace_layers(
     layers, EngineError and HookError for engines, RunFolderError for ``out``. A case with NaN or infinite
     logits is reported in ``.failed`` with a NonFiniteWarning, and the rest goes on.
     """
+    common = checked(dict(options), trace_layers)
     anatomy = find_anatomy(model)
     chosen = anatomy.resolve_layers(layers)
     # The null fork leaves at the lowest layer, where it has the most layers to drift away in.
     patches: list[Patch] = [*(Patch.block(layer) for layer in chosen), Patch.null(min(chosen))]
-    session = trace(model, cases, patches, anatomy=anatomy, what="layers", **options)
+    session = trace(model, cases, patches, anatomy=anatomy, what="layers", **common)
     result = _result(session, chosen)
-    if options.get("out") is not None:
-        result.save(options["out"])  # type: ignore[arg-type]
+    if common["out"] is not None:
+        result.save(common["out"])
     return result
 
 

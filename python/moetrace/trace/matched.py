@@ -16,7 +16,7 @@ from moetrace.engines.job import Patch
 from moetrace.models.anatomy import expert_count, find_anatomy
 from moetrace.results.expert_name import Expert, ExpertLike, ExpertRangeError, NeverActiveError
 from moetrace.results.matched import SITES, MatchedTrace
-from moetrace.trace.options import TraceOptions, shows_options
+from moetrace.trace.options import TraceOptions, checked, shows_options
 from moetrace.trace.provenance import provenance
 from moetrace.trace.session import Session, case_table, trace
 
@@ -44,6 +44,7 @@ def trace_matched(
     Errors: as trace_experts; ExpertRangeError for an expert that doesn't exist; NeverActiveError where no
     case routes to it beside another.
     """
+    common = checked(dict(options), trace_matched)
     anatomy = find_anatomy(model)
     chosen = check_expert(anatomy, star)
     patches: list[Patch] = [
@@ -54,11 +55,11 @@ def trace_matched(
     ]
     patches.append(Patch.null(chosen.layer))
     session = trace(
-        model, cases, patches, anatomy=anatomy, what="matched", details={"star": str(chosen)}, **options
+        model, cases, patches, anatomy=anatomy, what="matched", details={"star": str(chosen)}, **common
     )
     result = _result(session, chosen)
-    if options.get("out") is not None:
-        result.save(options["out"])  # type: ignore[arg-type]
+    if common["out"] is not None:
+        result.save(common["out"])
     return result
 
 

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar, get_type_hints
 
+from moetrace.arguments import as_choice, as_count, as_folder, is_integer, known_names, refuse_type
+from moetrace.engines.engine_choice import ENGINES
 from moetrace.engines.job import Position
-from moetrace.models.readout import ReadoutKind
-from moetrace.noise import SubjectNoise
+from moetrace.models.readout import READOUTS, ReadoutKind
+from moetrace.noise import NoiseLike, as_noise
 from moetrace.progress import Progress
 
 
@@ -29,7 +31,7 @@ class ScaleOptions(TypedDict, total=False):
 class TraceOptions(ScaleOptions, total=False):
     """Common arguments; see :func:`moetrace.trace_layers`."""
 
-    noise: SubjectNoise | None
+    noise: NoiseLike
 
 
 DEFAULTS: dict[str, Any] = {
@@ -43,11 +45,14 @@ DEFAULTS: dict[str, Any] = {
     "final_subject": "refuse",
     "readout": "exact",
 }
+METRICS = ("logit_diff",)  # equation 1
+POSITIONS = ("last", "subject_last")
+FINAL_SUBJECTS = ("refuse", "keep")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def shows_options(function: F) -> F:
-    """Let ``help`` and notebooks show the common arguments in place of ``**options``."""
+def shows_options(function: F, without: tuple[str, ...] = ()) -> F:
+    """Let ``help`` and notebooks show the common arguments, but some, in place of ``**options``."""
     signature = inspect.signature(function)
     own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
     kind = inspect.Parameter.KEYWORD_ONLY
@@ -56,7 +61,48 @@ def shows_options(function: F) -> F:
     common = [
         inspect.Parameter(name, kind, default=default, annotation=hints[name])
         for name, default in DEFAULTS.items()
-        if name not in taken
+        if name not in taken and name not in without
     ]
     function.__signature__ = signature.replace(parameters=[*own, *common])  # type: ignore[attr-defined]
     return function
+
+
+def checked(options: dict[str, Any], function: Callable[..., Any]) -> dict[str, Any]:
+    """The common arguments as a trace takes them. ArgumentError where it doesn't have or can't take one."""
+    known_names(options, list(inspect.signature(function).parameters), function.__name__)
+    given = DEFAULTS | options
+    return {
+        "noise": as_noise(given["noise"]),
+        "position": as_position(given["position"]),
+        "metric": as_choice(given["metric"], "metric", METRICS),
+        "engine": as_choice(given["engine"], "engine", ENGINES),
+        "batch_tokens": as_batch_tokens(given["batch_tokens"]),
+        "progress": as_progress(given["progress"]),
+        "out": None if given["out"] is None else as_folder(given["out"], "out"),
+        "final_subject": as_choice(given["final_subject"], "final_subject", FINAL_SUBJECTS),
+        "readout": as_choice(given["readout"], "readout", READOUTS),
+    }
+
+
+def as_position(position: Any) -> Position:
+    """Which token is patched: "last", "subject_last", or a token index, from the end where negative."""
+    if is_integer(position):
+        return int(position)
+    if not isinstance(position, str):
+        refuse_type(position, "position", "'last', 'subject_last' or a token index")
+    return as_choice(position, "position", POSITIONS)
+
+
+def as_batch_tokens(batch_tokens: Any) -> int | Literal["auto"]:
+    """Token rows of a batch: "auto" or a number of 1 or more."""
+    if isinstance(batch_tokens, str):
+        return as_choice(batch_tokens, "batch_tokens", ("auto",))
+    return as_count(batch_tokens, "batch_tokens", 1, 2**62)
+
+
+def as_progress(progress: Any) -> Progress:
+    """None, a boolean, or a function of (done, total)."""
+    if not (progress is None or isinstance(progress, bool) or callable(progress)):
+        refuse_type(progress, "progress", "None, True, False or a function of (done, total)")
+    found: Progress = progress
+    return found

@@ -72,6 +72,7 @@ def provenance(session: Session, layers: tuple[int, ...]) -> dict[str, Any]:
             "embedding_std": job.noise_std,
         },
         "position": job.position,
+        "metric": "logit_diff",
         "layers": list(layers),
         "case_ids": [case.case_id for case in session.cases],
         "failed_case_ids": session.failed.case_id.tolist(),

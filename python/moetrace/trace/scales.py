@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +11,7 @@ import pandas as pd
 import torch
 from typing_extensions import Unpack
 
+from moetrace.arguments import as_list, as_seed
 from moetrace.effects import rescue
 from moetrace.engines.job import Patch, Sweep
 from moetrace.models.anatomy import find_anatomy
@@ -18,7 +20,7 @@ from moetrace.noise import NoiseScales
 from moetrace.results.expert_name import ExpertLike
 from moetrace.results.scales import ScaleTrace
 from moetrace.trace.matched import check_expert
-from moetrace.trace.options import ScaleOptions
+from moetrace.trace.options import ScaleOptions, checked, shows_options
 from moetrace.trace.provenance import provenance
 from moetrace.trace.session import case_table, trace
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from moetrace.cases import Case, CaseSet
 
 
+@partial(shows_options, without=("noise",))
 def trace_noise_scales(
     model: torch.nn.Module,
     cases: Sequence[Case] | CaseSet,
@@ -43,20 +46,20 @@ def trace_noise_scales(
     one draw (seed + case_id). ``options``: the common arguments of trace_layers but ``noise``.
     Errors: as trace_matched.
     """
+    common = checked(dict(options), trace_noise_scales)
     anatomy = find_anatomy(model)
     chosen = check_expert(anatomy, star)
     patches = [Patch.block(chosen.layer), Patch.null(chosen.layer)]
-    noise = NoiseScales(tuple(float(scale) for scale in scales), seed)
+    noise = NoiseScales(tuple(as_list(scales, "scales", "a list of noise scales")), as_seed(seed))
     session = trace(
         model,
         cases,
         patches,
         sweeps=[Sweep(chosen.layer, top_k_of(anatomy.config))],
         anatomy=anatomy,
-        noise=noise,
         what="scales",
         details={"star": str(chosen)},
-        **options,
+        **common | {"noise": noise},
     )
     outcome, routing = session.outcome, session.outcome.routing[chosen.layer]
     active = routing.clean_active[:, 0, chosen.expert]
@@ -74,6 +77,6 @@ def trace_noise_scales(
         table[f"noised_{scale:g}"] = outcome.noised[:, index]
     facts = provenance(session, (chosen.layer,)) | {"star": str(chosen)}
     result = ScaleTrace(table, sites, effects + np.tile(outcome.noised, 2), effects, session.failed, facts)
-    if options.get("out") is not None:
-        result.save(options["out"])  # type: ignore[arg-type]
+    if common["out"] is not None:
+        result.save(common["out"])
     return result

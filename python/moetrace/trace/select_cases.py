@@ -11,15 +11,17 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 
+from moetrace.arguments import as_choice, as_count, as_number, as_seed
 from moetrace.cases import Case, CaseSet, as_case_set, validate_cases
-from moetrace.engines.engine_choice import choose_engine
+from moetrace.engines.engine_choice import ENGINES, choose_engine
 from moetrace.engines.job import make_job
-from moetrace.errors import ArgumentError, MoetraceWarning, NoCasesError, NonFiniteWarning
+from moetrace.errors import MoetraceWarning, NoCasesError, NonFiniteWarning
 from moetrace.models.anatomy import find_anatomy
 from moetrace.models.state import prepared
-from moetrace.noise import SubjectNoise, check_seeds
+from moetrace.noise import NoiseLike, as_noise, check_seeds
 from moetrace.progress import Progress, progress_bar
 from moetrace.trace.budget import resolve_budget
+from moetrace.trace.options import as_batch_tokens, as_progress
 
 FIRST_BATCH = 32
 LARGEST_BATCH = 1024
@@ -39,7 +41,7 @@ def select_cases(
     margin: float = 1.0,
     drop: float = 0.5,
     seed: int | None = 0,
-    noise: SubjectNoise | None = None,
+    noise: NoiseLike = None,
     batch_tokens: int | Literal["auto"] = "auto",
     engine: str = "auto",
     progress: Progress = None,
@@ -64,7 +66,7 @@ def select_cases(
         margin: Least clean logit difference.
         drop: Least clean minus noised logit difference.
         seed: Shuffles all records, before any filter, as the paper did; None keeps the given order.
-        noise: The subject noise; the paper's where None.
+        noise: The subject noise, or its scale; the paper's where None.
         batch_tokens: Tokens of one forward.
         engine: ``"auto"``, ``"tree"`` or ``"reference"``.
         progress: None for a bar in a terminal or notebook, True, False, or a function ``(done, total)`` of
@@ -85,7 +87,10 @@ def select_cases(
         FewCasesWarning: Fewer than ``n`` are usable.
         NonFiniteWarning: Cases that gave NaN or infinite logits were dropped.
     """
-    _check_arguments(n, margin, drop)
+    n = as_count(n, "n")
+    margin, drop = as_number(margin, "margin"), as_number(drop, "drop")
+    seed = None if seed is None else as_seed(seed)
+    progress = as_progress(progress)
     source = as_case_set(cases)
     if not source:
         raise NoCasesError(
@@ -110,7 +115,7 @@ def select_cases(
 def score_cases(
     model: torch.nn.Module,
     cases: Sequence[Case] | CaseSet,
-    noise: SubjectNoise | None = None,
+    noise: NoiseLike = None,
     batch_tokens: int | str = "auto",
     engine: str = "auto",
 ) -> pd.DataFrame:
@@ -124,13 +129,13 @@ def score_cases(
     case_set = as_case_set(cases)
     anatomy = find_anatomy(model)
     validate_cases(case_set, anatomy.vocab_size, final_subject="keep")
-    noise = noise or SubjectNoise()
-    check_seeds(noise, case_set)
-    budget = resolve_budget(batch_tokens, anatomy)
+    chosen, engine = as_noise(noise), as_choice(engine, "engine", ENGINES)
+    check_seeds(chosen, case_set)
+    budget = resolve_budget(as_batch_tokens(batch_tokens), anatomy)
     clean = pd.Series(index=range(len(case_set)), dtype="float64")
     noised = clean.copy()
     with prepared(model):
-        job = make_job(anatomy, (), noise)
+        job = make_job(anatomy, (), chosen)
         runner = choose_engine(job, case_set, engine, budget).engine
         for batch in runner.batches(case_set):
             outcome = runner.run([case_set[index] for index in batch])
@@ -140,14 +145,6 @@ def score_cases(
     values = table[["clean", "noised"]]
     table[["clean", "noised"]] = values.where(values.abs().lt(float("inf")).all(axis=1), axis=0)
     return table
-
-
-def _check_arguments(n: int, margin: float, drop: float) -> None:
-    if n < 1:
-        raise ArgumentError(f"n is {n}; expected at least 1 case")
-    for name, value in (("margin", margin), ("drop", drop)):
-        if not math.isfinite(value):
-            raise ArgumentError(f"{name} is {value}; expected a finite number of logits")
 
 
 def _next_size(size: int, scanned: int, found: int, n: int) -> int:

@@ -23,11 +23,11 @@ from moetrace.engines.job import (
     Sweep,
     make_job,
 )
-from moetrace.errors import ArgumentError, NonFiniteError, NonFiniteWarning
-from moetrace.models.anatomy import Anatomy, find_anatomy
+from moetrace.errors import NonFiniteError, NonFiniteWarning
+from moetrace.models.anatomy import Anatomy
 from moetrace.models.readout import ReadoutKind
 from moetrace.models.state import prepared
-from moetrace.noise import Noise, SubjectNoise, check_seeds
+from moetrace.noise import Noise, check_seeds
 from moetrace.progress import Progress, progress_bar
 from moetrace.trace.budget import resolve_budget
 from moetrace.trace.run_folder import RunFolder
@@ -67,27 +67,23 @@ def trace(
     cases: Sequence[Case] | CaseSet,
     patches: Sequence[Patch],
     *,
-    anatomy: Anatomy | None = None,
-    noise: Noise | None = None,
-    position: Position = "last",
-    metric: str = "logit_diff",
-    engine: str = "auto",
-    batch_tokens: int | str = "auto",
-    progress: Progress = None,
-    out: str | Path | None = None,
-    final_subject: Literal["refuse", "keep"] = "refuse",
-    readout: ReadoutKind = "exact",
+    anatomy: Anatomy,
+    noise: Noise,
+    position: Position,
+    metric: str,
+    engine: str,
+    batch_tokens: int | str,
+    progress: Progress,
+    out: Path | None,
+    final_subject: Literal["refuse", "keep"],
+    readout: ReadoutKind,
     sweeps: Sequence[Sweep] = (),
     what: str = "trace",
     details: dict[str, Any] | None = None,
 ) -> Session:
-    """Run ``patches`` on every case. Errors: see :func:`moetrace.trace_layers`."""
-    if metric != "logit_diff":
-        raise ArgumentError(f"metric is {metric!r}; expected 'logit_diff' (equation 1)")
+    """Run ``patches`` on every case, with checked options. Errors: see :func:`moetrace.trace_layers`."""
     case_set = as_case_set(cases)
-    anatomy = anatomy or find_anatomy(model)
     validate_cases(case_set, anatomy.vocab_size, final_subject=final_subject)
-    noise = noise or SubjectNoise()
     check_seeds(noise, case_set)
     budget = resolve_budget(batch_tokens, anatomy)
     with prepared(model):
