@@ -64,6 +64,14 @@ class TokenMixingError(ModelError):
     """Routing mixes tokens, so patching one token of a sequence is not defined."""
 
 
+class NotCausalError(ModelError):
+    """Tokens see later tokens: a masked or bidirectional model, not a causal one."""
+
+
+class LoopedLayerError(ModelError):
+    """A layer that runs several times in a forward, so that a patch of it has no single meaning."""
+
+
 class EngineError(MoetraceError, RuntimeError):
     """An engine doesn't apply to this model, or its self-check failed."""
 
@@ -106,6 +114,14 @@ class CoreImportError(MoetraceError, ImportError):
 
 class MoetraceWarning(UserWarning):
     """Base of all warnings."""
+
+
+class EngineWarning(MoetraceWarning):
+    """The tree engine no longer agreed with plain forwards, and the reference engine took over."""
+
+
+class NoEffectWarning(MoetraceWarning):
+    """What is asked for can't have an effect, whatever the model does."""
 
 
 class NonFiniteWarning(MoetraceWarning):

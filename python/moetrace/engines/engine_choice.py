@@ -1,29 +1,39 @@
-"""Which engine serves a model, found out once per model and checked on a case before it is trusted."""
+"""Which engine serves a model: found out on a case, and confirmed by every trace on one of its own."""
 
 from __future__ import annotations
 
 import re
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
 from torch import nn
 
 from moetrace._native import _core
-from moetrace.engines.job import Engine, Job, Patch, embedding_device
+from moetrace.engines.job import Engine, Job, Outcome
 from moetrace.engines.reference import ReferenceEngine
+from moetrace.engines.self_check import (
+    OF_ROUNDING,
+    TOLERANCE,
+    Comparison,
+    compare,
+    confirm,
+    null_floor,
+    refuse_undefined,
+    tolerance_of,
+    widened,
+)
 from moetrace.engines.tree import TreeEngine, lower
-from moetrace.errors import ArgumentError, EngineError, TokenMixingError
-from moetrace.models.forward import read_differences
-from moetrace.models.state import fingerprint
+from moetrace.errors import EngineError
+from moetrace.models.state import fingerprint, settings_of
 
 if TYPE_CHECKING:
     from moetrace.cases import Case
 
-ENGINES = ("auto", "tree", "reference")
+EngineName = Literal["auto", "tree", "reference"]
+ENGINES: tuple[EngineName, ...] = ("auto", "tree", "reference")
 _JOINS = {
     _core.Join.AFTER_LAYER: "forks join after their layer",
     _core.Join.BEFORE_LAYER: "forks join before their layer",
@@ -37,65 +47,100 @@ _OTHER_MIXERS = re.compile(
 
 @dataclass(frozen=True)
 class EngineChoice:
-    """The engine of a trace and why it was chosen; ``difference`` is what the self-check measured."""
+    """The engine of a trace and why it was chosen.
+
+    ``difference``: what the tree and plain forwards differ by where both ran, in logits. ``tolerance``: what
+    a trace's own case may differ by, relative to its logits. ``null``: the largest rescue of a null patch
+    over the traced layers, in logits.
+    """
 
     engine: Engine
     reason: str
-    difference: float
+    difference: float = 0.0
+    tolerance: float = TOLERANCE
+    null: float = 0.0
 
 
 @dataclass(frozen=True)
 class _Verdict:
     tree: bool
-    join: _core.Join
     reason: str
-    difference: float
-    rows: int
+    rows: int = 0
+    join: _core.Join = _core.Join.START
+    difference: float = 0.0
+    tolerance: float = TOLERANCE
 
 
 _verdicts: weakref.WeakKeyDictionary[nn.Module, dict[Any, _Verdict]] = weakref.WeakKeyDictionary()
+_defined: weakref.WeakKeyDictionary[nn.Module, set[Any]] = weakref.WeakKeyDictionary()
 
 
 def choose_engine(
-    job: Job, cases: Sequence[Case], engine: str = "auto", batch_tokens: int | None = None
+    job: Job, cases: Sequence[Case], engine: EngineName = "auto", batch_tokens: int | None = None
 ) -> EngineChoice:
     """The engine for ``job``, with a budget of token rows a batch. The model must be prepared.
 
     "auto" takes the tree engine where token mixing is masked attention, found by structure and confirmed on
-    the longest case against plain forwards; the reference engine elsewhere. EngineError where "tree" is
-    asked for and doesn't apply; TokenMixingError where a sequence's result depends on its batch.
+    the longest case against plain forwards; the reference engine elsewhere, and where that check fails in
+    any way. What was found is known for a model until anything of it changes.
+
+    EngineError where "tree" is asked for and doesn't apply; LoopedLayerError, NotCausalError and
+    TokenMixingError where no engine can be right.
     """
-    if engine not in ENGINES:
-        raise ArgumentError(f"engine is {engine!r}; expected one of {', '.join(map(repr, ENGINES))}")
     longest = max(cases, key=lambda case: len(case.input_ids))
-    rows = max(map(TreeEngine(job, batch_tokens=batch_tokens).rows_of, cases))
-    verdict = _verdict(job, longest, rows)
+    state = (fingerprint(job.anatomy.model), settings_of(job.anatomy.model))
+    defined = _defined.setdefault(job.anatomy.model, set())
+    if (job.block_layers, state) not in defined:
+        refuse_undefined(job, longest)
+        defined.add((job.block_layers, state))
     if engine == "reference":
-        return EngineChoice(ReferenceEngine(job), "asked for", 0.0)
+        return EngineChoice(ReferenceEngine(job), "asked for")
+    rows = max(map(TreeEngine(job, batch_tokens=batch_tokens).rows_of, cases))
+    verdict = _verdict(job, longest, rows, state)
     if verdict.tree:
-        return EngineChoice(TreeEngine(job, verdict.join, batch_tokens), verdict.reason, verdict.difference)
+        chosen = TreeEngine(job, verdict.join, batch_tokens)
+        return EngineChoice(chosen, verdict.reason, verdict.difference, verdict.tolerance)
     if engine == "tree":
         raise EngineError(
             f"the tree engine doesn't serve {type(job.anatomy.model).__name__}: {verdict.reason}; use "
             "engine='auto' or engine='reference'"
         )
-    return EngineChoice(ReferenceEngine(job), verdict.reason, 0.0)
+    return EngineChoice(ReferenceEngine(job), verdict.reason)
 
 
-def _verdict(job: Job, case: Case, rows: int) -> _Verdict:
-    anatomy = job.anatomy
-    implementation = getattr(anatomy.config, "_attn_implementation", None)
+def confirmed(choice: EngineChoice, case: Case, outcome: Outcome) -> EngineChoice:
+    """The choice with its floor measured on a case of the trace, or the reference engine in its place.
+
+    ``outcome``: what the chosen engine gave for the case alone.
+    """
+    engine = choice.engine
+    if isinstance(engine, TreeEngine):
+        found = confirm(engine.job, case, outcome, engine.join, choice.tolerance)
+        if not found.within(choice.tolerance):
+            _verdicts.pop(engine.job.anatomy.model, None)
+            return confirmed(
+                EngineChoice(
+                    ReferenceEngine(engine.job),
+                    f"the single pass differed by {found.difference:.2g} logits from plain forwards on case "
+                    f"{case.case_id} of this trace, beyond what rounding explains",
+                ),
+                case,
+                outcome,
+            )
+        difference = max(choice.difference, found.difference)
+        null = null_floor(engine.job, lambda job: TreeEngine(job, engine.join).run([case]))
+        return EngineChoice(engine, choice.reason, difference, choice.tolerance, null)
+    job = engine.job
+    null = null_floor(job, lambda job: ReferenceEngine(job).run([case]))
+    return EngineChoice(engine, choice.reason, null=null)
+
+
+def _verdict(job: Job, case: Case, rows: int, state: Any) -> _Verdict:
     # Windows and chunks act only on prompts that are longer than they are.
-    key = (
-        implementation,
-        len(case.input_ids).bit_length(),
-        bool(job.expert_layers),
-        fingerprint(anatomy.model),
-    )
-    known = _verdicts.setdefault(anatomy.model, {})
+    key = (len(case.input_ids).bit_length(), bool(job.expert_layers), state)
+    known = _verdicts.setdefault(job.anatomy.model, {})
     # Nor does a pass of few rows tell of one with more, where a model counts its keys (minimax_m3's blocks).
     if key not in known or known[key].rows < rows:
-        _refuse_mixed_tokens(job, case)
         known[key] = _examine(job, case, 1 << (rows - 1).bit_length())  # rounded up: seldom examined anew
     return known[key]
 
@@ -114,81 +159,33 @@ def _examine(job: Job, case: Case, rows: int) -> _Verdict:
     """Whether the tree engine gives what plain forwards give, on one case, three layers and so many rows."""
     mixers = other_mixers(job.anatomy.layers)
     if mixers:
-        reason = f"its token mixing isn't masked attention alone ({', '.join(mixers)})"
-        return _Verdict(False, _core.Join.START, reason, 0.0, rows)
-    probe = replace(job, patches=_probe_patches(job), sweeps=(), position="last")
-    filled = _filled(probe, case, rows)
-    expected = ReferenceEngine(probe).run([case])
-    tolerance = _tolerance(job, expected.clean, expected.noised, expected.patched)
-    if not np.isfinite(tolerance):  # nothing to compare: the case itself is not finite
-        return _Verdict(
-            True, _core.Join.AFTER_LAYER, "token mixing is masked attention (by structure)", 0.0, rows
-        )
+        return _Verdict(False, f"its token mixing isn't masked attention alone ({', '.join(mixers)})", rows)
+    try:
+        with widened(job) as wide:
+            tolerance = TOLERANCE if wide is not job else tolerance_of(job, case)
+            found = _first_that_agrees(wide, case, rows, tolerance)
+        if found.within(tolerance) and wide is not job:  # what is left in half precision is its rounding
+            native = compare(job, found.join, case, rows)
+            tolerance = max(tolerance_of(job, case), OF_ROUNDING * native.difference / native.size)
+            found = native
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as failure:
+        text = " ".join(str(failure).split())[:200]
+        return _Verdict(False, f"its single pass failed ({type(failure).__name__}: {text})", rows)
+    if not found.within(tolerance):
+        allowed = tolerance * found.size
+        differs = f"differs from plain forwards by {found.difference:.2g} (tolerance {allowed:.2g})"
+        return _Verdict(False, f"its single pass {differs}", rows)
+    reason = f"token mixing is masked attention ({_JOINS[found.join]})"
+    return _Verdict(True, reason, rows, found.join, found.difference, tolerance)
+
+
+def _first_that_agrees(job: Job, case: Case, rows: int, tolerance: float) -> Comparison:
+    """The highest place to join at where the tree agrees; the last one where none does."""
     joins = tuple(_core.Join)
-    while joins:
-        tree = TreeEngine(filled, joins[0])
-        found = tree.run([case])
-        difference = max(
-            float(np.abs(mine - theirs).max())
-            for mine, theirs in zip(
-                (found.clean, found.noised, found.patched[:, : len(probe.patches)]),
-                (expected.clean, expected.noised, expected.patched),
-                strict=True,
-            )
-        )
-        if difference <= tolerance:
-            reason = f"token mixing is masked attention ({_JOINS[tree.join]})"
-            return _Verdict(True, tree.join, reason, difference, rows)
-        joins = lower(tree.join)
-    reason = f"its single pass differs from plain forwards by {difference:.2g} (tolerance {tolerance:.2g})"
-    return _Verdict(False, _core.Join.START, reason, difference, rows)
-
-
-def _filled(probe: Job, case: Case, rows: int) -> Job:
-    """The probe with as many null forks as make its tree no smaller than the trace's own."""
-    lowest = min(patch.layer for patch in probe.patches)
-    missing = rows - TreeEngine(probe).rows_of(case)
-    fill = [Patch.null(lowest)] * max(0, -(-missing // probe.noise.draws))
-    return replace(probe, patches=(*probe.patches, *fill))
-
-
-def _probe_patches(job: Job) -> tuple[Patch, ...]:
-    """Block patches at three layers, and where experts are traced the sum of all clean-routed ones there."""
-    experts = job.expert_layers
-    layers = experts or job.anatomy.default_layers()
-    chosen = sorted({layers[0], layers[len(layers) // 2], layers[-1]})
-    patches: list[Patch] = [Patch.block(layer) for layer in chosen]
-    if experts:
-        patches += [Patch.of_experts(layer, _core.Chosen.CLEAN) for layer in chosen]
-    return tuple(patches)
-
-
-def _tolerance(job: Job, *values: np.ndarray) -> float:
-    """What rounding can explain. In half precision a near tie of a router can flip, so it is wide there."""
-    size = max(float(np.abs(value).max()) for value in values)
-    dtype = next(job.anatomy.model.parameters()).dtype
-    return (1e-3 if dtype in (torch.float32, torch.float64) else 0.25) * max(1.0, size)
-
-
-def _refuse_mixed_tokens(job: Job, case: Case) -> None:
-    """TokenMixingError where the clean sequence gives another result beside another sequence."""
-    alone = _clean_difference(job, case, beside=False)
-    together = _clean_difference(job, case, beside=True)
-    if not np.isfinite(alone) or abs(together - alone) <= _tolerance(job, np.array([alone])):
-        return
-    raise TokenMixingError(
-        f"{type(job.anatomy.model).__name__}: the logit difference of case {case.case_id} changes from "
-        f"{alone:.3g} to {together:.3g} when another sequence stands in the same batch, so a token's result "
-        "depends on tokens that are not its own; patching one token is not defined there, and the model "
-        "can't be traced"
-    )
-
-
-def _clean_difference(job: Job, case: Case, beside: bool) -> float:
-    """The clean logit difference, alone or in a batch with the prompt read backwards."""
-    sequences = [case.input_ids, case.input_ids[::-1]] if beside else [case.input_ids]
-    ids = torch.tensor(sequences, device=embedding_device(job.anatomy))
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
-    objects = torch.tensor([(case.true_id, case.foil_id)] * len(sequences))
-    last = [len(case.input_ids) - 1]
-    return float(read_differences(job.anatomy, job.readout, inputs, last, objects)[0, 0])
+    while True:
+        found = compare(job, joins[0], case, rows)
+        joins = lower(found.join)
+        if found.within(tolerance) or not joins:
+            return found

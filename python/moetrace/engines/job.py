@@ -191,6 +191,7 @@ class Engine(Protocol):
     """Cuts cases into batches and runs one of them."""
 
     name: str
+    job: Job
 
     def batches(self, cases: Sequence[Case]) -> list[list[int]]:
         """Indices of the cases of each batch, within the engine's budget."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+_IMPLEMENTATIONS = ("_attn_implementation_internal", "_experts_implementation_internal")
+_SAMPLED = 256  # entries of a tensor that a fingerprint reads
 TREE_ATTENTION = ("sdpa", "eager")
 
 
@@ -25,16 +28,40 @@ def configs_of(model: nn.Module) -> list[Any]:
 def fingerprint(module: nn.Module) -> tuple[Any, ...]:
     """What a verdict about a module is true for: its weights, its hooks, its forwards.
 
-    Weights by place and version: an edit in place through ``.data`` doesn't show.
+    Weights by place, version and a sample of what they hold: an edit through ``.data`` leaves the version as
+    it was, and one of entries outside the sample doesn't show.
     """
     weights = tuple(
-        (0 if w.is_meta else w.data_ptr(), 0 if w.is_inference() else w._version) for w in module.parameters()
+        (0, 0, 0.0) if w.is_meta else (w.data_ptr(), 0 if w.is_inference() else w._version, _sample(w))
+        for w in (*module.parameters(), *module.buffers())
     )
     hooks = tuple(
-        (*child._forward_hooks, *child._forward_pre_hooks, id(vars(child).get("forward")))
+        (
+            type(child).__name__,
+            *child._forward_hooks,
+            *child._forward_pre_hooks,
+            id(vars(child).get("forward")),
+            id(type(child).forward),
+        )
         for child in module.modules()
     )
     return weights, hooks
+
+
+def settings_of(model: nn.Module) -> str:
+    """A digest of every configuration that the model reads, attention and experts implementation included."""
+    found = [
+        (config.to_dict(), *(getattr(config, name, None) for name in _IMPLEMENTATIONS))
+        for config in configs_of(model)
+    ]
+    return hashlib.sha256(repr(found).encode()).hexdigest()
+
+
+def _sample(weight: torch.Tensor) -> float:
+    """The sum of a few entries from all over a tensor."""
+    flat = weight.detach().reshape(-1) if weight.is_contiguous() else weight.detach().flatten()[:_SAMPLED]
+    step = max(1, flat.numel() // _SAMPLED)
+    return float(flat[::step].double().sum())
 
 
 @contextmanager
@@ -69,6 +96,33 @@ def attention_that_takes_masks(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def no_router_losses(model: nn.Module) -> Iterator[None]:
+    """Switch off router logits and the loss over them, which ask for a plain batch, and back on."""
+    changed = [config for config in configs_of(model) if getattr(config, "output_router_logits", False)]
+    try:
+        for config in changed:
+            config.output_router_logits = False
+        yield
+    finally:
+        for config in changed:
+            config.output_router_logits = True
+
+
+@contextmanager
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """Call modules as they were before ``module.compile()``: hooks inside a compiled graph don't fire."""
+    compiled = [m for m in model.modules() if getattr(m, "_compiled_call_impl", None) is not None]
+    calls = [module._compiled_call_impl for module in compiled]
+    try:
+        for module in compiled:
+            module._compiled_call_impl = None
+        yield
+    finally:
+        for module, call in zip(compiled, calls, strict=True):
+            module._compiled_call_impl = call
+
+
+@contextmanager
 def hooked(handles: list[Any]) -> Iterator[None]:
     """Remove the hooks of ``handles`` (filled by the caller as it goes) in reverse order on the way out."""
     try:
@@ -84,6 +138,8 @@ def prepared(model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
         stack.enter_context(attention_that_takes_masks(model))
+        stack.enter_context(no_router_losses(model))
+        stack.enter_context(uncompiled(model))
         yield
 
 

@@ -57,12 +57,14 @@ class TraceResult:
     def noise_floor(self) -> float:
         """What numerics alone can give, in logits; a smaller effect means nothing.
 
-        The larger of two measurements: the largest absolute rescue of a null patch (a row patched with its
-        own value; every case has one), and the largest difference between the engine and plain forwards in
-        the self-check of the model.
+        The largest of three measurements: the absolute rescue of a null patch (a row patched with its own
+        value; every case has one in the lowest traced layer, and one case in every traced layer), and the
+        difference between the engine and plain forwards, in the self-check of the model and on a case of
+        this trace.
         """
         null = self._cases.null_rescue.abs().max()
-        measured = [float(null), float(self.provenance.get("self_check", 0.0))]
+        checks = (self.provenance.get(name, 0.0) for name in ("self_check", "null_floor"))
+        measured = [float(null), *map(float, checks)]
         return max(value for value in measured if value == value)
 
     @property

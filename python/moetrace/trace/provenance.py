@@ -56,14 +56,14 @@ def versions() -> dict[str, str]:
 def provenance(session: Session, layers: tuple[int, ...]) -> dict[str, Any]:
     """Everything that a reader needs to make a result again. JSON values only."""
     job, choice = session.job, session.choice
-    config = job.anatomy.config
     return {
         "model": model_facts(job.anatomy.model),
         "versions": versions(),
         "engine": choice.engine.name,
         "engine_reason": choice.reason,
         "self_check": choice.difference,
-        "attention": str(getattr(config, "_attn_implementation", "")),
+        "null_floor": choice.null,
+        "attention": session.attention,
         "readout": job.readout.kind,
         "noise": {
             "scale": job.noise.scale,

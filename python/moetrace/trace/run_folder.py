@@ -71,6 +71,12 @@ class RunFolder:
             ) from None
         return found
 
+    def amend(self, detail: str, value: Any) -> None:
+        """Change one of the call's details while the folder holds no cases yet."""
+        call = self._read_call(self.path / CALL) or {}
+        call["details"] = {**call.get("details", {}), detail: value}
+        write_json(self.path / CALL, call)
+
     def append(self, parts: Mapping[int, Outcome]) -> None:
         """Keep a finished batch."""
         table = pd.DataFrame(

@@ -14,7 +14,7 @@ import torch
 
 from moetrace.cases import CaseSet, as_case_set, validate_cases
 from moetrace.effects import rescue
-from moetrace.engines.engine_choice import EngineChoice, choose_engine
+from moetrace.engines.engine_choice import EngineChoice, EngineName, choose_engine, confirmed
 from moetrace.engines.job import (
     Job,
     Outcome,
@@ -23,7 +23,7 @@ from moetrace.engines.job import (
     Sweep,
     make_job,
 )
-from moetrace.errors import NonFiniteError, NonFiniteWarning
+from moetrace.errors import EngineError, EngineWarning, NoEffectWarning, NonFiniteError, NonFiniteWarning
 from moetrace.models.anatomy import Anatomy
 from moetrace.models.readout import ReadoutKind
 from moetrace.models.state import prepared
@@ -43,6 +43,7 @@ class Session:
     cases: CaseSet
     outcome: Outcome
     choice: EngineChoice
+    attention: str
     job: Job
     failed: pd.DataFrame
 
@@ -71,7 +72,7 @@ def trace(
     noise: Noise,
     position: Position,
     metric: str,
-    engine: str,
+    engine: EngineName,
     batch_tokens: int | str,
     progress: Progress,
     out: Path | None,
@@ -90,33 +91,94 @@ def trace(
         job = make_job(anatomy, patches, noise, position, sweeps, readout)
         for case in case_set:
             job.patch_position(case)
+        _warn_of_nothing(job, case_set)
         choice = choose_engine(job, case_set, engine, budget)
-        folder = RunFolder.open(out, what, job, case_set, details) if out is not None else None
-        outcome = _run(choice, case_set, folder, progress, what)
-    return _without_failed(case_set, outcome, choice, job)
+        attention = str(getattr(anatomy.config, "_attn_implementation", ""))  # prepared() may have changed it
+        folder = None
+        if out is not None:
+            how = {"engine": choice.engine.name, "attention": attention}
+            folder = RunFolder.open(out, what, job, case_set, {**(details or {}), **how})
+        outcome, choice = _run(choice, case_set, folder, progress, what)
+    return _without_failed(case_set, outcome, choice, attention, job)
+
+
+def _warn_of_nothing(job: Job, cases: CaseSet) -> None:
+    """Say where what is asked for can't have an effect."""
+    if job.noise_std == 0:
+        warnings.warn(
+            "the embedding is zero everywhere, and so is the noise, whose scale is its standard deviation: "
+            "clean and noised runs are the same",
+            NoEffectWarning,
+            stacklevel=4,
+        )
+    before = [case.case_id for case in cases if job.patch_position(case) < case.subject[0]]
+    if before:
+        warnings.warn(
+            f"position {job.position!r} lies before the subject in {len(before)} of {len(cases)} cases: "
+            f"clean and noised runs are the same and every rescue is 0: case ids {before[:20]}",
+            NoEffectWarning,
+            stacklevel=4,
+        )
+    last = len(job.anatomy.layers) - 1
+    early = [case.case_id for case in cases if job.patch_position(case) < len(case.input_ids) - 1]
+    if early and last in job.block_layers:
+        warnings.warn(
+            f"layer {last} is the last: what is patched there at position {job.position!r} doesn't reach the "
+            f"final token of {len(early)} of {len(cases)} cases, and its rescue is 0: case ids {early[:20]}",
+            NoEffectWarning,
+            stacklevel=4,
+        )
 
 
 def _run(
     choice: EngineChoice, cases: CaseSet, folder: RunFolder | None, progress: Progress, what: str
-) -> Outcome:
+) -> tuple[Outcome, EngineChoice]:
     done: dict[int, Outcome] = folder.finished() if folder is not None else {}
-    todo = [index for index, case in enumerate(cases) if case.case_id not in done]
-    remaining = [cases[index] for index in todo]
+    resumed = bool(done)
+    left = [case for case in cases if case.case_id not in done]
     with progress_bar(len(cases), what, progress) as bar:
-        if done:
+        if resumed:
             bar.update(len(done))
-        for batch in choice.engine.batches(remaining):
-            chosen = [remaining[index] for index in batch]
-            outcome = choice.engine.run(chosen)
-            parts = {case.case_id: outcome.case(index) for index, case in enumerate(chosen)}
+
+        def finish(batch: Sequence[Case], outcome: Outcome) -> None:
+            parts = {case.case_id: outcome.case(index) for index, case in enumerate(batch)}
             if folder is not None:
                 folder.append(parts)
             done.update(parts)
-            bar.update(len(chosen))
-    return Outcome.stack([done[case.case_id] for case in cases])
+            bar.update(len(batch))
+
+        batches = [[left[index] for index in batch] for batch in choice.engine.batches(left)]
+        if batches:
+            # Nothing is kept before the engine is confirmed on one of the trace's own cases.
+            outcome = choice.engine.run(batches[0])
+            found = confirmed(choice, batches[0][0], outcome.case(0))
+            if found.engine.name == choice.engine.name:
+                finish(batches[0], outcome)
+                batches = batches[1:]
+            else:
+                _say_it_changed(found, folder, resumed)
+                batches = [[case] for batch in batches for case in batch]
+            choice = found
+        for batch in batches:
+            finish(batch, choice.engine.run(batch))
+    return Outcome.stack([done[case.case_id] for case in cases]), choice
 
 
-def _without_failed(cases: CaseSet, outcome: Outcome, choice: EngineChoice, job: Job) -> Session:
+def _say_it_changed(choice: EngineChoice, folder: RunFolder | None, resumed: bool) -> None:
+    """Warn that the reference engine takes over; EngineError where a resumed run would be of two engines."""
+    if folder is not None and resumed:
+        raise EngineError(
+            f"{choice.reason}; the cases that {folder.path} holds were traced by the tree engine and "
+            "can't be trusted with this model: give another folder"
+        )
+    if folder is not None:
+        folder.amend("engine", choice.engine.name)
+    warnings.warn(f"{choice.reason}; the reference engine traces it", EngineWarning, stacklevel=5)
+
+
+def _without_failed(
+    cases: CaseSet, outcome: Outcome, choice: EngineChoice, attention: str, job: Job
+) -> Session:
     """Set aside the cases with a logit that is NaN or infinite, and say which."""
     finite = outcome.finite()
     failed = pd.DataFrame(
@@ -140,4 +202,4 @@ def _without_failed(cases: CaseSet, outcome: Outcome, choice: EngineChoice, job:
             stacklevel=4,
         )
     kept = cases if finite.all() else CaseSet([c for c, good in zip(cases, finite, strict=True) if good])
-    return Session(kept, outcome.select(np.flatnonzero(finite)), choice, job, failed)
+    return Session(kept, outcome.select(np.flatnonzero(finite)), choice, attention, job, failed)

@@ -1,0 +1,259 @@
+"""What is held against plain forwards: one case of a model, before and while the tree engine is trusted.
+
+In float32 two ways of computing one thing agree to about 1e-5 logits, and what exceeds 1e-3 is another
+thing. Half precision hides such a difference behind its rounding: there the model is compared in float32,
+layer by layer, and the same comparison in its own precision then measures what rounding does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from moetrace._native import _core
+from moetrace.arguments import shown
+from moetrace.engines.job import Job, Outcome, Patch, embedding_device
+from moetrace.engines.reference import ReferenceEngine
+from moetrace.engines.tree import TreeEngine
+from moetrace.errors import LoopedLayerError, NotCausalError, TokenMixingError
+from moetrace.models.float32 import can_be_wide, in_float32, is_half
+from moetrace.models.forward import read_differences
+from moetrace.models.readout import Readout, make_readout
+from moetrace.noise import Noise, NoiseScales
+
+if TYPE_CHECKING:
+    from moetrace.cases import Case
+
+TOLERANCE = 1e-3  # of the largest logit difference, or of 1 logit: more than float32 rounding gives
+OF_ROUNDING = 4.0  # what rounding does in one case may be a few times as much in another
+UNITS = 2.0  # units of half-precision rounding by which any two ways of computing may differ
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A tree beside plain forwards: their largest ``difference``, and the ``size`` of what is compared.
+
+    Both in logits; the size is the largest absolute logit difference (equation 1), at least 1.
+    """
+
+    difference: float
+    size: float
+    join: _core.Join
+
+    def within(self, tolerance: float) -> bool:
+        """Whether the two agree, relative to their size."""
+        return self.difference <= tolerance * self.size
+
+
+def refuse_undefined(job: Job, case: Case) -> None:
+    """Refuse a model in which patching one token of one layer isn't defined, as seen on one case.
+
+    LoopedLayerError where a traced block runs several times in a forward; NotCausalError where an earlier
+    token's result depends on a later token; TokenMixingError where a sequence's depends on its batch.
+    """
+    with widened(job):
+        alone = _alone(job, case)
+        earlier, changed, together = _beside(job, case)
+    if not np.isfinite([alone, earlier, changed, together]).all():
+        return
+    name = type(job.anatomy.model).__name__
+    tolerance = TOLERANCE if can_be_wide(job.anatomy) or not is_half(job.anatomy.model) else 0.25
+    if abs(changed - earlier) > tolerance * max(1.0, abs(earlier)):
+        raise NotCausalError(
+            f"{name}: the token before the last of case {case.case_id} gives {earlier:.3g}, and with another "
+            f"last token {changed:.3g}, so tokens see those that come later; expected a causal "
+            "language model (AutoModelForCausalLM), since the protocol reads what follows the prompt"
+        )
+    if abs(together - alone) > tolerance * max(1.0, abs(alone)):
+        raise TokenMixingError(
+            f"{name}: the logit difference of case {case.case_id} changes from {alone:.3g} to {together:.3g} "
+            "when another sequence stands in the same batch, so a token's result depends on tokens that are "
+            "not its own; patching one token is not defined there, and the model can't be traced"
+        )
+
+
+@contextmanager
+def widened(job: Job) -> Iterator[Job]:
+    """The job in float32 where its model is in half precision and all in memory; else as it is."""
+    if not (is_half(job.anatomy.model) and can_be_wide(job.anatomy)):
+        yield job
+        return
+    with in_float32(job.anatomy):
+        yield replace(job, readout=_fresh(job))
+
+
+def tolerance_of(job: Job, case: Case) -> float:
+    """By how much two ways of computing may differ in the model's own precision, relative to their size."""
+    model = job.anatomy.model
+    if not is_half(model):
+        return TOLERANCE
+    alone, (_, _, together) = _alone(job, case), _beside(job, case)
+    rounding = abs(together - alone) / max(1.0, abs(alone))
+    units = UNITS * max(torch.finfo(w.dtype).eps for w in model.parameters() if w.is_floating_point())
+    return max(units, OF_ROUNDING * rounding) if np.isfinite(rounding) else units
+
+
+def compare(job: Job, join: _core.Join, case: Case, rows: int) -> Comparison:
+    """A tree of so many rows, forks joining there or lower, with block and expert patches of three layers."""
+    probe = replace(job, patches=_probe_patches(job), sweeps=(), position="last", readout=_fresh(job))
+    expected = ReferenceEngine(probe).run([case])
+    tree = TreeEngine(_filled(probe, case, rows), join)
+    found = tree.run([case])
+    return Comparison(_apart(expected, found, len(probe.patches)), _size(expected), tree.join)
+
+
+def confirm(job: Job, case: Case, outcome: Outcome, join: _core.Join, tolerance: float) -> Comparison:
+    """What a trace found for one case beside plain forwards: clean, noised and two patched runs.
+
+    ``outcome``: of the case alone, its first draw is compared. ``tolerance``: relative, as rounding was
+    measured. A half-precision model that is further off is compared once more, in float32: rounding can
+    flip a router's near tie in one case and not in another.
+    """
+    probe, found = _confirming(job, outcome)
+    expected = ReferenceEngine(probe).run([case])
+    native = Comparison(_apart(expected, found, len(probe.patches)), _size(expected), join)
+    if native.within(tolerance) or not (is_half(job.anatomy.model) and can_be_wide(job.anatomy)):
+        return native
+    with widened(probe) as wide:
+        expected = ReferenceEngine(wide).run([case])
+        found = TreeEngine(wide, join).run([case])
+    again = Comparison(_apart(expected, found, len(wide.patches)), _size(expected), join)
+    if again.within(TOLERANCE):  # it was rounding, and goes into the floor
+        return Comparison(native.difference, max(native.size, native.difference / tolerance), join)
+    return again
+
+
+def null_floor(job: Job, run: Callable[[Job], Outcome]) -> float:
+    """The largest absolute rescue of a null patch over all traced layers, in logits (0 where not finite)."""
+    nulls = tuple(Patch.null(layer) for layer in job.block_layers)
+    found = run(replace(job, patches=nulls, sweeps=(), noise=_first_draw(job.noise)))
+    drift = np.abs(found.patched[0] - found.noised[0])
+    return float(drift.max(initial=0.0)) if np.isfinite(drift).all() else 0.0
+
+
+def _confirming(job: Job, outcome: Outcome) -> tuple[Job, Outcome]:
+    """Two of a trace's runs as patches of a job of their own, and what the trace found for them."""
+    runs: list[tuple[Patch, np.ndarray]] = [
+        (patch, outcome.patched[:, index, :1])
+        for index, patch in enumerate(job.patches)
+        if patch.kind is not _core.PatchKind.NULL
+    ]
+    for sweep in job.sweeps:
+        own = outcome.routing[sweep.layer]
+        experts = np.flatnonzero(own.patched_active[0, 0])
+        for expert in experts[:1]:
+            patch = Patch.of_experts(sweep.layer, _core.Chosen.EXPERTS, experts=[int(expert)])
+            runs.append((patch, own.patched[:, :1, expert]))
+    chosen = [runs[0], runs[len(runs) // 2]] if len(runs) > 1 else runs
+    probe = replace(job, patches=tuple(p for p, _ in chosen), sweeps=(), noise=_first_draw(job.noise))
+    values = [value for _, value in chosen]
+    patched = np.stack(values, axis=1) if values else np.zeros((1, 0, 1))
+    return probe, Outcome(outcome.clean, outcome.noised[:, :1], patched)
+
+
+def _first_draw(noise: Noise) -> Noise:
+    """The noise's first draw alone, which is the same."""
+    if isinstance(noise, NoiseScales):
+        return replace(noise, scales=noise.scales[:1])
+    return replace(noise, draws=1)
+
+
+def _fresh(job: Job) -> Readout:
+    """The job's read-out as a new one: it is checked at the precision that it is used in."""
+    return make_readout(job.anatomy, job.readout.asked)
+
+
+def _apart(expected: Outcome, found: Outcome, patches: int) -> float:
+    """Largest difference of two outcomes where the plain one is finite."""
+    worst = 0.0
+    for mine, theirs in (
+        (expected.clean, found.clean),
+        (expected.noised, found.noised),
+        (expected.patched, found.patched[:, :patches]),
+    ):
+        apart = np.abs(mine - theirs)[np.isfinite(mine)]
+        if apart.size:
+            worst = max(worst, float(apart.max()) if np.isfinite(apart).all() else np.inf)
+    return worst
+
+
+def _size(outcome: Outcome) -> float:
+    values = np.concatenate([outcome.clean.ravel(), outcome.noised.ravel(), outcome.patched.ravel()])
+    return max(1.0, float(np.abs(values[np.isfinite(values)]).max(initial=0.0)))
+
+
+def _alone(job: Job, case: Case) -> float:
+    """The clean logit difference of one sequence. LoopedLayerError where a traced block ran twice."""
+    visits: dict[int, int] = {}
+
+    def begin() -> None:
+        visits.update(dict.fromkeys(job.block_layers, 0))
+
+    def count(layer: int, *_: Any) -> None:
+        visits[layer] += 1
+
+    with _core.HookScope() as scope:
+        begin()
+        for layer in visits:
+            scope.behind(job.anatomy.site(layer).block, partial(count, layer))
+        found = _differences(job, case, [case.input_ids], [len(case.input_ids) - 1], begin)
+    looped = [layer for layer, times in visits.items() if times > 1]
+    if looped:
+        once = [layer for layer in job.anatomy.default_layers() if layer not in looped]
+        raise LoopedLayerError(
+            f"{type(job.anatomy.model).__name__} runs the blocks of layers {shown(looped)} up to "
+            f"{max(visits.values())} times in one forward, so that a patch of such a layer has no single "
+            f"meaning; expected layers that run once: trace layers={shown(once)}, or others outside the loop"
+        )
+    return float(found[0, 0])
+
+
+def _beside(job: Job, case: Case) -> tuple[float, float, float]:
+    """Beside other sequences: the token before the last, the same with another last token, and the last.
+
+    The first two are one number for a prompt of one token.
+    """
+    ids, last = list(case.input_ids), len(case.input_ids) - 1
+    other = [*ids[:-1], (ids[-1] + 1) % job.anatomy.vocab_size]
+    found = _differences(job, case, [ids, ids[::-1], other], [last - 1, last] if last else [last])
+    earlier, changed = (found[0, 0], found[2, 0]) if last else (found[0, -1], found[0, -1])
+    return float(earlier), float(changed), float(found[0, -1])
+
+
+def _differences(
+    job: Job,
+    case: Case,
+    sequences: Sequence[Sequence[int]],
+    rows: Sequence[int],
+    begin: Callable[[], None] = lambda: None,
+) -> torch.Tensor:
+    """Logit differences of a case's objects: (sequences, rows). ``begin`` is called before a second forward."""
+    ids = torch.tensor(sequences, device=embedding_device(job.anatomy))
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+    objects = torch.tensor([(case.true_id, case.foil_id)] * len(sequences))
+    return read_differences(job.anatomy, _fresh(job), inputs, rows, objects, begin)
+
+
+def _probe_patches(job: Job) -> tuple[Patch, ...]:
+    """Block patches at three layers, and where experts are traced the sum of all clean-routed ones there."""
+    experts = job.expert_layers
+    layers = experts or job.anatomy.default_layers()
+    chosen = sorted({layers[0], layers[len(layers) // 2], layers[-1]})
+    patches: list[Patch] = [Patch.block(layer) for layer in chosen]
+    if experts:
+        patches += [Patch.of_experts(layer, _core.Chosen.CLEAN) for layer in chosen]
+    return tuple(patches)
+
+
+def _filled(probe: Job, case: Case, rows: int) -> Job:
+    """The probe with as many null forks as make its tree no smaller than the trace's own."""
+    lowest = min(patch.layer for patch in probe.patches)
+    missing = rows - TreeEngine(probe).rows_of(case)
+    fill = [Patch.null(lowest)] * max(0, -(-missing // probe.noise.draws))
+    return replace(probe, patches=(*probe.patches, *fill))
