@@ -61,7 +61,7 @@ void LayerExit::find_stream(const Tensor& entered) {
 
 Tensor LayerExit::own_outputs() const {
   const Tensor flat = as_rows(*block_, cases_ * inside_, name());
-  const Tensor own = ops::index_select(flat, block_rows_.on(flat));
+  Tensor own = ops::index_select(flat, block_rows_.on(flat));
   if (experts_ == nullptr) return own;
   const RowIndex& watched = experts_->watched_rows();
   const Tensor routed = ops::to_device(experts_->watched_output(), flat);
