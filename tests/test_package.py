@@ -24,7 +24,7 @@ def test_stubs_are_fresh(module, tmp_path):
     subprocess.run(command, check=True, capture_output=True)
     made = (tmp_path / "moetrace" / f"{module}.pyi").read_text()
     kept = (ROOT / "python" / "moetrace" / f"{module}.pyi").read_text()
-    assert made == kept, f"run: pybind11-stubgen moetrace.{module} -o python"
+    assert made == kept, f"moetrace.{module} has changed; CONTRIBUTING.md says how its stub is made anew"
 
 
 def test_versions_agree():

@@ -3,8 +3,9 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
-#include <set>
+#include <array>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "bindings.h"
@@ -21,10 +22,15 @@ using moetrace::pass::Place;
 
 namespace {
 
-const std::set<std::string> kPassedOn{"past_key_values",     "past_key_value",    "use_cache",
-                                      "cache_position",      "output_attentions", "output_router_logits",
-                                      "output_hidden_states"};
-const std::set<std::string> kPerRow{"position_ids", "position_embeddings"};
+constexpr std::array<std::string_view, 7> kPassedOn{
+    "past_key_values",   "past_key_value",       "use_cache",           "cache_position",
+    "output_attentions", "output_router_logits", "output_hidden_states"};
+constexpr std::array<std::string_view, 2> kPerRow{"position_ids", "position_embeddings"};
+
+template <std::size_t N>
+bool contains(const std::array<std::string_view, N>& names, std::string_view name) {
+  return std::find(names.begin(), names.end(), name) != names.end();
+}
 
 /// What every hook of a scope needs of torch.
 struct Torch {
@@ -132,12 +138,12 @@ struct LayerEntry : Armed {
 
  private:
   py::object input(const std::string& name, const py::object& value) const {
-    if (value.is_none() || kPassedOn.count(name) > 0) return value;
+    if (value.is_none() || contains(kPassedOn, name)) return value;
     if (name == "attention_mask") {
       if (!is_tensor(value)) refuse("an attention mask that isn't a tensor");
       return fire(Step::kMask, value)[0];
     }
-    if (kPerRow.count(name) > 0) return lines(value);
+    if (contains(kPerRow, name)) return lines(value);
     refuse(name);
   }
 

@@ -2,11 +2,10 @@
 Resampling statistics; knows nothing of torch. moetrace.stats is the interface to it.
 """
 from __future__ import annotations
-import collections.abc
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['BootstrapIntervals', 'BootstrapOptions', 'Interval', 'SelectedRanks', 'SignFlipCounts', 'Ties', 'adjust_benjamini_hochberg', 'adjust_holm', 'bootstrap_mean', 'bootstrap_quantile', 'bootstrap_ratio', 'cluster_sums', 'flip_signs', 'integers', 'mean_replicates', 'monotone', 'philox4x32', 'rank_selected', 'resample_counts', 'sample_without_replacement', 'sign_flip']
+__all__: list[str] = ['BootstrapIntervals', 'BootstrapOptions', 'Interval', 'SelectedRanks', 'SignFlipCounts', 'Ties', 'adjust_benjamini_hochberg', 'adjust_holm', 'bootstrap_mean', 'bootstrap_quantile', 'bootstrap_ratio', 'cluster_sums', 'integers', 'monotone', 'rank_selected', 'sample_without_replacement', 'sign_flip']
 class Interval:
     """
     How an interval is read off the replicates.
@@ -194,33 +193,17 @@ def cluster_sums(x: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], lab
     """
     Sums of the rows of each cluster.
     """
-def flip_signs(rows: typing.SupportsInt | typing.SupportsIndex, seed: typing.SupportsInt | typing.SupportsIndex, first: typing.SupportsInt | typing.SupportsIndex, count: typing.SupportsInt | typing.SupportsIndex) -> numpy.typing.NDArray[numpy.int8]:
-    """
-    Signs of the rows in flips first to first + count - 1 (flips x rows).
-    """
 def integers(n: typing.SupportsInt | typing.SupportsIndex, count: typing.SupportsInt | typing.SupportsIndex, seed: typing.SupportsInt | typing.SupportsIndex, stream: typing.SupportsInt | typing.SupportsIndex) -> numpy.typing.NDArray[numpy.uint32]:
     """
     count integers, each uniform over range(n) and independent of the others.
-    """
-def mean_replicates(x: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], labels: typing.Annotated[numpy.typing.ArrayLike, numpy.int32], options: BootstrapOptions) -> numpy.typing.NDArray[numpy.float64]:
-    """
-    Means of every resample (resamples x columns).
     """
 def monotone(p: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], order: typing.Annotated[numpy.typing.ArrayLike, numpy.int64]) -> numpy.typing.NDArray[numpy.float64]:
     """
     Step-down values made monotone along an order.
     """
-def philox4x32(counter: typing.Annotated[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(4)"], key: typing.Annotated[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], "FixedSize(2)"]) -> typing.Annotated[list[int], "FixedSize(4)"]:
-    """
-    Four 32-bit words of Philox 4x32-10 for a counter (4 words) and a key (2 words).
-    """
 def rank_selected(values: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], active: typing.Annotated[numpy.typing.ArrayLike, numpy.uint8], selected: typing.Annotated[numpy.typing.ArrayLike, numpy.int64], ties: Ties) -> SelectedRanks:
     """
     Rank of the selected column among the active ones of each case.
-    """
-def resample_counts(cases: typing.SupportsInt | typing.SupportsIndex, labels: typing.Annotated[numpy.typing.ArrayLike, numpy.int32], options: BootstrapOptions) -> numpy.typing.NDArray[numpy.uint32]:
-    """
-    How often each case is in each resample (resamples x cases).
     """
 def sample_without_replacement(n: typing.SupportsInt | typing.SupportsIndex, k: typing.SupportsInt | typing.SupportsIndex, seed: typing.SupportsInt | typing.SupportsIndex, stream: typing.SupportsInt | typing.SupportsIndex) -> numpy.typing.NDArray[numpy.int64]:
     """

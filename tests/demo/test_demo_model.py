@@ -6,9 +6,9 @@ from importlib import resources
 
 import pytest
 import torch
-from benchmarks.demo_model.recall import recall
 from transformers.utils import logging
 
+from benchmarks.demo_model.recall import recall
 from moetrace.demo import load_demo
 
 DATA = resources.files("moetrace.demo") / "data"

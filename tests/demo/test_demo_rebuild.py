@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 
 import pytest
+
 from benchmarks.demo_model import sources
 from benchmarks.demo_model.facts import build_records
 from benchmarks.demo_model.sources import CONTINENTS, DATA_PACKAGES, LANGUAGES

@@ -6,7 +6,6 @@ from collections import Counter, defaultdict
 
 from benchmarks.demo_model.facts import phrasings, unambiguous
 from benchmarks.demo_model.relations import RELATIONS
-
 from moetrace.demo import demo_records
 
 LAYOUT = ["case_id", "relation_id", "prompt", "subject", "target_true", "target_new"]

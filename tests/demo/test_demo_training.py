@@ -7,13 +7,13 @@ import sys
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
 from benchmarks.demo_model import sources, tokenizer, train
 from benchmarks.demo_model.facts import phrasings, sayable
 from benchmarks.demo_model.recall import equal_lengths
 from benchmarks.demo_model.sources import plain
-from hypothesis import given
-from hypothesis import strategies as st
-
 from moetrace import errors
 
 

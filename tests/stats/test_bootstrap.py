@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 import scipy.stats
 
-from moetrace import _stats, stats
+from moetrace import stats
 from moetrace.stats import DegenerateWarning
 from tests.stats import twins
-from tests.stats.draws import NO_LABELS, options
 
 RESAMPLES = 2000
 SPREAD = 1e-6  # the interval's ends are exact; the standard error is that of near values
 AIR_CONDITIONING = np.array([3, 5, 7, 18, 43, 85, 91, 98, 100, 130, 230, 487.0])
 
 
-def draws_of(n, seed=0, labels=NO_LABELS, two_stage=False):
-    clusters = int(labels.max()) + 1 if len(labels) else 0
-    return _stats.resample_counts(n, labels, options(RESAMPLES, seed, clusters, two_stage))
+@cache
+def draws_of(n, seed=0):
+    return twins.resample_counts(n, RESAMPLES, seed)
 
 
 def indices_of(counts):
@@ -160,7 +161,7 @@ def test_clustered_bootstrap_is_its_twin(statistic, ci, two_stage):
     labels = np.sort(rng.integers(0, 9, 50)).astype(np.int32)
     x = rng.normal(0, 1, 50) + rng.normal(0, 1, 9)[labels]
     y = rng.normal(2, 0.2, 50) if statistic == "ratio" else None
-    counts = draws_of(50, labels=labels, two_stage=two_stage)
+    counts = twins.cluster_counts(labels, RESAMPLES, 0, two_stage)
     names = np.array([f"P{code:02d}" for code in labels])
     found = stats.bootstrap(
         x, y, statistic=statistic, ci=ci, cluster=names, two_stage=two_stage, n_resamples=RESAMPLES
@@ -207,12 +208,6 @@ def test_a_constant_column_has_a_point_and_a_warning(ci):
     with pytest.warns(DegenerateWarning, match="1 of 1"):
         found = stats.bootstrap(np.full(10, 0.1), ci=ci)
     assert (found.estimate, found.ci_low, found.ci_high, found.standard_error) == (0.1, 0.1, 0.1, 0.0)
-
-
-def test_replicates_can_be_had():
-    x = samples()["normal"]
-    found = _stats.mean_replicates(x[:, None], NO_LABELS, options(RESAMPLES, 0))
-    np.testing.assert_allclose(found[:, 0], draws_of(len(x)) @ x / len(x), rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize("ci", ["percentile", "basic", "bca", "studentized"])

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moetrace import _stats, stats
+from moetrace import stats
 from moetrace.stats import StatisticsError
 from tests.stats import twins
-from tests.stats.draws import NO_LABELS, options
 
 # From the generator's own repository (Random123, kat_vectors, philox4x32 with 10 rounds).
 PUBLISHED = [
@@ -23,29 +22,36 @@ PUBLISHED = [
 
 
 @pytest.mark.parametrize(("counter", "key", "expected"), PUBLISHED)
-def test_philox_gives_the_published_vectors(counter, key, expected):
-    assert tuple(_stats.philox4x32(counter, key)) == expected
+def test_the_twin_gives_the_published_vectors(counter, key, expected):
     assert twins.philox4x32(counter, key) == expected
 
 
 @pytest.mark.parametrize("n", [2, 3, 13, 128])
 @pytest.mark.parametrize("seed", [0, 7, 2**64 - 1])
 def test_resamples_are_their_twin(n, seed):
-    found = _stats.resample_counts(n, NO_LABELS, options(20, seed))
-    np.testing.assert_array_equal(found, twins.resample_counts(n, 20, seed))
+    x = np.random.default_rng(n).lognormal(size=n)
+    found = stats.bootstrap(x, n_resamples=20, seed=seed)
+    expected = np.quantile(twins.resample_counts(n, 20, seed) @ x / n, [0.025, 0.975])
+    np.testing.assert_allclose((found.ci_low, found.ci_high), expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("two_stage", [False, True])
 def test_clustered_resamples_are_their_twin(two_stage):
     labels = np.array([0, 1, 1, 2, 2, 2, 0, 3, 4, 4, 4, 4], np.int32)
-    found = _stats.resample_counts(12, labels, options(40, 3, clusters=5, two_stage=two_stage))
-    np.testing.assert_array_equal(found, twins.cluster_counts(labels, 40, 3, two_stage))
+    x = np.random.default_rng(0).lognormal(size=12)
+    found = stats.bootstrap(x, n_resamples=40, seed=3, cluster=labels, two_stage=two_stage)
+    counts = twins.cluster_counts(labels, 40, 3, two_stage)
+    expected = np.quantile(counts @ x / counts.sum(axis=1), [0.025, 0.975])
+    np.testing.assert_allclose((found.ci_low, found.ci_high), expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("n", [1, 31, 32, 33, 150])
+@pytest.mark.parametrize("n", [31, 32, 33, 150])
 def test_signs_are_their_twin(n):
-    np.testing.assert_array_equal(_stats.flip_signs(n, 5, 0, 30), twins.flip_signs(n, 30, 5))
-    np.testing.assert_array_equal(_stats.flip_signs(n, 5, 10, 3), twins.flip_signs(n, 30, 5)[10:13])
+    x = np.random.default_rng(n).lognormal(size=(n, 40)) - 1.2
+    found = stats.sign_flip(x, n_flips=200, seed=5)
+    expected = twins.flip_p_values(x, twins.flip_signs(n, 200, 5), exact=False)["own"]
+    np.testing.assert_array_equal(found.p_value, expected)
+    assert len(set(expected)) > 10  # the columns differ, so that other signs would show
 
 
 def test_samples_without_replacement_are_their_twin():

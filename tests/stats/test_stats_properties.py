@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from moetrace import _stats, stats
-from tests.stats.draws import NO_LABELS, options
+from moetrace import stats
+from tests.stats import twins
 
 VALUES = st.floats(-100, 100).map(lambda value: value if abs(value) > 1e-3 else 0.0)
 MATRICES = hnp.arrays(np.float64, st.tuples(st.integers(2, 40), st.integers(1, 20)), elements=VALUES)
@@ -129,11 +129,12 @@ def test_p_values_are_probabilities_above_zero(x, seed):
 
 
 def test_more_resamples_begin_with_fewer():
-    x = np.random.default_rng(0).normal(0, 1, (10, 1))
-
-    few = _stats.mean_replicates(x, NO_LABELS, options(50, 1))
-    many = _stats.mean_replicates(x, NO_LABELS, options(500, 1))
-    np.testing.assert_array_equal(few, many[:50])
+    x = np.random.default_rng(0).normal(0, 1, 10)
+    replicates = twins.resample_counts(10, 500, 1) @ x / 10
+    for resamples in (50, 500):
+        found = stats.bootstrap(x, n_resamples=resamples, seed=1)
+        expected = np.quantile(replicates[:resamples], [0.025, 0.975])
+        np.testing.assert_allclose((found.ci_low, found.ci_high), expected, rtol=1e-12)
 
 
 def test_results_are_known_forever():

@@ -41,8 +41,14 @@ def sample_without_replacement(n: int, k: int, seed: int, stream: int) -> list[i
 
 
 def resample_counts(n: int, resamples: int, seed: int) -> np.ndarray:
-    draws = [[below(n, seed, RESAMPLE, b, i) for i in range(n)] for b in range(resamples)]
-    return np.array([np.bincount(drawn, minlength=n) for drawn in draws])
+    streams = np.arange(resamples, dtype=np.uint64)
+    drawn = np.empty((resamples, n), int)
+    for i in range(n):
+        product = word(seed, RESAMPLE, streams, i) * n  # type: ignore[arg-type]
+        drawn[:, i] = product // _WORD
+        for b in np.flatnonzero(product % _WORD < _WORD % n):
+            drawn[b, i] = below(n, seed, RESAMPLE, int(b), i)
+    return np.array([np.bincount(row, minlength=n) for row in drawn])
 
 
 def cluster_counts(labels: np.ndarray, resamples: int, seed: int, two_stage: bool) -> np.ndarray:

@@ -74,25 +74,6 @@ void bind_bootstrap(py::module_& module) {
       },
       py::arg("x"), py::arg("q"), py::arg("labels"), py::arg("options"),
       "Quantiles of the columns of x at level q.");
-  module.def(
-      "mean_replicates",
-      [](const ArrayIn<double>& x, const ArrayIn<std::int32_t>& labels,
-         const stats::BootstrapOptions& options) {
-        const auto rows = view_of(x);
-        const auto clusters = span_of(labels);
-        const auto replicates = without_gil([&](const stats::Interrupt& interrupt) {
-          return stats::mean_replicates(rows, clusters, options, interrupt);
-        });
-        return array_of(replicates, static_cast<std::size_t>(rows.cols()));
-      },
-      py::arg("x"), py::arg("labels"), py::arg("options"), "Means of every resample (resamples x columns).");
-  module.def(
-      "resample_counts",
-      [](std::size_t cases, const ArrayIn<std::int32_t>& labels, const stats::BootstrapOptions& options) {
-        return array_of(stats::resample_counts(cases, span_of(labels), options, 0, options.resamples), cases);
-      },
-      py::arg("cases"), py::arg("labels"), py::arg("options"),
-      "How often each case is in each resample (resamples x cases).");
 }
 
 }  // namespace moetrace::bindings

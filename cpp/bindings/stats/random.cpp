@@ -3,14 +3,11 @@
 #include <pybind11/stl.h>
 
 #include "arrays.h"
-#include "moetrace/stats/philox.h"
 #include "parts.h"
 
 namespace moetrace::bindings {
 
 void bind_random(py::module_& module) {
-  module.def("philox4x32", &stats::philox4x32, py::arg("counter"), py::arg("key"),
-             "Four 32-bit words of Philox 4x32-10 for a counter (4 words) and a key (2 words).");
   module.def(
       "sample_without_replacement",
       [](std::int64_t n, std::int64_t k, std::uint64_t seed, std::uint64_t stream) {

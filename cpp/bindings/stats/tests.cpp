@@ -29,13 +29,6 @@ void bind_sign_flip(py::module_& module) {
       py::arg("x"), py::arg("flips"), py::arg("seed"), py::arg("threads"),
       "Sign flips of the rows of x (cases, or sums of clusters), shared by all columns.");
   module.def(
-      "flip_signs",
-      [](std::size_t rows, std::uint64_t seed, std::size_t first, std::size_t count) {
-        return array_of(stats::flip_signs(rows, seed, first, count), rows);
-      },
-      py::arg("rows"), py::arg("seed"), py::arg("first"), py::arg("count"),
-      "Signs of the rows in flips first to first + count - 1 (flips x rows).");
-  module.def(
       "cluster_sums",
       [](const ArrayIn<double>& x, const ArrayIn<std::int32_t>& labels, std::size_t clusters) {
         const stats::Matrix sums = stats::cluster_sums(view_of(x), span_of(labels), clusters);

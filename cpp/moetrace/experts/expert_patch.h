@@ -31,7 +31,8 @@ struct ExpertPatch {
 };
 
 /// The factor of each slot's patch vector (equation 6) in the sum that the patch adds; all zero where it
-/// names nobody in this item. `norm`: of the patch vectors, a number for each slot.
+/// names nobody in this item. kClean sums them as equation 14 does, kUnion as equation 15. `norm`: of the
+/// patch vectors, a number for each slot.
 std::vector<float> slot_factors(const ExpertPatch& patch, const RoutingUnion& routing,
                                 std::span<const float> norm);
 

@@ -158,6 +158,7 @@ bool ExpertsCall::compute_fused(std::vector<Tensor>& values) {
 std::vector<std::int64_t> ExpertsCall::in_call(const std::vector<std::int64_t>& rows) const {
   if (!skipped_) return rows;
   std::vector<std::int64_t> found;
+  found.reserve(rows.size());
   for (const std::int64_t row : rows) found.push_back(place_.rows()[static_cast<std::size_t>(row)]);
   return found;
 }

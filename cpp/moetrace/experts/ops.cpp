@@ -14,8 +14,10 @@ Tensor contributions(Tensor gate_up, Tensor down, Tensor hidden, Tensor index, T
   return moetrace::experts::contributions(FusedExperts{gate_up, down}, Routed{hidden, index, weight});
 }
 
-std::vector<Tensor> fused_output(Tensor gate_up, Tensor down, Tensor hidden, Tensor index, Tensor weight,
-                                 std::vector<std::int64_t> wanted) {
+// By value: that is how TORCH_BOX passes arguments.
+std::vector<Tensor> fused_output(
+    Tensor gate_up, Tensor down, Tensor hidden, Tensor index, Tensor weight,
+    std::vector<std::int64_t> wanted) {  // NOLINT(performance-unnecessary-value-param)
   auto found = moetrace::experts::fused_output({gate_up, down}, {hidden, index, weight}, wanted);
   std::vector<Tensor> result{found.output};
   if (found.contribution) result.push_back(*found.contribution);

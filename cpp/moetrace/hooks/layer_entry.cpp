@@ -51,6 +51,7 @@ Tensor LayerEntry::lines(const Tensor& value) const {
   if (fits(0)) return rows_of_cases(value, cases_, every_);
   if (fits(1)) {  // rotary angles of time, height and width
     std::vector<Tensor> sections;
+    sections.reserve(static_cast<std::size_t>(value.size(0)));
     for (std::int64_t section = 0; section < value.size(0); ++section) {
       sections.push_back(rows_of_cases(torch::stable::select(value, 0, section), cases_, every_));
     }

@@ -61,7 +61,7 @@ void LayerExit::find_stream(const Tensor& entered) {
 
 Tensor LayerExit::own_outputs() const {
   const Tensor flat = as_rows(*block_, cases_ * inside_, name());
-  const Tensor own = ops::index_select(flat, block_rows_.on(flat));
+  Tensor own = ops::index_select(flat, block_rows_.on(flat));
   if (experts_ == nullptr) return own;
   const RowIndex& watched = experts_->watched_rows();
   const Tensor routed = ops::to_device(experts_->watched_output(), flat);
@@ -92,8 +92,8 @@ Tensor LayerExit::joined(const Tensor& output) {
       ops::to(ops::add(stream, ops::to_device(own_outputs(), output)), output.scalar_type());
   const Tensor copies = rows_of_cases(output, cases_, sources_);
   const Tensor lines = ops::reshape(copies, {copies.size(0) * copies.size(1), copies.size(2)});
-  const Tensor born = ops::index_copy(lines, patched_.on(output), patched);
-  const Tensor result = ops::cat({output, ops::reshape(born, ops::shape_of(copies))}, 1);
+  const Tensor lines_behind = ops::index_copy(lines, patched_.on(output), patched);
+  const Tensor result = ops::cat({output, ops::reshape(lines_behind, ops::shape_of(copies))}, 1);
   stream_ = block_ = std::nullopt;  // not kept alive beyond the layer
   return result;
 }

@@ -6,8 +6,10 @@
 
 namespace {
 
-std::vector<moetrace::Tensor> fire(std::int64_t site, std::int64_t step,
-                                   std::vector<moetrace::Tensor> given) {
+// By value: that is how TORCH_BOX passes arguments.
+std::vector<moetrace::Tensor> fire(
+    std::int64_t site, std::int64_t step,
+    std::vector<moetrace::Tensor> given) {  // NOLINT(performance-unnecessary-value-param)
   using moetrace::hooks::Site;
   using moetrace::hooks::Step;
   return Site::of(site).fire(static_cast<Step>(step), given);

@@ -7,7 +7,8 @@
 
 namespace moetrace::hooks {
 
-/// Replace rows by other rows of the same value: a clean block output written into a fork.
+/// Replace rows by other rows of the same value: a clean block output written into a fork, the patch whose
+/// effect equation 4 measures.
 class OverwriteRows final : public Site {
  public:
   /// `rows`: rows of the whole value; `destination`, `source`: as many of them each.

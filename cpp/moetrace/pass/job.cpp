@@ -4,6 +4,7 @@ namespace moetrace::pass {
 
 std::vector<Run> runs_of(const Job& job) {
   std::vector<Run> runs;
+  runs.reserve(job.patches.size());
   for (const Patch& patch : job.patches) runs.push_back({patch, static_cast<std::int64_t>(runs.size())});
   for (const Sweep& sweep : job.sweeps) {
     for (const bool noised : {false, true}) {

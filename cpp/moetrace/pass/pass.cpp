@@ -9,6 +9,7 @@ namespace {
 
 std::vector<tree::CaseShape> shapes_of(const std::vector<Case>& cases) {
   std::vector<tree::CaseShape> shapes;
+  shapes.reserve(cases.size());
   for (const Case& own : cases) shapes.push_back(own.shape);
   return shapes;
 }
@@ -145,6 +146,7 @@ void Pass::add_experts(std::int64_t layer) {
     }
   }
   std::vector<experts::ExpertPatch> patches;
+  patches.reserve(runs.size());
   for (const std::int64_t run : runs) patches.push_back(runs_[static_cast<std::size_t>(run)].patch.experts);
   if (!runs.empty()) {
     auto tap = std::make_shared<experts::RouterTap>(at_layer("router of layer ", layer), rows.cases * inside,

@@ -193,23 +193,6 @@ BootstrapIntervals bootstrap_quantile(const MatrixView& x, double q, Labels labe
   return run(quantile_statistic(x, q, grouping_of(labels, options)), x, labels, options, interrupt);
 }
 
-std::vector<std::uint32_t> resample_counts(std::size_t cases, Labels labels, const BootstrapOptions& options,
-                                           std::size_t first, std::size_t count) {
-  const Grouping grouping = grouping_of(labels, options);
-  const Draws draws = Resampler(cases, grouping).draw(options.seed, first, count);
-  std::vector<std::uint32_t> counts(count * cases);
-  for (std::size_t b = 0; b < count; ++b) {
-    for (const std::uint32_t row : draws.rows_of(b)) {
-      if (!grouping.draws_clusters()) {
-        ++counts[b * cases + row];
-        continue;
-      }
-      for (std::size_t i = 0; i < cases; ++i) counts[b * cases + i] += labels[i] == static_cast<int>(row);
-    }
-  }
-  return counts;
-}
-
 std::vector<double> mean_replicates(const MatrixView& x, Labels labels, const BootstrapOptions& options,
                                     const Interrupt& interrupt) {
   const Grouping grouping = grouping_of(labels, options);

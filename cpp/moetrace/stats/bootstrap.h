@@ -46,11 +46,7 @@ BootstrapIntervals bootstrap_ratio(const MatrixView& x, const MatrixView& y, Lab
 BootstrapIntervals bootstrap_quantile(const MatrixView& x, double q, Labels labels,
                                       const BootstrapOptions& options, const Interrupt& interrupt = {});
 
-/// [count][cases]: how often each case is in each of the resamples first ... first + count - 1.
-std::vector<std::uint32_t> resample_counts(std::size_t cases, Labels labels, const BootstrapOptions& options,
-                                           std::size_t first, std::size_t count);
-
-/// [resamples][columns]: the replicates of the means themselves, for plots and for checks.
+/// [resamples][columns]: the replicates of the means themselves, for checks.
 std::vector<double> mean_replicates(const MatrixView& x, Labels labels, const BootstrapOptions& options,
                                     const Interrupt& interrupt = {});
 

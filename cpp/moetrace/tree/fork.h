@@ -4,7 +4,8 @@
 
 namespace moetrace::tree {
 
-/// A patched run: it leaves noised branch `branch` at the entry of layer `layer`. Below it costs nothing.
+/// A patched run: patched in layer `layer`, and up to there the same as noised branch `branch`. Layout says
+/// where its rows join; before they do it costs nothing.
 struct Fork {
   std::int64_t layer = 0;
   std::int64_t branch = 0;

@@ -108,7 +108,7 @@ Plan make_plan(const std::vector<CaseShape>& cases, const std::vector<Fork>& for
   }
   plan.rows = plan.base_rows + static_cast<std::int64_t>(forks.size()) * plan.chain;
 
-  std::vector<std::int64_t> order(forks.size());  // of birth
+  std::vector<std::int64_t> order(forks.size());  // of layers
   std::iota(order.begin(), order.end(), std::int64_t{0});
   std::stable_sort(order.begin(), order.end(), [&](std::int64_t a, std::int64_t b) {
     return forks[static_cast<std::size_t>(a)].layer < forks[static_cast<std::size_t>(b)].layer;

@@ -16,15 +16,15 @@ namespace moetrace::tree {
 ///     padding | prefix | clean but its last | noised 0 but its last | noised 1 … | clean last |
 ///     noised 0 last | noised 1 last | … | fork 0 | fork 1 | …
 ///
-/// Forks follow in order of birth, so the rows alive in layer l are a prefix of all rows. A fork whose
-/// case needs fewer rows than the batch's longest is padded on the left.
-/// Arrays are row-major over (case, row). Padding rows hold token 0 at position 0 and see only themselves.
+/// Forks follow in the order of their layers, so the rows of those up to layer l and all others are a prefix.
+/// A fork whose case needs fewer rows than the batch's longest is padded on the left. Arrays are row-major
+/// over (case, row). Padding rows hold token 0 at position 0 and see only themselves.
 struct Plan {
   std::int64_t cases = 0;
   std::int64_t base_rows = 0;               ///< rows before the first fork
   std::int64_t rows = 0;                    ///< all rows
   std::int64_t chain = 0;                   ///< rows of each fork
-  std::vector<std::int64_t> rows_at_layer;  ///< rows alive while layer l runs
+  std::vector<std::int64_t> rows_at_layer;  ///< rows of the forks up to layer l, and all others
   std::vector<std::int64_t> position;       ///< place in the prompt: position id and token index
   std::vector<std::int64_t> source;         ///< base row that a fork's row copies; its own index elsewhere
   std::vector<std::int64_t> clean_twin;     ///< clean row at the same position; its own index elsewhere
@@ -33,7 +33,7 @@ struct Plan {
 
   std::int64_t clean_last() const noexcept { return base_rows - branches_ - 1; }
   std::int64_t noised_last(std::int64_t noised) const noexcept { return base_rows - branches_ + noised; }
-  /// First row of fork `given` (index as given, not in order of birth).
+  /// First row of fork `given` (index as given, not in the order of layers).
   std::int64_t fork_start(std::int64_t given) const {
     return fork_start_.at(static_cast<std::size_t>(given));
   }

@@ -20,13 +20,13 @@ std::int64_t first_position(const Plan& plan, std::int64_t index, std::int64_t g
   return 0;
 }
 
-/// Whether `other` is an ancestor of `node`; `born` is the first position of the node's fork.
+/// Whether `other` is an ancestor of `node`; `first` is the first position of the node's fork.
 /// The prefix counts as clean and lies before every subject, so it is on everybody's path;
 /// `prefix` says whether `other` belongs to it.
-bool is_ancestor(const Node& node, const Node& other, std::int64_t born, bool prefix) {
+bool is_ancestor(const Node& node, const Node& other, std::int64_t first, bool prefix) {
   if (other.branch == kPadding || other.position >= node.position) return false;
   if (other.fork >= 0) return other.fork == node.fork;
-  if (node.fork >= 0 && other.position >= born) return false;
+  if (node.fork >= 0 && other.position >= first) return false;
   return prefix || other.branch == node.branch;
 }
 
@@ -52,11 +52,11 @@ std::vector<std::uint8_t> visibility(const Plan& plan) {
       std::uint8_t* line = cells.data() + (index * plan.rows + row) * plan.rows;
       line[row] = 1;
       if (node.branch == kPadding) continue;
-      const std::int64_t born = node.fork >= 0 ? first_position(plan, index, node.fork) : 0;
+      const std::int64_t first = node.fork >= 0 ? first_position(plan, index, node.fork) : 0;
       for (std::int64_t column = 0; column < plan.rows; ++column) {
         const Node other = node_at(column);
         const bool prefix = other.branch == kClean && other.position < subject_start;
-        if (is_ancestor(node, other, born, prefix)) line[column] = 1;
+        if (is_ancestor(node, other, first, prefix)) line[column] = 1;
       }
     }
   }

@@ -65,7 +65,7 @@ TEST_CASE("every token of every branch has exactly one row") {
   }
 }
 
-TEST_CASE("forks are ordered by birth, and keep the index they were given") {
+TEST_CASE("forks are ordered by layer, and keep the index they were given") {
   const Plan plan = make_plan({{4, 1, 2, 3}}, {{2, 0}, {0, 0}, {1, 0}}, 1, 3);
   CHECK(plan.fork_start(1) == plan.base_rows);
   CHECK(plan.fork_start(2) == plan.base_rows + 1);

@@ -1,4 +1,4 @@
-"""Contributions by the literal ablation difference (equation 5), for the reference engine.
+"""Contributions by ablation (equation 5), for the reference engine.
 
 The block is run again on the input that it had, with one expert's weight set to zero at the patched token:
 no rerouting, no renormalising, and whatever the block does after its experts is done as it does it.
@@ -101,7 +101,7 @@ def union_of(clean: Ablated, noised: Ablated) -> list[int]:
 
 
 def patch_vector(patch: Patch, clean: Ablated, noised: Ablated) -> torch.Tensor:
-    """The sum of the patch vectors (equation 6) that a patch names in this case."""
+    """The sum of the patch vectors (equation 6) that a patch names in this case (equations 14 and 15)."""
     if patch.chosen in (_core.Chosen.ANCHOR, _core.Chosen.MATCHED):
         return _pair_vector(patch, clean, noised)
     if patch.chosen is _core.Chosen.CLEAN:

@@ -102,7 +102,7 @@ class ReferenceEngine:
         return found
 
     def _ablate(self, calls: dict[int, BlockCall], position: int) -> dict[int, Ablated]:
-        """Literal contributions in every layer with expert patches."""
+        """Contributions by ablation in every layer with expert patches."""
         anatomy = self.job.anatomy
         return {x: ablate(anatomy, x, calls[x], position) for x in self.job.expert_layers}
 

@@ -233,7 +233,7 @@ def _differences(
     rows: Sequence[int],
     begin: Callable[[], None] = lambda: None,
 ) -> torch.Tensor:
-    """Logit differences of a case's objects: (sequences, rows). ``begin`` is called before a second forward."""
+    """Logit differences of a case's objects: (sequences, rows). ``begin``: called before a second forward."""
     ids = torch.tensor(sequences, device=embedding_device(job.anatomy))
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
     objects = torch.tensor([(case.true_id, case.foil_id)] * len(sequences))

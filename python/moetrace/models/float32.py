@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from moetrace.models.anatomy import Anatomy
-from moetrace.models.state import hooked
 
 HALF = (torch.bfloat16, torch.float16)
 _Swapped = list[tuple[dict[str, Any], str, Any]]
@@ -43,22 +42,22 @@ def in_float32(anatomy: Anatomy) -> Iterator[None]:
     whole: _Swapped = []
     running: dict[nn.Module, _Swapped] = {}
     handles: list[Any] = []
+
+    def widen(layer: nn.Module, _args: Any) -> None:
+        running[layer] = _swap(list(layer.modules()))
+
+    def restore(layer: nn.Module, _args: Any, _output: Any) -> None:
+        _put_back(running.pop(layer, []))
+
     try:
-        with hooked(handles):
-            for layer in dict.fromkeys(anatomy.layers):
-                own = list(layer.modules())
-
-                def widen(module: nn.Module, _args: Any, own: list[nn.Module] = own) -> None:
-                    running[module] = _swap(own)
-
-                def restore(module: nn.Module, _args: Any, _output: Any) -> None:
-                    _put_back(running.pop(module, []))
-
-                handles.append(layer.register_forward_pre_hook(widen, prepend=True))
-                handles.append(layer.register_forward_hook(restore, always_call=True))
-            whole += _swap([module for module in anatomy.model.modules() if module not in inside])
-            yield
+        for layer in dict.fromkeys(anatomy.layers):
+            handles.append(layer.register_forward_pre_hook(widen, prepend=True))
+            handles.append(layer.register_forward_hook(restore, always_call=True))
+        whole += _swap([module for module in anatomy.model.modules() if module not in inside])
+        yield
     finally:
+        for handle in reversed(handles):
+            handle.remove()
         for swapped in (*running.values(), whole):
             _put_back(swapped)
 

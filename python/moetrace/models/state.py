@@ -123,16 +123,6 @@ def uncompiled(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def hooked(handles: list[Any]) -> Iterator[None]:
-    """Remove the hooks of ``handles`` (filled by the caller as it goes) in reverse order on the way out."""
-    try:
-        yield
-    finally:
-        for handle in reversed(handles):
-            handle.remove()
-
-
-@contextmanager
 def prepared(model: nn.Module) -> Iterator[None]:
     """All of the above that every engine needs."""
     with ExitStack() as stack:

@@ -1,0 +1,56 @@
+"""The tables of README.md hold what is in results/."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+README = (HERE / "README.md").read_text(encoding="utf-8")
+
+
+def result(name: str) -> dict[str, Any]:
+    return json.loads((HERE / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def layer_rows() -> Iterator[str]:
+    for row in result("layers")["rows"]:
+        if row["installed"] and "moetrace" in row.get("max_difference", {}) and row["ratio"]:
+            goal = f">= {row['goal']} " if "goal" in row else ""
+            low, high = row["ratio_range"]
+            yield (
+                f"| {row['label']} | {row['ratio']:.1f} | {low:.1f} to {high:.1f} | {goal}| "
+                f"{row['max_difference']['moetrace']:.1e} |"
+            )
+
+
+def figures() -> Iterator[tuple[str, str]]:
+    """Where a row begins, and the figure that follows."""
+    experts, scaling, grid = result("experts"), result("scaling"), result("stats")["expert grid"]
+    yield "whole sweep over the clean", f"{result('layers')['sweep_over_forwards']['factor']:.2f}"
+    yield "sweep and every clean-active expert", f"{experts['full']['factor']:.2f}"
+    yield "one forward per patch over that", f"{experts['one_forward_per_patch']['ratio']:.0f}"
+    for layer, found in experts["coalitions"].items():
+        yield f"255 coalitions of layer {layer} of 24", f"{found['factor']:.2f}"
+    yield "growth from 16 to 256", f"{scaling['growth']['exponent']:.2f}"
+    yield "memory above the model's own", f"{scaling['memory']['peak_above_model_mb']:.0f} MB"
+    yield "full grid (128 x 6,144): step-down max-T", f"{grid['max_t'] / grid['gemm']:.2f}"
+    yield "full grid: BCa bootstrap over the bare", f"{grid['bootstrap'] / grid['gemm']:.2f}"
+    yield "full grid: scipy's BCa over ours", f"{grid['scipy_bca'] / grid['bootstrap']:.1f}"
+    yield "full grid: vectorised numpy over ours, max-T", f"{grid['numpy_max_t'] / grid['max_t']:.1f}"
+    yield "full grid: vectorised numpy over ours, BCa", f"{grid['numpy_bootstrap'] / grid['bootstrap']:.1f}"
+
+
+@pytest.mark.parametrize("row", list(layer_rows()))
+def test_layer_table(row: str) -> None:
+    assert row in README
+
+
+@pytest.mark.parametrize(("head", "figure"), list(figures()))
+def test_figure(head: str, figure: str) -> None:
+    (line,) = (line for line in README.splitlines() if line.startswith(f"| {head}"))
+    assert line.split("|")[2].strip() == figure
