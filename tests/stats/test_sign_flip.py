@@ -159,3 +159,15 @@ def test_step_down_lies_between_the_plain_p_and_single_step():
     assert (stepped.p_adjusted <= single.p_adjusted + 1e-15).all()
     assert (stepped.p_adjusted >= stepped.p_value).all()
     assert (stepped.p_adjusted < single.p_adjusted).any()
+
+
+@pytest.mark.parametrize("scale", [1e308, 5e-308])
+@pytest.mark.parametrize("statistic", ["mean", "t"])
+def test_sums_that_overflow_or_vanish_change_nothing(scale: float, statistic: str) -> None:
+    x = np.array([1.0, 1.0, -1.0, 0.5])
+    plain = stats.sign_flip(x, statistic=statistic)
+    found = stats.sign_flip(x * scale, statistic=statistic)
+    assert found.p_value == plain.p_value > 0
+    np.testing.assert_allclose(found.estimate, plain.estimate * scale, rtol=1e-12)
+    if statistic == "t":
+        np.testing.assert_allclose(found.observed, plain.observed)

@@ -74,6 +74,7 @@ def sign_flip(
     given = checks.columns(x, "x", nan)
     groups = checks.clusters(cluster, len(given.values))
     values, groups, n = _without_missing(given.values, groups)
+    values, exponent = _tamed(values)
     sums = _stats.cluster_sums(values, groups.labels, groups.count) if groups.given else values
     with refusals():
         counts = _stats.sign_flip(
@@ -83,7 +84,7 @@ def sign_flip(
             checks.threads(threads),
         )
     p_value = _share(counts.own, counts)
-    means = values.sum(axis=0) / n
+    means = np.ldexp(values.sum(axis=0) / n, exponent)
     return SignFlipResult(
         estimate=unwrap(means, given.scalar),
         observed=unwrap(means if statistic == "mean" else _t(sums), given.scalar),
@@ -114,6 +115,18 @@ def _without_missing(values: Floats, groups: Clusters) -> tuple[Floats, Clusters
         groups = groups.of(keep)
         checks.check_cluster_count(groups.count)
     return values, groups, n
+
+
+def _tamed(values: Floats) -> tuple[Floats, int]:
+    """Values whose sums and squares neither overflow nor vanish, and the power of two that they lack.
+
+    A power of two changes no digit, and no statistic of flips but the mean's own size.
+    """
+    largest = float(np.abs(values).max(initial=0.0))
+    exponent = int(np.frexp(largest)[1])
+    if abs(exponent) < 400:
+        return values, 0
+    return np.ldexp(values, -exponent), exponent
 
 
 def _scales(sums: Floats, n: npt.NDArray[np.int64], statistic: FlipStatistic) -> Floats:
