@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from moetrace.errors import ArgumentError
-from moetrace.files import write_json, write_parquet
+from moetrace.results.saved import Saved, write_saved
 from moetrace.stats import summary_table
 
 INTERVALS = ("percentile", "bca", "basic")
@@ -137,13 +137,16 @@ class TraceResult:
         return self.rows
 
     def save(self, folder: str | Path) -> None:
-        """Write tables (Parquet) and ``meta.json`` into a folder, each atomically; ``mt.load`` reads it."""
-        path = Path(folder)
-        write_parquet(path / "rows.parquet", self._saved_rows())
-        write_parquet(path / "cases.parquet", self._cases)
-        write_parquet(path / "failed.parquet", self.failed)
-        # Last, so that a folder with it is whole.
-        write_json(path / "meta.json", {"kind": self.kind, "format": 1, "provenance": self.provenance})
+        """Write the tables (Parquet) and ``meta.json`` into a folder; ``mt.load`` reads and verifies them.
+
+        >>> layers.save("runs/layers")
+
+        All of it is written, or nothing: a process that is killed leaves the result that was there.
+        ``folder``: new, empty, or with a result or a run of the same kind. ArgumentError where it is no path;
+        RunFolderError where it is a file, holds something else, or can't be written.
+        """
+        tables = {"rows": self._saved_rows(), "cases": self._cases, "failed": self.failed}
+        write_saved(folder, Saved(self.kind, tables, self.provenance))
 
 
 def summarise(
