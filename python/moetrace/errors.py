@@ -88,12 +88,20 @@ class RunFolderError(MoetraceError, RuntimeError):
     """A run folder belongs to another call, or can't be read."""
 
 
+class MissingPackageError(MoetraceError, ImportError):
+    """Something needs a package that isn't installed."""
+
+
 class CoreImportError(MoetraceError, ImportError):
     """The compiled core doesn't go with what is installed."""
 
 
 class MoetraceWarning(UserWarning):
     """Base of all warnings."""
+
+
+class FewClustersWarning(MoetraceWarning):
+    """So few clusters that intervals are too short and p-values too coarse to rely on."""
 
 
 class NonFiniteWarning(MoetraceWarning):

@@ -51,8 +51,8 @@ def _refuse_pickles(name: str | os.PathLike[str]) -> None:
     pickles = sorted(folder.glob("pytorch_model*.bin"))
     if pickles and not any(folder.glob("*.safetensors")):
         raise ModelError(
-            f"{pickles[0]} holds pickled weights, which can run any code when they are read, and there are no "
-            "safetensors beside it. If you trust where it comes from, convert it once: "
+            f"{pickles[0]} holds pickled weights, which can run any code when they are read, and there are "
+            "no safetensors beside it. If you trust where it comes from, convert it once: "
             f"from transformers import AutoModelForCausalLM as M; f = {str(folder)!r}; "
             "M.from_pretrained(f, use_safetensors=False, dtype='auto').save_pretrained(f); or load it as it "
             "is, with use_safetensors=False"

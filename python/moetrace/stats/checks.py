@@ -5,19 +5,27 @@ from __future__ import annotations
 import math
 import numbers
 import os
+import warnings
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from moetrace.stats.errors import NotFiniteError, StatisticsError, TooFewCasesError, TooFewClustersError
+from moetrace.stats.errors import (
+    FewClustersWarning,
+    NotFiniteError,
+    StatisticsError,
+    TooFewCasesError,
+    TooFewClustersError,
+)
 
 Floats = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int32]
 NanPolicy = Literal["raise", "omit"]
 
 MAX_RESAMPLES = 1_000_000
+FEW_CLUSTERS = 10
 _Choice = TypeVar("_Choice", bound=str)
 
 
@@ -116,6 +124,19 @@ def check_cluster_count(count: int) -> None:
         raise TooFewClustersError(
             "all cases belong to one cluster; expected at least two: give finer labels, or cluster=None to "
             "treat the cases as independent"
+        )
+
+
+def warn_of_few(groups: Clusters, stacklevel: int) -> None:
+    """FewClustersWarning for fewer than ten clusters; ``stacklevel`` is the caller's own."""
+    if groups.given and groups.count < FEW_CLUSTERS:
+        warnings.warn(
+            f"{groups.count} clusters are fewer than {FEW_CLUSTERS}: a bootstrap of so few gives intervals "
+            f"that are too short, and no sign-flip p-value below {2 / 2**groups.count:.3g} is possible. Add "
+            "cases of other clusters, or report the clusters one by one; cluster=None takes cases for "
+            "independent, which those of a cluster seldom are",
+            FewClustersWarning,
+            stacklevel=stacklevel + 1,
         )
 
 
