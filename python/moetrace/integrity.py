@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -54,6 +55,16 @@ def broken_seal(seal: Mapping[str, Any], table: pa.Table) -> str | None:
     if changed := [name for name in expected if found["columns"][name] != expected[name]]:
         return f"column {_listed(changed)} holds other values than were written, or the same in another order"
     return None
+
+
+def sealed_frame(table: pa.Table) -> pd.DataFrame:
+    """What the seal covers and no more: columns in one width, without the metadata of a writer."""
+    columns = {}
+    for name in table.column_names:
+        array = _whole(table.column(name))
+        width = {"integers": pa.int64(), "numbers": pa.float64()}.get(_kind(array.type))
+        columns[name] = array if width is None else array.cast(width)
+    return pa.table(columns).to_pandas()
 
 
 def _listed(names: list[str]) -> str:

@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import moetrace as mt
 from moetrace.errors import ArgumentError, RunFolderError
@@ -176,8 +178,17 @@ def test_the_same_values_of_another_writer_load(folder: Path) -> None:
             layer = table["layer"].cast(pa.int16())
             table = table.set_column(table.column_names.index("layer"), "layer", layer)
         pq.write_table(table, path, compression="gzip", row_group_size=4, version="1.0")
-    np.testing.assert_array_equal(mt.load(folder).effects, trace.effects)
-    assert mt.load(folder).layers == trace.layers
+    again = mt.load(folder)
+    pd.testing.assert_frame_equal(again.rows, trace.rows)
+    pd.testing.assert_frame_equal(again.cases, trace.cases)
+
+
+def test_metadata_of_a_writer_change_nothing(folder: Path) -> None:
+    path = folder / "rows.parquet"
+    table = pq.read_table(path)
+    told = json.loads(table.schema.metadata[b"pandas"]) | {"index_columns": ["layer"]}
+    pq.write_table(table.replace_schema_metadata({b"pandas": json.dumps(told)}), path)
+    pd.testing.assert_frame_equal(mt.load(folder).rows, layer_trace().rows)
 
 
 @pytest.mark.parametrize("bad", ["", "  ", None, 3, b"bytes", "a\0b", ["r"]])
@@ -232,6 +243,38 @@ def test_the_same_kind_is_saved_over_and_files_beside_it_stay(folder: Path) -> N
     np.testing.assert_array_equal(mt.load(folder).effects, newer.effects)
     assert (folder / "picture.png").read_bytes() == b"png"
     assert not list(folder.glob(".*"))
+
+
+@given(data=st.data())
+@settings(max_examples=150, deadline=5000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_damage_goes_unseen(tmp_path: Path, data: st.DataObject) -> None:
+    """Bytes exchanged, dropped and put in anywhere: what loads is the very result."""
+    trace, folder = layer_trace(), tmp_path / "damaged"
+    trace.save(folder)
+    path = folder / data.draw(
+        st.sampled_from(["meta.json", "rows.parquet", "cases.parquet", "failed.parquet"])
+    )
+    content = bytearray(path.read_bytes())
+    for _ in range(data.draw(st.integers(1, 3))):
+        place = data.draw(st.integers(0, len(content)))
+        content[place : place + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=2))
+    path.write_bytes(bytes(content))
+    try:
+        again = mt.load(folder)
+    except RunFolderError:
+        again = None
+    shutil.rmtree(folder)
+    if again is not None:
+        pd.testing.assert_frame_equal(again.rows, trace.rows)
+        assert again.provenance == json.loads(json.dumps(trace.provenance))
+
+
+def test_what_no_file_can_hold_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    trace = layer_trace()
+    trace.provenance["position"] = print
+    with pytest.raises(RunFolderError, match="can't be written as tables and JSON"):
+        trace.save(tmp_path / "r")
+    assert not (tmp_path / "r").exists()
 
 
 class Killed(BaseException):

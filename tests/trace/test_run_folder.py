@@ -123,10 +123,32 @@ def test_a_damaged_call_is_refused(run: Any, tmp_path: Path, text: str) -> None:
 def test_an_edited_call_is_another_call(run: Any, tmp_path: Path) -> None:
     path = tmp_path / "run" / "call.json"
     call = json.loads(path.read_text())
-    for change, name in (({"extra": 1}, "extra"), ({"format": 1}, "format"), ({"position": 0}, "position")):
+    for change, name in (({"extra": 1}, "extra"), ({"position": 0}, "position")):
         path.write_text(json.dumps(call | change))
         with pytest.raises(RunFolderError, match=rf"another call \(different: {name}\)"):
             run()
+
+
+def test_a_run_of_an_older_format_is_refused(run: Any, tmp_path: Path) -> None:
+    path = tmp_path / "run" / "call.json"
+    call = json.loads(path.read_text())
+    del call["format"]
+    path.write_text(json.dumps(call))
+    with pytest.raises(RunFolderError, match=r"call\.json: format is None; .* reads 2: .*remove this one"):
+        run()
+
+
+def test_only_a_run_s_own_result_is_saved_into_its_folder(
+    run: Any, model: Any, cases: Any, tmp_path: Path
+) -> None:
+    before = mt.load(tmp_path / "run").effects
+    other = mt.trace_experts(model, cases, layer=1, noise=mt.SubjectNoise(seed=7))
+    with pytest.raises(RunFolderError, match=r"a run of another call \(different: noise\)"):
+        other.save(tmp_path / "run")
+    elsewhere = mt.trace_experts(make_model("qwen3_moe", seed=1), cases, layer=1)
+    with pytest.raises(RunFolderError, match=r"a run of another call \(different: model\)"):
+        elsewhere.save(tmp_path / "run")
+    np.testing.assert_array_equal(mt.load(tmp_path / "run").effects, before)
 
 
 def test_what_a_kill_leaves_behind_is_no_hindrance(model: Any, cases: Any, tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ was changed since is refused by the name of its file and field.
 
 from __future__ import annotations
 
-import io
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from moetrace import __version__
 from moetrace.errors import ArgumentError, RunFolderError
 from moetrace.files import current, is_passing, json_writer, parquet_writer, replace_together
-from moetrace.integrity import broken_seal, json_digest, table_seal
+from moetrace.integrity import broken_seal, json_digest, sealed_frame, table_seal
 
 FORMAT = 2
 META = "meta.json"
@@ -51,25 +51,35 @@ def as_folder(value: Any, name: str = "folder") -> Path:
 def write_saved(folder: Any, saved: Saved) -> None:
     """Write into a new folder, an empty one, or over a result of the same kind; all of it or nothing."""
     path = as_folder(folder)
-    tables = {name: pa.Table.from_pandas(saved.tables[name], preserve_index=False) for name in TABLES}
-    meta: dict[str, Any] = {
-        "format": FORMAT,
-        "kind": saved.kind,
-        "moetrace": __version__,
-        "tables": {name: table_seal(table) for name, table in tables.items()},
-        "provenance": saved.provenance,
-    }
-    meta["sha256"] = _digests(meta)
-    files = {f"{name}.parquet": parquet_writer(table) for name, table in tables.items()}
     try:
-        refuse_other_content(path, saved.kind)
-        replace_together(path, files | {META: json_writer(meta)}, META)
+        tables = {name: pa.Table.from_pandas(saved.tables[name], preserve_index=False) for name in TABLES}
+        meta: dict[str, Any] = {
+            "format": FORMAT,
+            "kind": saved.kind,
+            "moetrace": __version__,
+            "tables": {name: table_seal(table) for name, table in tables.items()},
+            "provenance": saved.provenance,
+        }
+        meta["sha256"] = _digests(meta)
+        files = {f"{name}.parquet": parquet_writer(table) for name, table in tables.items()}
+        files[META] = json_writer(meta)
+    except (pa.ArrowException, OverflowError, TypeError, ValueError) as failure:
+        raise RunFolderError(
+            f"a {saved.kind} result can't be written as tables and JSON ({failure}); expected case ids below "
+            "2^63 and text that is valid Unicode"
+        ) from failure
+    try:
+        refuse_other_content(path, saved.kind, saved.provenance)
+        replace_together(path, files, META)
     except OSError as failure:
         raise RunFolderError(f"{path} can't be written ({failure}); give another folder") from failure
 
 
-def refuse_other_content(path: Path, kind: str) -> None:
-    """RunFolderError where a result of this kind would be written over, or among, something else."""
+def refuse_other_content(path: Path, kind: str, provenance: Mapping[str, Any] | None = None) -> None:
+    """RunFolderError where a result of this kind would be written over, or among, something else.
+
+    Into a run's folder goes that run's result alone: its model, noise and position are those of the call.
+    """
     remedy = "give a new folder, or remove this one if nobody needs it"
     if not path.is_dir():
         if path.exists():
@@ -81,15 +91,34 @@ def refuse_other_content(path: Path, kind: str) -> None:
         place = current(path, name, META)
         if not place.exists():
             continue
-        found = _read_json(place, remedy).get(field)
-        if found != kind:
+        content = _read_json(place, remedy)
+        if content.get(field) != kind:
             raise RunFolderError(
-                f"{path} holds {thing} of kind {found!r} (field {field!r} of {place.name}), and this is one "
-                f"of kind {kind!r}: {remedy}"
+                f"{path} holds {thing} of kind {content.get(field)!r:.80} (field {field!r} of {name}), and "
+                f"this is one of kind {kind!r}: {remedy}"
+            )
+        if name == CALL and (other := _differing(content, provenance or {})):
+            raise RunFolderError(
+                f"{path} holds a run of another call (different: {', '.join(other)}), and this isn't its "
+                f"result: {remedy}"
             )
     if names and not any(current(path, name, META).exists() for name in told):
         few = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
         raise RunFolderError(f"{path} holds other files ({few}) and no result: {remedy}")
+
+
+def _differing(call: Mapping[str, Any], provenance: Mapping[str, Any]) -> list[str]:
+    """In what a run's call and a result differ, of what both tell."""
+    found = []
+    for field in ("model", "noise", "position"):
+        asked, told = call.get(field), provenance.get(field)
+        if isinstance(asked, dict) and isinstance(told, dict):
+            differ = any(asked[key] != told[key] for key in asked.keys() & told.keys())
+        else:
+            differ = asked is not None and told is not None and asked != told
+        if differ:
+            found.append(field)
+    return found
 
 
 def read_saved(folder: Any) -> Saved:
@@ -110,7 +139,7 @@ def read_saved(folder: Any) -> Saved:
             raise RunFolderError(f"{path / file} can't be read ({failure}); {_REMEDY}") from failure
         if fault:
             raise RunFolderError(f"{path / file} isn't what was saved: {fault}; {_REMEDY}")
-        tables[name] = pd.read_parquet(io.BytesIO(data))
+        tables[name] = sealed_frame(table)
     return Saved(meta["kind"], tables, meta["provenance"])
 
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from moetrace.engines.job import Job, LayerRouting, Outcome
 from moetrace.errors import RunFolderError
 from moetrace.files import is_passing, write_json, write_parquet
-from moetrace.integrity import broken_seal, json_digest, table_seal
+from moetrace.integrity import broken_seal, json_digest, sealed_frame, table_seal
 from moetrace.results.saved import CALL, as_folder, refuse_other_content
 from moetrace.trace.provenance import model_facts
 
@@ -65,6 +65,11 @@ class RunFolder:
                 write_json(path / CALL, call)
         except OSError as failure:
             raise RunFolderError(f"{path} can't be used ({failure}); give another folder") from failure
+        if found is not None and found.get("format") != FORMAT:
+            raise RunFolderError(
+                f"{path / CALL}: format is {found.get('format')!r:.80}; this version of moetrace reads "
+                f"{FORMAT}: give another folder, or remove this one to trace anew"
+            )
         if found is not None and found != call:
             changed = sorted(key for key in {*call, *found} if found.get(key) != call.get(key))
             raise RunFolderError(
@@ -105,7 +110,12 @@ class RunFolder:
             for name in ROUTING:
                 column = [getattr(part.routing[layer], name)[0].ravel().tolist() for part in parts.values()]
                 columns[f"routing.{layer}.{name}"] = column
-        table = pa.Table.from_pandas(pd.DataFrame(columns), preserve_index=False)
+        try:
+            table = pa.Table.from_pandas(pd.DataFrame(columns), preserve_index=False)
+        except (pa.ArrowException, OverflowError) as failure:
+            raise RunFolderError(
+                f"a batch can't be written as a table ({failure}); expected case ids below 2^63"
+            ) from failure
         seal = json.dumps({"call": self._call, **table_seal(table)}).encode()
         table = table.replace_schema_metadata({**(table.schema.metadata or {}), _SEAL: seal})
         write_parquet(self.path / PARTS / self._name(parts), table)
@@ -151,7 +161,7 @@ class RunFolder:
             raise _refused(path, f"it belongs to another run than {CALL}")
         if fault:
             raise _refused(path, f"it isn't what was written: {fault}")
-        part = table.to_pandas()
+        part = sealed_frame(table)
         if stray := set(part.case_id.tolist()) - self._case_ids:
             raise _refused(path, f"case {min(stray)} isn't one of this run's")
         return part
