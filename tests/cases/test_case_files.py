@@ -172,6 +172,10 @@ def test_what_can_not_be_written_is_said(tmp_path: Path) -> None:
         for call in (CASES.save, CaseSet.load):
             with pytest.raises(ArgumentError, match="expected the path of a file"):
                 call(bad)
+    with pytest.raises(RecordError, match="can't be written"):
+        CASES.save(tmp_path / ("a" * 5000))
+    with pytest.raises(RecordError, match="can't be read"):
+        CaseSet.load(tmp_path / ("a" * 5000))
     odd = CaseSet([Case([1], (0, 1), 2, 3, 4, prompt="\ud800")])
     large = CaseSet([Case([1], (0, 1), 2, 3, 2**70)])
     for name in ("cases.json", "cases.parquet"):

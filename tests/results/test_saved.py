@@ -200,6 +200,20 @@ def test_what_is_no_path_is_refused(bad: Any, tmp_path: Path, monkeypatch: pytes
     assert not list(tmp_path.iterdir())
 
 
+def test_what_is_no_folder_with_a_result_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "cases.json").write_text("{}")
+    for place, words in (
+        (tmp_path, "holds no saved result"),
+        (tmp_path / "none", "none doesn't exist; expected a folder"),
+        (tmp_path / "cases.json", r"is a file; case sets are read by CaseSet\.load"),
+        (tmp_path / ("a" * 5000), "can't be read"),
+    ):
+        with pytest.raises(RunFolderError, match=words):
+            mt.load(place)
+    with pytest.raises(RunFolderError, match="can't be written"):
+        layer_trace().save(tmp_path / ("a" * 5000))
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 

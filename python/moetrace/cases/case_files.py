@@ -71,7 +71,11 @@ def write_case_set(cases: Sequence[Case], origin: Origin, path: str | os.PathLik
 def read_case_set(path: str | os.PathLike[str], build: Callable[..., _Set]) -> _Set:
     """The work of :meth:`CaseSet.load`: ``build(cases, **origin)`` of what the file holds."""
     source = as_file(path)
-    if not source.is_file():
+    try:
+        there = source.is_file()
+    except OSError as error:  # a name too long
+        raise RecordError(f"{str(source)!r:.80} can't be read ({error.strerror})") from error
+    if not there:
         raise RecordError(f"{source}: there is no such file; expected one that CaseSet.save wrote")
     document = _read_parquet(source) if source.suffix == ".parquet" else _read_json(source)
     version = document.get("version")

@@ -102,7 +102,8 @@ class TraceResult:
         One row for each site: its columns, then mean, positive_fraction, ci_low, ci_high (bootstrap of the
         mean, ``n_resamples``), p_value (two-sided sign-flip test, ``n_flips``), n, and p_adjusted with a
         ``correction`` over the sites. ``by="relation_id"``: the same for each relation, which comes first.
-        ``cluster="relation_id"``: whole relations are resampled and flipped. The defaults are the paper's.
+        ``cluster="relation_id"``: whole relations are resampled and flipped; fewer than ten are a
+        FewClustersWarning. The defaults are the paper's.
         """
         return summarise(
             self.effects, self._sites, self._cases, by, cluster, ci=ci, n_resamples=n_resamples,

@@ -144,7 +144,13 @@ def read_saved(folder: Any) -> Saved:
 
 
 def _read_meta(path: Path) -> dict[str, Any]:
-    place = current(path, META, META)
+    try:
+        place, there, file = current(path, META, META), path.exists(), path.is_file()
+    except OSError as failure:  # a name too long
+        raise RunFolderError(f"{str(path)!r:.80} can't be read ({failure.strerror})") from failure
+    if not there or file:
+        kind = "is a file; case sets are read by CaseSet.load" if file else "doesn't exist"
+        raise RunFolderError(f"{path} {kind}; expected a folder that .save() or out= wrote")
     if not place.exists():
         unfinished = " but a run that isn't finished: make the same call again, with the same out="
         raise RunFolderError(
