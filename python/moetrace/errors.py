@@ -108,6 +108,10 @@ class RunFolderError(MoetraceError, RuntimeError):
     """A run folder belongs to another call, or can't be read."""
 
 
+class MissingPackageError(MoetraceError, ImportError):
+    """Something needs a package that isn't installed."""
+
+
 class CoreImportError(MoetraceError, ImportError):
     """The compiled core doesn't go with what is installed."""
 
@@ -118,6 +122,10 @@ class MoetraceWarning(UserWarning):
 
 class EngineWarning(MoetraceWarning):
     """The tree engine no longer agreed with plain forwards, and the reference engine took over."""
+
+
+class FewClustersWarning(MoetraceWarning):
+    """So few clusters that intervals are too short and p-values too coarse to rely on."""
 
 
 class NoEffectWarning(MoetraceWarning):

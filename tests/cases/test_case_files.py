@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from moetrace.cases import Case, CaseSet
-from moetrace.errors import RecordError
+from moetrace.errors import ArgumentError, CaseError, RecordError
 
 CASES = CaseSet(
     [
@@ -87,8 +90,8 @@ def test_a_missing_file_and_files_of_other_kinds(tmp_path: Path) -> None:
 def test_a_later_version_is_refused(tmp_path: Path) -> None:
     CASES.save(tmp_path / "cases.json")
     document = json.loads((tmp_path / "cases.json").read_text())
-    (tmp_path / "cases.json").write_text(json.dumps(document | {"version": 2}))
-    with pytest.raises(RecordError, match=r"version 2; expected 'moetrace\.cases', version 1"):
+    (tmp_path / "cases.json").write_text(json.dumps(document | {"version": 3}))
+    with pytest.raises(RecordError, match=r"version 3; expected 'moetrace\.cases', version 2"):
         CaseSet.load(tmp_path / "cases.json")
 
 
@@ -98,12 +101,91 @@ def test_a_changed_or_damaged_file_is_refused(tmp_path: Path) -> None:
     document = json.loads(path.read_text())
     document["cases"]["true_id"][0] = 99
     path.write_text(json.dumps(document))
-    with pytest.raises(RecordError, match="changed after they were saved"):
+    with pytest.raises(RecordError, match="cases changed after the set was saved"):
         CaseSet.load(path)
     for damage in ({"cases": {}}, {"cases": {**document["cases"], "true_id": [1]}}, {"n_records": "many"}):
         path.write_text(json.dumps(document | damage))
         with pytest.raises(RecordError, match="incomplete or damaged"):
             CaseSet.load(path)
+
+
+@pytest.mark.parametrize("version", [1, True, "2", None])
+def test_another_version_is_refused(tmp_path: Path, version: object) -> None:
+    CASES.save(tmp_path / "cases.json")
+    document = json.loads((tmp_path / "cases.json").read_text())
+    (tmp_path / "cases.json").write_text(json.dumps(document | {"version": version}))
+    remedy = "Make the cases anew" if version == 1 else "as CaseSet.save writes it"
+    with pytest.raises(RecordError, match=f"version {version!r}; expected .*{remedy}"):
+        CaseSet.load(tmp_path / "cases.json")
+
+
+def swapped(values: list[object]) -> list[object]:
+    return values[::-1]
+
+
+@pytest.mark.parametrize("name", ["cases.json", "cases.parquet"])
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("record_index", swapped),
+        ("funnel", lambda funnel: dict(reversed(funnel.items()))),
+        ("funnel", lambda funnel: funnel | {"usable": 3}),
+        ("dropped", lambda dropped: {}),
+        ("n_records", lambda n: n + 1),
+        ("n_records", str),
+        ("cases", None),
+    ],
+)
+def test_an_edited_origin_or_order_is_refused_by_name(
+    tmp_path: Path, name: str, field: str, change: Callable[[Any], Any] | None
+) -> None:
+    path = tmp_path / name
+    CASES.save(path)
+    if name == "cases.json":
+        document = json.loads(path.read_text())
+        columns = document["cases"]
+    else:
+        table = pq.read_table(path)
+        document, columns = json.loads(table.schema.metadata[b"moetrace.cases"]), table.to_pydict()
+    if field == "cases":
+        columns = {column: values[::-1] for column, values in columns.items()}
+    elif field == "record_index":
+        columns["record_index"] = change(columns["record_index"])
+    else:
+        document[field] = change(document[field])
+    if name == "cases.json":
+        path.write_text(json.dumps(document | {"cases": columns}))
+    else:
+        head = {b"moetrace.cases": json.dumps(document)}
+        pq.write_table(pa.table(columns, schema=table.schema).replace_schema_metadata(head), path)
+    with pytest.raises(RecordError, match=rf"{name}: .*{field}.* changed after the set was saved"):
+        CaseSet.load(path)
+
+
+def test_what_can_not_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(RecordError, match="can't be written"):
+        CASES.save(tmp_path / "file" / "cases.json")
+    with pytest.raises(RecordError, match="can't be written"):
+        CASES.save(tmp_path)
+    for bad in ("", None, 3, "a\0b"):
+        for call in (CASES.save, CaseSet.load):
+            with pytest.raises(ArgumentError, match="expected the path of a file"):
+                call(bad)
+    with pytest.raises(RecordError, match="can't be written"):
+        CASES.save(tmp_path / ("a" * 5000))
+    with pytest.raises(RecordError, match="can't be read"):
+        CaseSet.load(tmp_path / ("a" * 5000))
+    odd = CaseSet([Case([1], (0, 1), 2, 3, 4, prompt="\ud800")])
+    large = CaseSet([Case([1], (0, 1), 2, 3, 2**70)])
+    for name in ("cases.json", "cases.parquet"):
+        with pytest.raises(CaseError, match="no valid Unicode"):
+            odd.save(tmp_path / name)
+    with pytest.raises(CaseError, match="more than 64 bits"):
+        large.save(tmp_path / "cases.parquet")
+    large.save(tmp_path / "cases.json")
+    assert CaseSet.load(tmp_path / "cases.json") == large
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cases.json", "file"]
 
 
 def test_the_parquet_file_is_a_plain_table(tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""Case sets as files and as tables."""
+"""Case sets as files and as tables.
+
+A file holds the cases, where they came from, and digests of both: whatever was edited since is refused.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
+from moetrace.arguments import as_path
 from moetrace.cases.case import Case, fingerprint
 from moetrace.errors import CaseError, RecordError
+from moetrace.files import write_atomically
+from moetrace.integrity import json_digest
 
 if TYPE_CHECKING:
     import pandas as pd
 
 FORMAT = "moetrace.cases"
-VERSION = 1
+VERSION = 2
 _FIELDS = tuple(Case.__dataclass_fields__)
 _Set = TypeVar("_Set")
 
@@ -50,61 +56,83 @@ def case_frame(cases: Sequence[Case], record_indices: Sequence[int]) -> pd.DataF
 
 def write_case_set(cases: Sequence[Case], origin: Origin, path: str | os.PathLike[str]) -> None:
     """The work of :meth:`CaseSet.save`: a reader sees the old file or the new one, never a part."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    target = as_path(path, "path")
     try:
-        if target.suffix == ".parquet":
-            _write_parquet(cases, origin, temporary)
-        else:
-            document = {**_head(cases, origin), "cases": _columns(cases, origin)}
-            temporary.write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
+        write_atomically(target, lambda beside: _write(cases, origin, beside, target.suffix))
+    except UnicodeEncodeError as error:
+        raise CaseError(
+            f"a text of the cases is no valid Unicode ({error}); repair it before saving"
+        ) from error
+    except OverflowError as error:
+        raise CaseError(f"{target}: an integer has more than 64 bits ({error}); save as .json") from error
+    except OSError as error:
+        raise RecordError(f"{target} can't be written ({error}); give another path") from error
 
 
 def read_case_set(path: str | os.PathLike[str], build: Callable[..., _Set]) -> _Set:
     """The work of :meth:`CaseSet.load`: ``build(cases, **origin)`` of what the file holds."""
-    source = Path(path)
-    if not source.is_file():
+    source = as_path(path, "path")
+    try:
+        there = source.is_file()
+    except OSError as error:  # a name too long
+        raise RecordError(f"{str(source)!r:.80} can't be read ({error.strerror})") from error
+    if not there:
         raise RecordError(f"{source}: there is no such file; expected one that CaseSet.save wrote")
     document = _read_parquet(source) if source.suffix == ".parquet" else _read_json(source)
-    if document.get("format") != FORMAT or document.get("version") != VERSION:
+    version = document.get("version")
+    if document.get("format") != FORMAT or type(version) is not int or version != VERSION:
+        older = " Make the cases anew: an older file can't be verified." if version == 1 else ""
         raise RecordError(
-            f"{source}: format {document.get('format')!r}, version {document.get('version')!r}; expected"
-            f" {FORMAT!r}, version {VERSION}, as CaseSet.save writes it. Records are read by load_records"
+            f"{source}: format {document.get('format')!r:.80}, version {version!r:.80}; expected {FORMAT!r},"
+            f" version {VERSION}, as CaseSet.save writes it.{older} Records are read by load_records"
         )
     try:
         columns = document["cases"]
         cases = [Case(*row) for row in zip(*(columns[name] for name in _FIELDS), strict=True)]
         origin = Origin(
-            funnel=document["funnel"],
-            dropped=document["dropped"],
-            record_indices=columns["record_index"],
+            funnel=dict(document["funnel"]),
+            dropped=dict(document["dropped"]),
+            record_indices=list(columns["record_index"]),
             n_records=document["n_records"],
         )
         built = build(cases, **origin)
-    except (KeyError, TypeError, ValueError, CaseError) as error:
+        found, told = _digests(cases, origin), dict(document["sha256"])
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError, CaseError) as error:
         raise RecordError(
             f"{source}: the case set is incomplete or damaged ({error}); save it anew"
         ) from error
-    if fingerprint(cases) != document.get("fingerprint"):
+    if changed := sorted(field for field in found if found[field] != told.get(field)):
         raise RecordError(
-            f"{source}: the cases were changed after they were saved, since their fingerprint is another;"
-            " save them anew"
+            f"{source}: {', '.join(changed)} changed after the set was saved, since the digest is another;"
+            " save it anew"
         )
     return built
 
 
-def _head(cases: Sequence[Case], origin: Origin) -> dict[str, Any]:
-    return {
+def _write(cases: Sequence[Case], origin: Origin, path: Path, suffix: str) -> None:
+    head = {
         "format": FORMAT,
         "version": VERSION,
-        "fingerprint": fingerprint(cases),
         "n_records": origin["n_records"],
         "funnel": origin["funnel"],
         "dropped": origin["dropped"],
+        "sha256": _digests(cases, origin),
+    }
+    if suffix == ".parquet":
+        _write_parquet(cases, origin, head, path)
+    else:
+        document = {**head, "cases": _columns(cases, origin)}
+        path.write_text(json.dumps(document, ensure_ascii=False), encoding="utf-8")
+
+
+def _digests(cases: Sequence[Case], origin: Origin) -> dict[str, str]:
+    """Of the cases in their order and of all that says where they came from, filters in their order too."""
+    return {
+        "cases": fingerprint(cases),
+        "record_index": json_digest(origin["record_indices"]),
+        "n_records": json_digest(origin["n_records"]),
+        "funnel": json_digest(list(origin["funnel"].items())),
+        "dropped": json_digest(list(origin["dropped"].items())),
     }
 
 
@@ -113,7 +141,7 @@ def _columns(cases: Sequence[Case], origin: Origin) -> dict[str, list[Any]]:
     return columns | {"record_index": list(origin["record_indices"])}
 
 
-def _write_parquet(cases: Sequence[Case], origin: Origin, path: Path) -> None:
+def _write_parquet(cases: Sequence[Case], origin: Origin, head: dict[str, Any], path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -122,7 +150,7 @@ def _write_parquet(cases: Sequence[Case], origin: Origin, path: Path) -> None:
     columns = {
         name: pa.array(values, types.get(name, ids)) for name, values in _columns(cases, origin).items()
     }
-    table = pa.table(columns).replace_schema_metadata({FORMAT: json.dumps(_head(cases, origin))})
+    table = pa.table(columns).replace_schema_metadata({FORMAT: json.dumps(head)})
     pq.write_table(table, path)
 
 
@@ -131,20 +159,20 @@ def _read_parquet(path: Path) -> dict[str, Any]:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
+        table = pq.read_table(pa.BufferReader(path.read_bytes()))
+        columns, text = table.to_pydict(), (table.schema.metadata or {}).get(FORMAT.encode())
+        head = {} if text is None else dict(json.loads(text))
+    except Exception as error:  # pyarrow raises many kinds for what isn't Parquet
         raise RecordError(
             f"{path}: not a whole Parquet file ({error}); was its writing cut short?"
         ) from error
-    head = (table.schema.metadata or {}).get(FORMAT.encode())
-    document: dict[str, Any] = json.loads(head) if head else {}
-    return document | {"cases": table.to_pydict()}
+    return head | {"cases": columns}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RecordError(
             f"{path}: not a whole JSON document ({error}); was its writing cut short?"
         ) from error

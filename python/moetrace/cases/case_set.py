@@ -9,7 +9,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from moetrace.arguments import as_count, as_integer, as_list, as_path, as_seed, is_integer, shown
+from moetrace.arguments import as_count, as_integer, as_list, as_seed, is_integer, shown
 from moetrace.cases.case import Case, fingerprint, refuse_duplicates
 from moetrace.cases.case_display import SHOWN, case_set_html
 from moetrace.cases.case_files import Origin, case_frame, read_case_set, write_case_set
@@ -265,7 +265,7 @@ class CaseSet(Sequence[Case]):
             record_indices=self._record_indices,
             n_records=self._n_records,
         )
-        write_case_set(self, origin, as_path(path, "path"))
+        write_case_set(self, origin, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> CaseSet:
@@ -276,7 +276,7 @@ class CaseSet(Sequence[Case]):
         Raises:
             RecordError: There is no such file, it is truncated, changed, or of another kind.
         """
-        return read_case_set(as_path(path, "path"), cls)
+        return read_case_set(path, cls)
 
     def __repr__(self) -> str:
         steps = ", ".join(f"{name} {left:,}" for name, left in self._funnel.items())

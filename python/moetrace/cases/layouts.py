@@ -5,12 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from itertools import islice
+from numbers import Real
+from reprlib import Repr
 from typing import Any
 
 from moetrace.cases.record import Record
 from moetrace.errors import RecordError
 
 Row = Mapping[str, Any]
+
+_SHORT = Repr()  # cuts what is long and stops where it is deep, as a value from a file may be
+_SHORT.maxstring = _SHORT.maxother = 80
 
 
 class Fields:
@@ -34,9 +39,11 @@ class Fields:
         return "" if is_null(value) else self._text(value, names[0])
 
     def label(self, name: str) -> str:
-        """Text of a field that may be absent."""
+        """Text, or a number as text, of a field that may be absent."""
         value = self.row.get(name)
-        return "" if is_null(value) else str(value)
+        if is_null(value):
+            return ""
+        return str(value) if isinstance(value, Real) else self._text(value, name)
 
     def number(self, name: str) -> int:
         """A whole number, or the record's index where no record could have it."""
@@ -48,8 +55,8 @@ class Fields:
             return int(str(value).removesuffix(".0"))
         except ValueError:
             raise RecordError(
-                f"{self.where}: {name} is {value!r}; expected a whole number. Leave the field out of every"
-                " record to number them by their order"
+                f"{self.where}: {name} is {short(value)}; expected a whole number. Leave the field out of"
+                " every record to number them by their order"
             ) from None
 
     def inner(self, name: str) -> Fields:
@@ -71,8 +78,18 @@ class Fields:
         if isinstance(value, Mapping) and "str" in value:  # CounterFact writes objects as {"str", "id"}
             value = value["str"]
         if not isinstance(value, str):
-            raise RecordError(f"{self.where}: {name} is {value!r}; expected text")
-        return value
+            raise RecordError(f"{self.where}: {name} is {short(value)}; expected text")
+        return self._unicode(value, name)
+
+    def _unicode(self, text: str, name: str) -> str:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise RecordError(
+                f"{self.where}: {name} is {short(text)}, which is no valid Unicode (half of a surrogate"
+                " pair); no tokenizer can read it: repair or drop the record"
+            ) from None
+        return text
 
 
 class Layout(ABC):
@@ -221,8 +238,16 @@ def find_layout(row: Row, source: str) -> Layout:
 
 def first_few(names: Iterable[Any], count: int = 12) -> str:
     """Names for a message, cut where there are many."""
-    shown = [str(name) for name in islice(names, count + 1)]
+    shown = [short(name).strip("'") for name in islice(names, count + 1)]
     return ", ".join(shown[:count]) + (", …" if len(shown) > count else "")
+
+
+def short(value: Any) -> str:
+    """A value for a message: its repr, cut where it is long or deep."""
+    try:
+        return _SHORT.repr(value)
+    except (ValueError, RecursionError):  # an integer of more digits than Python writes
+        return f"a {type(value).__name__} that can't be shown"
 
 
 def is_null(value: Any) -> bool:

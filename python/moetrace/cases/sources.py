@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from moetrace.arguments import as_list, shown
+from moetrace.cases.layouts import short
 from moetrace.errors import RecordError
 
 HUB_NAMES = {"counterfact": "azhx/counterfact"}
@@ -38,9 +39,17 @@ def open_source(source: Any, split: str | None) -> tuple[Rows, str]:
 
 def _open_named(source: str | os.PathLike[str], split: str | None) -> tuple[Rows, str]:
     path = Path(source)
-    if path.is_dir():
+    try:
+        folder, there = path.is_dir(), path.exists()
+    except (OSError, ValueError) as error:  # a name too long, or with a null byte
+        reason = getattr(error, "strerror", None) or error
+        raise RecordError(
+            f"{short(str(source))} is no path ({reason}); expected one, a hub id 'owner/name', or"
+            " 'counterfact'. Records that are JSON text already are read by json.loads"
+        ) from error
+    if folder:
         return _folder_rows(path, split), str(path)
-    if path.exists():
+    if there:
         reader = READERS.get(path.suffix.lower())
         if reader is None:
             raise RecordError(
@@ -51,7 +60,8 @@ def _open_named(source: str | os.PathLike[str], split: str | None) -> tuple[Rows
     # A hub id is owner/name; anything with a known suffix or a deeper path was meant as a file.
     if isinstance(source, os.PathLike) or name.count("/") != 1 or path.suffix.lower() in READERS:
         raise RecordError(
-            f"{source}: there is no such file; expected a path, a hub id 'owner/name', or 'counterfact'"
+            f"{short(str(source))}: there is no such file; expected a path, a hub id 'owner/name',"
+            " or 'counterfact'"
         )
     return _split_rows(_load_dataset(name), split, name), name
 
@@ -102,7 +112,7 @@ def _dataset_rows(dataset: Any) -> Rows:
 def _read_json(path: Path) -> Rows:
     text = _read_text(path)
     try:
-        document = json.loads(text)
+        document = _parse(text, str(path))
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":  # one document a line, under another suffix
             return _parse_lines(text, path)
@@ -126,12 +136,24 @@ def _parse_lines(text: str, path: Path) -> Rows:
         if not line.strip():
             continue
         try:
-            rows.append(json.loads(line))
+            rows.append(_parse(line, f"{path}: line {number}"))
         except json.JSONDecodeError as error:
             raise RecordError(
                 f"{path}: line {number} is not whole JSON ({error.msg}); was the file cut short?"
             ) from error
     return rows
+
+
+def _parse(text: str, where: str) -> Any:
+    """A JSON document; what is JSON and yet can't be read is a RecordError."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except RecursionError as error:
+        raise RecordError(f"{where}: nested too deeply for records of facts") from error
+    except ValueError as error:  # an integer of more digits than Python reads
+        raise RecordError(f"{where}: a number can't be read ({error})") from error
 
 
 def _read_table(path: Path) -> Rows:
@@ -160,11 +182,15 @@ def _read_parquet(path: Path) -> Rows:
     import pyarrow.parquet as pq
 
     try:
-        rows: Rows = pq.read_table(path).to_pylist()
-    except (pa.ArrowException, OSError) as error:
+        table = pq.read_table(pa.BufferReader(path.read_bytes()))
+    except Exception as error:  # pyarrow raises many kinds for what isn't Parquet
         raise RecordError(
             f"{path}: not a whole Parquet file ({error}); was the download cut short?"
         ) from error
+    try:
+        rows: Rows = table.to_pylist()
+    except Exception as error:  # times that Python has none for, text that isn't UTF-8
+        raise RecordError(f"{path}: a value can't be read ({type(error).__name__}: {error})") from error
     return rows
 
 

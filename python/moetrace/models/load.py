@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 from moetrace.arguments import as_flag, as_path, refuse_type
@@ -26,8 +27,9 @@ def load_model(
     >>> model, tokenizer = mt.load_model("Qwen/Qwen3-30B-A3B-Base", dtype="bfloat16", device_map="auto")
 
     ``name``: a hub id or a folder. ``dtype``: "auto" is the checkpoint's. ``device_map``: as in transformers
-    (needs accelerate). Only safetensors are read, never pickled weights; ``trust_remote_code`` stays off
-    unless turned on. Other arguments go to ``AutoModelForCausalLM.from_pretrained``. ModelError where the
+    (needs accelerate). Only safetensors are read: a pickle can run any code, so a checkpoint of
+    ``pytorch_model.bin`` is refused unless ``use_safetensors=False`` is given. ``trust_remote_code`` stays
+    off unless turned on. Other arguments go to ``AutoModelForCausalLM.from_pretrained``. ModelError where the
     checkpoint can't be loaded.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -38,13 +40,29 @@ def load_model(
         name = str(as_path(name, "name"))
     trust_remote_code = as_flag(trust_remote_code, "trust_remote_code")
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
-    kwargs.setdefault("use_safetensors", True)
+    if kwargs.get("use_safetensors") is not False:
+        kwargs["use_safetensors"] = True
+        _refuse_pickles(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **common)
         model = AutoModelForCausalLM.from_pretrained(
             name, dtype=dtype, device_map=device_map, **common, **kwargs
         )
-    except (OSError, ValueError, ImportError) as failure:
+    except Exception as failure:  # transformers, safetensors and the hub raise dozens of kinds
         raise ModelError(f"{name!r} can't be loaded as a causal language model: {failure}") from failure
     model.eval()  # type: ignore[no-untyped-call]
     return model, tokenizer
+
+
+def _refuse_pickles(name: str | os.PathLike[str]) -> None:
+    """ModelError for a folder whose weights are pickled and nothing else."""
+    folder = Path(name)
+    pickles = sorted(folder.glob("pytorch_model*.bin"))
+    if pickles and not any(folder.glob("*.safetensors")):
+        raise ModelError(
+            f"{pickles[0]} holds pickled weights, which can run any code when they are read, and there are "
+            "no safetensors beside it. If you trust where it comes from, convert it once: "
+            f"from transformers import AutoModelForCausalLM as M; f = {str(folder)!r}; "
+            "M.from_pretrained(f, use_safetensors=False, dtype='auto').save_pretrained(f); or load it as it "
+            "is, with use_safetensors=False"
+        )

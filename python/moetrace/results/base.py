@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from moetrace.arguments import as_choice
-from moetrace.files import write_json, write_parquet
+from moetrace.results.saved import Saved, write_saved
 from moetrace.stats import summary_table
 
 INTERVALS = ("percentile", "bca", "basic")
@@ -103,7 +103,8 @@ class TraceResult:
         One row for each site: its columns, then mean, positive_fraction, ci_low, ci_high (bootstrap of the
         mean, ``n_resamples``), p_value (two-sided sign-flip test, ``n_flips``), n, and p_adjusted with a
         ``correction`` over the sites. ``by="relation_id"``: the same for each relation, which comes first.
-        ``cluster="relation_id"``: whole relations are resampled and flipped. The defaults are the paper's.
+        ``cluster="relation_id"``: whole relations are resampled and flipped; fewer than ten are a
+        FewClustersWarning. The defaults are the paper's.
         """
         return summarise(
             self.effects, self._sites, self._cases, by, cluster, ci=ci, n_resamples=n_resamples,
@@ -138,13 +139,16 @@ class TraceResult:
         return self.rows
 
     def save(self, folder: str | Path) -> None:
-        """Write tables (Parquet) and ``meta.json`` into a folder, each atomically; ``mt.load`` reads it."""
-        path = Path(folder)
-        write_parquet(path / "rows.parquet", self._saved_rows())
-        write_parquet(path / "cases.parquet", self._cases)
-        write_parquet(path / "failed.parquet", self.failed)
-        # Last, so that a folder with it is whole.
-        write_json(path / "meta.json", {"kind": self.kind, "format": 1, "provenance": self.provenance})
+        """Write the tables (Parquet) and ``meta.json`` into a folder; ``mt.load`` reads and verifies them.
+
+        >>> layers.save("runs/layers")
+
+        All of it is written, or nothing: a process that is killed leaves the result that was there.
+        ``folder``: new, empty, or with a result or a run of the same kind. ArgumentError where it is no path;
+        RunFolderError where it is a file, holds something else, or can't be written.
+        """
+        tables = {"rows": self._saved_rows(), "cases": self._cases, "failed": self.failed}
+        write_saved(folder, Saved(self.kind, tables, self.provenance))
 
 
 def summarise(

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
 
 from moetrace import coalition
 from moetrace.errors import ArgumentError
-from moetrace.results.base import TraceResult
-from moetrace.results.display import result_html
+from moetrace.results.base import TraceResult, summarise
+from moetrace.results.display import plot_lines, plot_points, refuse_groups, result_html, table_note
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 class CoalitionTrace(TraceResult):
@@ -107,6 +110,31 @@ class CoalitionTrace(TraceResult):
         table = self._cases[["case_id", "relation_id"]].copy()
         return table.assign(singles=found.singles, grand=found.grand, difference=found.difference)
 
+    def plot(self, ax: Axes | None = None, **summary: Any) -> Axes:
+        """Mean rescue of each coalition; of subsets of the slots, by how many slots they take.
+
+        Of subsets each dot is one's mean over the cases, and the line with its interval the mean over all
+        patched ones of that size. ``summary``: arguments of :meth:`summary` but ``by``. Needs matplotlib.
+        """
+        refuse_groups(summary)
+        layer, count = int(self._sites.layer.iloc[0]), self.effects.shape[1]
+        if not self.players:
+            title = f"Coalitions of experts of layer {layer}, {len(self)} cases"
+            names = self._sites.coalition.tolist()
+            return plot_points(self.summary(**summary), names, title, self.noise_floor, ax, (), summary)
+        sizes = np.array([int(mask).bit_count() for mask in self.provenance["masks"]])
+        found = np.unique(sizes)
+        means = np.stack([self.effects[:, sizes == size].mean(axis=1) for size in found], axis=1)
+        table = summarise(means, pd.DataFrame({"size": found}), self._cases, **summary)
+        which = "all" if self.complete else f"{count} sampled"
+        title = f"Coalitions of {self.players} routed experts of layer {layer} ({which}), {len(self)} cases"
+        lines = {"mean of the coalitions of a size": (found, table)}
+        ax = plot_lines(lines, title, "slots in the coalition", self.noise_floor, ax, summary)
+        ax.plot(sizes, self.effects.mean(axis=0), ".", color="#777777", alpha=0.6, label="one coalition")
+        ax.set_xticks(found)
+        ax.legend(frameon=False, fontsize=8)
+        return ax
+
     def _experts(self) -> np.ndarray:
         """(cases, players): expert of each slot."""
         return np.stack([np.asarray(line)[: self.players] for line in self._cases.experts])
@@ -134,4 +162,6 @@ class CoalitionTrace(TraceResult):
         )
 
     def _repr_html_(self) -> str:
-        return result_html(repr(self), self.summary(), self.failed)
+        return result_html(
+            repr(self), self.summary(), self.failed, [table_note(self.effects.shape[1], "coalitions")]
+        )

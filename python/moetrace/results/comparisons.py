@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from html import escape
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -14,11 +13,14 @@ from moetrace.arguments import refuse_type
 from moetrace.errors import ArgumentError, LayerRangeError
 from moetrace.results.base import summarise
 from moetrace.results.controls import Controls, ExpertInLayer
-from moetrace.results.display import result_html
+from moetrace.results.display import plain, plot_counts, plot_points, refuse_groups, result_html, table_note
 from moetrace.results.expert_arrays import Floats
 from moetrace.results.expert_name import Expert
 from moetrace.results.layers import LayerTrace
 from moetrace.stats import bootstrap
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 class CaseMismatchError(ArgumentError):
@@ -67,6 +69,16 @@ class Contrast:
         values = self.rows[list(self.quantities.values())].to_numpy(dtype=float)
         return summarise(values, pd.DataFrame({"quantity": list(self.quantities)}), self.rows, **options)
 
+    def plot(self, ax: Axes | None = None, **summary: Any) -> Axes:
+        """Mean of each quantity with its interval. ``summary``: as :meth:`summary`, but ``by``.
+
+        Needs matplotlib.
+        """
+        refuse_groups(summary)
+        table = self.summary(**summary)
+        title = f"{type(self).__name__} of {plain(self.star)}, {len(self)} cases"
+        return plot_points(table, table.quantity.tolist(), title, 0.0, ax, (), summary)
+
     def _means(self) -> str:
         means = (f"{name} {self.rows[column].mean():+.3f}" for name, column in self.quantities.items())
         return ", ".join(means)
@@ -75,8 +87,8 @@ class Contrast:
         return f"{type(self).__name__}({self.star}: {self._means()}; {len(self)} cases)"
 
     def _repr_html_(self) -> str:
-        notes = "".join(f"<p>{escape(note)}</p>" for note in self._remarks())
-        return result_html(repr(self), self.summary(), pd.DataFrame()) + notes
+        notes = [*self._remarks(), table_note(len(self.quantities), "quantities")]
+        return result_html(repr(self), self.summary(), pd.DataFrame(), notes)
 
     def _remarks(self) -> list[str]:
         """What a reader should know beside the table."""
@@ -202,6 +214,14 @@ class ActiveRanks:
             ],
             columns=["metric", "value", "ci_low", "ci_high"],
         )
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """In how many cases the expert has each rank; 1 is the largest rescue. Needs matplotlib."""
+        counts = (
+            self.rows["rank"].value_counts().reindex(range(1, int(self.rows.active.max()) + 1), fill_value=0)
+        )
+        title = f"Rank of {plain(self.star)} among the active experts, {self.n_ranked} of {self.n} cases"
+        return plot_counts(counts.index.tolist(), counts.tolist(), title, ("rank of its rescue", "cases"), ax)
 
     def __repr__(self) -> str:
         return (

@@ -22,7 +22,7 @@ from moetrace.results.comparisons import (
     layer_share,
 )
 from moetrace.results.controls import ControlledRows, Controls, ExpertInLayer, warn_of_short
-from moetrace.results.display import plot_experts, result_html
+from moetrace.results.display import expert_notes, plot_experts, refuse_groups, result_html
 from moetrace.results.expert_arrays import (
     LOGITS,
     Counts,
@@ -219,8 +219,7 @@ class ExpertTrace(TraceResult):
 
         >>> held.ranks(star).summary()
 
-        Ranked are the cases where the star and another expert are clean-active. Errors: see
-        :meth:`specificity`.
+        Over the cases where the star and another are clean-active. Errors: see :meth:`specificity`.
         """
         return ActiveRanks.of(self._compared(star))
 
@@ -335,42 +334,44 @@ class ExpertTrace(TraceResult):
     ) -> Axes:
         """Mean rescue of the experts that are ever clean-active, sorted, with intervals.
 
-        Filled marks: clean-active in at least ``min_active`` of the cases. At most the best ``limit`` are
-        shown. ``summary``: arguments of :meth:`summary`. Needs matplotlib.
+        Filled marks: clean-active in at least ``min_active`` of the cases. At most the ``limit`` best by this
+        mean are shown. ``summary``: arguments of :meth:`summary` but ``by``. Needs matplotlib.
         """
         limit = as_count(limit, "limit")
+        refuse_groups(summary)
         found = self.candidates(layer, mean="all")
         table = self._summary_of(found.head(limit), **summary)
         of = self.layers if layer is None else (layer,)
         where = f"layer {of[0]}" if len(of) == 1 else "all traced layers"
         shown = f"best {limit} of {len(found)}" if len(found) > limit else f"all {len(found)}"
         title = f"Experts of {where}, {len(self)} cases ({shown} ever clean-active)"
-        return plot_experts(table, title, required_cases(min_active, len(self)), self.noise_floor, ax)
+        required = required_cases(min_active, len(self))
+        return plot_experts(table, title, required, self.noise_floor, ax, summary)
 
     def __repr__(self) -> str:
         layers = f"layer {self.layers[0]}" if len(self.layers) == 1 else f"{len(self.layers)} layers"
         best = self._candidates.select(SelectionRule(), self._every) if len(self) else None
-        found = "no expert clean-active in half of them"
+        top = "no expert clean-active in half of them"
         if best is not None:
-            found = (
+            top = (
                 f"best recurrent {best.star} with mean rescue {best.rescue:+.3f}, active in {best.recurrence}"
             )
         return (
-            f"ExpertTrace({len(self)} cases x {len(self._sites)} experts of {layers}; {found}; "
+            f"ExpertTrace({len(self)} cases x {len(self._sites)} experts of {layers}; {top}; "
             f"numerical floor {self.noise_floor:.1e})"
         )
 
     def _repr_html_(self) -> str:
-        table = pd.DataFrame()
-        if len(self):
-            table = self._summary_of(self.candidates().head(10))
-        return result_html(repr(self), table, self.failed)
+        if not len(self):
+            return result_html(repr(self), pd.DataFrame(), self.failed)
+        found = self.candidates()
+        table = self._summary_of(found.head(10))
+        return result_html(repr(self), table, self.failed, expert_notes(len(table), len(found)))
 
     def _summary_of(self, found: pd.DataFrame, **options: Any) -> pd.DataFrame:
         """Summary of the candidates in a table, with their names and recurrence."""
         columns = [self._column[pair] for pair in zip(found.layer, found.expert, strict=True)]
-        names = found[["star", "active"]]
-        return summarise(self.effects[:, columns], names, self._cases, **options)
+        return summarise(self.effects[:, columns], found[["star", "active"]], self._cases, **options)
 
     @property
     def _every(self) -> Counts:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from moetrace.results.base import TraceResult
-from moetrace.results.display import plot_layers, result_html
+from moetrace.results.display import plot_layers, refuse_groups, result_html, table_note
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,12 +61,14 @@ class LayerTrace(TraceResult):
         )
 
     def plot(self, ax: Axes | None = None, **summary: Any) -> Axes:
-        """Mean rescue by layer with its interval (Figure 1, left); filled marks survive ``correction``.
+        """Mean rescue by layer with its interval (Figure 1, left); filled marks are below 0.05 in the test.
 
-        Needs matplotlib (``pip install moetrace[plot]``). ``summary``: arguments of :meth:`summary`;
-        ``correction`` is "max_t" unless given.
+        Needs matplotlib (``pip install "moetrace[plot]"``). ``summary``: arguments of :meth:`summary` but
+        ``by``; ``correction`` is "max_t" unless given. The labels say which were used.
         """
-        return plot_layers(self.summary(**{"correction": "max_t", **summary}), self.noise_floor, ax)
+        options = {"correction": "max_t", **summary}
+        refuse_groups(options)
+        return plot_layers(self.summary(**options), self.noise_floor, ax, options)
 
     def __repr__(self) -> str:
         means = self.effects.mean(axis=0)
@@ -77,4 +79,4 @@ class LayerTrace(TraceResult):
         )
 
     def _repr_html_(self) -> str:
-        return result_html(repr(self), self.summary(), self.failed)
+        return result_html(repr(self), self.summary(), self.failed, [table_note(len(self.layers), "layers")])

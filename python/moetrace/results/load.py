@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-
-import pandas as pd
 
 from moetrace.errors import RunFolderError
 from moetrace.results.base import TraceResult
@@ -13,6 +10,7 @@ from moetrace.results.coalitions import CoalitionTrace
 from moetrace.results.experts import ExpertTrace
 from moetrace.results.layers import LayerTrace
 from moetrace.results.matched import MatchedTrace
+from moetrace.results.saved import read_saved
 from moetrace.results.scales import ScaleTrace
 
 _KINDS: dict[str, type[TraceResult]] = {
@@ -21,21 +19,28 @@ _KINDS: dict[str, type[TraceResult]] = {
 
 
 def load(folder: str | Path) -> TraceResult:
-    """The result that was saved in a folder.
+    """The result that was saved in a folder, verified.
 
     >>> layers.save("runs/layers"); mt.load("runs/layers").best
 
-    RunFolderError where the folder holds none, or one that can't be read.
+    Every value is compared with the digests that ``save`` kept: names and kinds of columns, their values in
+    their order, the provenance, format and version. A table that another Parquet writer wrote again with
+    the same values is the same table. Digests find damage and edits; they are no signature.
+
+    Raises:
+        RunFolderError: the folder holds no result, one of another format, or one that isn't as it was
+            saved; the message names the file and the field.
+        ArgumentError: ``folder`` is no path.
     """
-    path = Path(folder)
-    if not (path / "meta.json").exists():
-        raise RunFolderError(f"{path} holds no saved result: expected a file meta.json that .save() writes")
+    saved = read_saved(folder)
+    if saved.kind not in _KINDS:
+        raise RunFolderError(
+            f"{folder} holds a result of kind {saved.kind!r}; this version knows {sorted(_KINDS)}"
+        )
     try:
-        meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
-        kind, provenance = meta["kind"], meta["provenance"]
-        tables = [pd.read_parquet(path / f"{name}.parquet") for name in ("rows", "cases", "failed")]
+        rows, cases, failed = saved.tables.values()
+        return _KINDS[saved.kind].from_files(rows, cases, failed, saved.provenance)
     except Exception as failure:
-        raise RunFolderError(f"the result in {path} can't be read: {failure}; save it again") from None
-    if kind not in _KINDS:
-        raise RunFolderError(f"{path} holds a result of kind {kind!r}; this version knows {sorted(_KINDS)}")
-    return _KINDS[kind].from_files(tables[0], tables[1], tables[2], provenance)
+        raise RunFolderError(
+            f"the tables in {folder} don't make a {saved.kind} result ({failure}); save it again"
+        ) from failure

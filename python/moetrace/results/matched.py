@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
 
 from moetrace.effects import gate_specificity
 from moetrace.results.base import TraceResult, summarise
-from moetrace.results.display import result_html
+from moetrace.results.display import plain, plot_points, refuse_groups, result_html, table_note
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 SITES = (("selected", "raw"), ("matched", "raw"), ("selected", "equal_norm"), ("matched", "equal_norm"))
 
@@ -44,6 +47,18 @@ class MatchedTrace(TraceResult):
         heads = pd.DataFrame(names, columns=["quantity", "scaling"])
         return summarise(np.stack(values, axis=1), heads, self._cases, **summary)
 
+    def plot(self, ax: Axes | None = None, **summary: Any) -> Axes:
+        """Rescue of the expert, of its control and their difference, raw and at equal norm.
+
+        ``summary``: arguments of :meth:`summary` but ``by``. Needs matplotlib.
+        """
+        refuse_groups(summary)
+        table = self.table(**summary)
+        raw = (table.scaling == "raw").to_numpy()
+        marks = [(raw, "#1f5fa8", "raw patch vectors"), (~raw, "white", "at equal norm")]
+        title = f"{plain(self.star)} and its weight-matched control, {len(self)} active cases"
+        return plot_points(table, table.quantity.tolist(), title, self.noise_floor, ax, marks, summary)
+
     def _rescue(self, role: str, scaling: str) -> np.ndarray:
         return self.effects[:, SITES.index((role, scaling))]
 
@@ -58,4 +73,4 @@ class MatchedTrace(TraceResult):
         )
 
     def _repr_html_(self) -> str:
-        return result_html(repr(self), self.table(), self.failed)
+        return result_html(repr(self), self.table(), self.failed, [table_note(6, "rows")])

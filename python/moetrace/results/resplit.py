@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -17,8 +17,12 @@ from moetrace.effects import required_cases
 from moetrace.errors import ArgumentError
 from moetrace.results.comparisons import Contrast
 from moetrace.results.controls import ControlledRows, gather_short
+from moetrace.results.display import plot_counts
 from moetrace.results.expert_name import Expert
 from moetrace.results.selection import Candidates, SelectionRule
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _COLUMNS = [
     "seed", "min_active", "required", "star", "layer", "expert", "recurrence", "discovery_rescue",
@@ -75,6 +79,12 @@ class Stability:
     def mean_specificity(self) -> float:
         """Validation specificity averaged over the settings that select an expert."""
         return float(self.rows.specificity.mean())
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """In how many settings each expert is selected. Needs matplotlib."""
+        counts = self.counts
+        title = f"Experts selected in {len(self)} settings ({int(self.rows.star.isna().sum())} select none)"
+        return plot_counts(counts.index.tolist(), counts.tolist(), title, ("expert", "settings"), ax)
 
     def __repr__(self) -> str:
         if self.modal is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -10,7 +10,10 @@ import pandas as pd
 from moetrace.arguments import as_choice
 from moetrace.effects import drop
 from moetrace.results.base import TraceResult
-from moetrace.results.display import result_html
+from moetrace.results.display import plain, plot_lines, refuse_groups, result_html, table_note
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 class ScaleTrace(TraceResult):
@@ -45,6 +48,23 @@ class ScaleTrace(TraceResult):
         table.insert(2, "drop", drop(self._cases.clean.to_numpy(), noised).mean(axis=0))
         return table
 
+    def plot(self, ax: Axes | None = None, **summary: Any) -> Axes:
+        """Mean rescue of the expert and of its whole block by noise scale, with intervals.
+
+        ``summary``: arguments of :meth:`summary` but ``by``. Needs matplotlib.
+        """
+        refuse_groups(summary)
+        table = self.summary(**summary).sort_values("scale", ignore_index=True)
+        star = self.provenance["star"]
+        lines = {
+            name: (own.scale.to_numpy(), own)
+            for patch, name in (("expert", f"expert {star}"), ("block", "its whole block"))
+            for own in (table[table.patch == patch],)
+        }
+        title = f"{plain(star)} under several corruptions, {len(self)} cases"
+        xlabel = "noise scale (standard deviations of the embedding)"
+        return plot_lines(lines, title, xlabel, self.noise_floor, ax, summary)
+
     def __repr__(self) -> str:
         means = ", ".join(
             f"{scale:g}: {mean:+.3f}"
@@ -53,4 +73,4 @@ class ScaleTrace(TraceResult):
         return f"ScaleTrace({self.provenance['star']}, {len(self)} cases, mean rescue by scale {means})"
 
     def _repr_html_(self) -> str:
-        return result_html(repr(self), self.table(), self.failed)
+        return result_html(repr(self), self.table(), self.failed, [table_note(len(self.scales), "scales")])

@@ -15,6 +15,7 @@ from moetrace.stats.adjustment import adjust
 from moetrace.stats.draws import philox_integers, sample_without_replacement
 from moetrace.stats.errors import (
     DegenerateWarning,
+    FewClustersWarning,
     NotFiniteError,
     StatisticsError,
     TooFewCasesError,
@@ -30,6 +31,7 @@ __all__ = [
     "AdjustResult",
     "BootstrapResult",
     "DegenerateWarning",
+    "FewClustersWarning",
     "NotFiniteError",
     "RankResult",
     "SignFlipResult",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -11,6 +12,7 @@ import numpy.typing as npt
 
 from moetrace.arguments import as_choice, as_count, as_flag, as_number, shown
 from moetrace.stats.errors import (
+    FewClustersWarning,
     NotFiniteError,
     StatisticsError,
     TooFewCasesError,
@@ -23,6 +25,7 @@ Labels = npt.NDArray[np.int32]
 NanPolicy = Literal["raise", "omit"]
 
 MAX_RESAMPLES = 1_000_000
+FEW_CLUSTERS = 10
 _Choice = TypeVar("_Choice", bound=str)
 
 
@@ -129,6 +132,19 @@ def check_cluster_count(count: int) -> None:
         raise TooFewClustersError(
             "all cases belong to one cluster; expected at least two: give finer labels, or cluster=None to "
             "treat the cases as independent"
+        )
+
+
+def warn_of_few(groups: Clusters, stacklevel: int) -> None:
+    """FewClustersWarning for fewer than ten clusters; ``stacklevel`` is the caller's own."""
+    if groups.given and groups.count < FEW_CLUSTERS:
+        warnings.warn(
+            f"{groups.count} clusters are fewer than {FEW_CLUSTERS}: a bootstrap of so few gives intervals "
+            f"that are too short, and no sign-flip p-value below {2 / 2**groups.count:.3g} is possible. Add "
+            "cases of other clusters, or report the clusters one by one; cluster=None takes cases for "
+            "independent, which those of a cluster seldom are",
+            FewClustersWarning,
+            stacklevel=stacklevel + 1,
         )
 
 

@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from moetrace.errors import ArgumentError, MoetraceWarning
+from moetrace.errors import ArgumentError, FewClustersWarning, MoetraceWarning
+
+__all__ = [
+    "DegenerateWarning",
+    "FewClustersWarning",
+    "NotFiniteError",
+    "StatisticsError",
+    "TooFewCasesError",
+    "TooFewClustersError",
+    "refusals",
+]
 
 
 class StatisticsError(ArgumentError):

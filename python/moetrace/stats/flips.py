@@ -61,7 +61,8 @@ def sign_flip(
 
     Returns:
         A :class:`SignFlipResult` with ``estimate`` (the mean), ``p_value``, ``p_adjusted``, ``exact``,
-        ``n``; floats for a vector, arrays for a matrix.
+        ``n``; floats for a vector, arrays for a matrix. Fewer than ten clusters are a
+        :class:`FewClustersWarning`.
 
     Raises:
         StatisticsError: for fewer than two cases or clusters, values that are not finite, shapes that
@@ -73,6 +74,7 @@ def sign_flip(
         checks.choice(correction, "correction", _CORRECTIONS)
     given = checks.columns(x, "x", nan)
     groups = checks.clusters(cluster, len(given.values))
+    checks.warn_of_few(groups, stacklevel=2)
     values, groups, n = _without_missing(given.values, groups)
     values, exponent = _tamed(values)
     sums = _stats.cluster_sums(values, groups.labels, groups.count) if groups.given else values

@@ -65,7 +65,8 @@ def bootstrap(
     Returns:
         A :class:`BootstrapResult`: ``estimate``, ``ci_low``, ``ci_high``, ``standard_error`` (standard
         deviation of the replicates) and ``n``; floats for a vector, arrays for a matrix. A statistic that
-        doesn't vary has a point for an interval, and a :class:`DegenerateWarning` says so.
+        doesn't vary has a point for an interval, and a :class:`DegenerateWarning` says so. Fewer than ten
+        clusters are a :class:`FewClustersWarning`.
 
     Raises:
         StatisticsError: for fewer than two cases or clusters, values that are not finite, shapes that
@@ -78,6 +79,7 @@ def bootstrap(
     first = checks.columns(x, "x", nan)
     second = _second_sample(first, y, statistic, nan)
     groups = checks.clusters(cluster, len(first.values))
+    checks.warn_of_few(groups, stacklevel=2)
     _check_combination(statistic, ci, groups, two_stage)
     level = checks.fraction(q, "q", closed=True)
     settings: dict[str, Any] = {

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from moetrace.stats import checks
 from moetrace.stats.checks import Clusters, Floats
-from moetrace.stats.errors import DegenerateWarning, StatisticsError
+from moetrace.stats.errors import DegenerateWarning, FewClustersWarning, StatisticsError
 from moetrace.stats.flips import Correction, FlipStatistic, sign_flip
 from moetrace.stats.intervals import Interval, bootstrap
 
@@ -59,7 +59,7 @@ def summary_table(
 
     Returns:
         One row for each column of ``effects``, with columns ``mean, positive_fraction, ci_low, ci_high,
-        p_value, [p_adjusted,] n``.
+        p_value, [p_adjusted,] n``. Fewer than ten clusters are a :class:`FewClustersWarning`.
 
     Raises:
         StatisticsError: for infinite effects, shapes that don't fit, arguments out of range, or cases that
@@ -68,6 +68,7 @@ def summary_table(
     import pandas as pd
 
     values, groups = _checked(effects, clusters)
+    checks.warn_of_few(groups, stacklevel=2)
     if correction is not None:
         checks.choice(correction, "correction", ("max_t", "holm", "bh"))
     known = ~np.isnan(values)
@@ -87,14 +88,15 @@ def summary_table(
         common: dict[str, Any] = {"seed": seed, "cluster": cluster, "nan": "omit", "threads": threads}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DegenerateWarning)
+            warnings.simplefilter("ignore", FewClustersWarning)  # said above, once
             interval = bootstrap(chosen, ci=ci, confidence=confidence, n_resamples=n_resamples, **common)
-        test = sign_flip(
-            chosen,
-            n_flips=n_flips,
-            statistic=statistic,
-            correction=None if correction is None else _TESTS[correction],
-            **common,
-        )
+            test = sign_flip(
+                chosen,
+                n_flips=n_flips,
+                statistic=statistic,
+                correction=None if correction is None else _TESTS[correction],
+                **common,
+            )
         table["mean"][usable] = interval.estimate
         table["ci_low"][usable] = interval.ci_low
         table["ci_high"][usable] = interval.ci_high

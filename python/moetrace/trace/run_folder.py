@@ -4,40 +4,52 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
+from moetrace.arguments import as_folder
 from moetrace.engines.job import Job, LayerRouting, Outcome
 from moetrace.errors import RunFolderError
-from moetrace.files import write_json, write_parquet
+from moetrace.files import is_passing, write_json, write_parquet
+from moetrace.integrity import broken_seal, json_digest, sealed_frame, table_seal
+from moetrace.results.saved import CALL, refuse_other_content
 from moetrace.trace.provenance import model_facts
 
 if TYPE_CHECKING:
     from moetrace.cases import CaseSet
 
-CALL = "call.json"
+FORMAT = 2
 PARTS = "parts"
 ROUTING = tuple(f.name for f in fields(LayerRouting))
+_SEAL = b"moetrace.part"
 
 
 class RunFolder:
-    """``call.json`` says what is traced; ``parts/*.parquet`` hold finished cases, one row a case."""
+    """``call.json`` says what is traced; ``parts/*.parquet`` hold finished cases, one row a case.
 
-    def __init__(self, path: Path, shape: tuple[int, int]) -> None:
-        self.path, self._shape = path, shape
+    A part's Parquet metadata hold the digest of its call and the seal of its columns
+    (:mod:`moetrace.integrity`). One that was edited, belongs to another run, or holds cases of another part
+    is refused by name, and can be removed: its cases are then traced again.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, int], call: str, case_ids: frozenset[int]) -> None:
+        self.path, self._shape, self._call, self._case_ids = path, shape, call, case_ids
 
     @classmethod
     def open(
         cls, out: str | Path, what: str, job: Job, cases: CaseSet, details: Mapping[str, Any] | None
     ) -> RunFolder:
         """Begin a run or go on with it. RunFolderError where the folder holds another call's run."""
-        path = Path(out)
+        path = as_folder(out, "out")
         call = {
+            "format": FORMAT,
             "what": what,
             "model": model_facts(job.anatomy.model),
             "cases": cases.fingerprint(),
@@ -46,29 +58,45 @@ class RunFolder:
             "position": job.position,
             "details": dict(details or {}),
         }
-        found = cls._read_call(path / CALL)
-        if found is None:
-            write_json(path / CALL, call)
-        elif found != json.loads(json.dumps(call)):
-            changed = sorted(key for key in call if found.get(key) != json.loads(json.dumps(call[key])))
+        call = json.loads(json.dumps(call))
+        try:
+            found = cls._read_call(path / CALL)
+            if found is None:
+                refuse_other_content(path, what)
+                write_json(path / CALL, call)
+        except OSError as failure:
+            raise RunFolderError(f"{path} can't be used ({failure}); give another folder") from failure
+        if found is not None and found.get("format") != FORMAT:
+            raise RunFolderError(
+                f"{path / CALL}: format is {found.get('format')!r:.80}; this version of moetrace reads "
+                f"{FORMAT}: give another folder, or remove this one to trace anew"
+            )
+        if found is not None and found != call:
+            changed = sorted(key for key in {*call, *found} if found.get(key) != call.get(key))
             raise RunFolderError(
                 f"{path} holds a run of another call (different: {', '.join(changed)}); give another folder, "
                 "or the same model, cases and arguments to go on with it"
             )
-        return cls(path, (len(job.patches), job.noise.draws))
+        ids = frozenset(case.case_id for case in cases)
+        return cls(path, (len(job.patches), job.noise.draws), json_digest(call), ids)
 
     @staticmethod
     def _read_call(path: Path) -> dict[str, Any] | None:
+        folder = path.parent
         if not path.exists():
-            if path.parent.exists() and any(path.parent.iterdir()):
-                raise RunFolderError(f"{path.parent} isn't empty and holds no {CALL}; give a new folder")
+            if folder.is_dir() and any(not is_passing(entry.name) for entry in folder.iterdir()):
+                raise RunFolderError(f"{folder} isn't empty and holds no {CALL}; give a new folder")
             return None
         try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as failure:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as failure:
             raise RunFolderError(
                 f"{path} can't be read ({failure}); remove the folder to begin anew"
             ) from None
+        if not isinstance(found, dict):
+            raise RunFolderError(
+                f"{path} holds a JSON {type(found).__name__}, not a call; remove the folder to begin anew"
+            )
         return found
 
     def amend(self, detail: str, value: Any) -> None:
@@ -76,42 +104,75 @@ class RunFolder:
         call = self._read_call(self.path / CALL) or {}
         call["details"] = {**call.get("details", {}), detail: value}
         write_json(self.path / CALL, call)
+        self._call = json_digest(call)
 
     def append(self, parts: Mapping[int, Outcome]) -> None:
         """Keep a finished batch."""
-        table = pd.DataFrame(
-            {
-                "case_id": list(parts),
-                "clean": [float(part.clean[0]) for part in parts.values()],
-                "noised": [part.noised[0].tolist() for part in parts.values()],
-                "patched": [part.patched[0].ravel().tolist() for part in parts.values()],
-            }
-        )
+        columns: dict[str, Any] = {
+            "case_id": list(parts),
+            "clean": [float(part.clean[0]) for part in parts.values()],
+            "noised": [part.noised[0].tolist() for part in parts.values()],
+            "patched": [part.patched[0].ravel().tolist() for part in parts.values()],
+        }
         for layer in next(iter(parts.values())).routing:
             for name in ROUTING:
                 column = [getattr(part.routing[layer], name)[0].ravel().tolist() for part in parts.values()]
-                table[f"routing.{layer}.{name}"] = column
-        name = hashlib.sha256(",".join(map(str, sorted(parts))).encode()).hexdigest()[:16]
-        write_parquet(self.path / PARTS / f"{name}.parquet", table)
+                columns[f"routing.{layer}.{name}"] = column
+        try:
+            table = pa.Table.from_pandas(pd.DataFrame(columns), preserve_index=False)
+        except (pa.ArrowException, OverflowError) as failure:
+            raise RunFolderError(
+                f"a batch can't be written as a table ({failure}); expected case ids below 2^63"
+            ) from failure
+        seal = json.dumps({"call": self._call, **table_seal(table)}).encode()
+        table = table.replace_schema_metadata({**(table.schema.metadata or {}), _SEAL: seal})
+        write_parquet(self.path / PARTS / self._name(parts), table)
+
+    @staticmethod
+    def _name(case_ids: Iterable[int]) -> str:
+        digest = hashlib.sha256(",".join(map(str, sorted(case_ids))).encode())
+        return f"{digest.hexdigest()[:16]}.parquet"
 
     def finished(self) -> dict[int, Outcome]:
-        """Outcome of each finished case."""
+        """Outcome of each finished case. RunFolderError names a part that isn't what this run wrote."""
         done: dict[int, Outcome] = {}
+        owner: dict[int, str] = {}
         for path in sorted((self.path / PARTS).glob("*.parquet")):
-            try:
-                table = pd.read_parquet(path)
-            except Exception as failure:
-                raise RunFolderError(
-                    f"{path} can't be read ({failure}); remove it to trace its cases again"
-                ) from None
-            for row in table.to_dict("records"):
-                done[int(row["case_id"])] = Outcome(
+            if is_passing(path.name):
+                continue
+            for row in self._read_part(path).to_dict("records"):
+                case_id = int(row["case_id"])
+                if case_id in owner:
+                    raise _refused(path, f"case {case_id} is also in {owner[case_id]}")
+                owner[case_id] = path.name
+                done[case_id] = Outcome(
                     np.array([row["clean"]]),
                     np.array([row["noised"]], dtype=float),
                     np.array(row["patched"], dtype=float).reshape(1, *self._shape),
                     self._routing(row),
                 )
         return done
+
+    def _read_part(self, path: Path) -> pd.DataFrame:
+        """One part, verified."""
+        try:
+            table = pq.read_table(pa.BufferReader(path.read_bytes()))
+            text = (table.schema.metadata or {}).get(_SEAL)
+            seal = None if text is None else json.loads(text)
+            fault = None if seal is None else broken_seal(seal, table)
+            call = None if seal is None else seal["call"]
+        except Exception as failure:  # pyarrow raises many kinds for what isn't Parquet
+            raise _refused(path, f"it can't be read ({failure})") from None
+        if seal is None:
+            raise _refused(path, "it has no digests, so something else wrote it")
+        if call != self._call:
+            raise _refused(path, f"it belongs to another run than {CALL}")
+        if fault:
+            raise _refused(path, f"it isn't what was written: {fault}")
+        part = sealed_frame(table)
+        if stray := set(part.case_id.tolist()) - self._case_ids:
+            raise _refused(path, f"case {min(stray)} isn't one of this run's")
+        return part
 
     def _routing(self, row: Mapping[Any, Any]) -> dict[int, LayerRouting]:
         """One case's routing from its columns."""
@@ -126,3 +187,7 @@ def _draws(values: Any, draws: int) -> np.ndarray:
     """One case's flat values as (1, draws, n); n may be 0."""
     flat = np.asarray(values)
     return flat.reshape(1, draws, flat.size // draws)
+
+
+def _refused(path: Path, fault: str) -> RunFolderError:
+    return RunFolderError(f"{path} can't be used: {fault}; remove it to trace its cases again")
