@@ -54,7 +54,7 @@ def test_data(call, x, error, message):
         ({"seed": 1.5}, StatisticsError, "seed"),
         ({"seed": 2**64}, StatisticsError, "seed"),
         ({"threads": 0}, StatisticsError, "threads"),
-        ({"nan": "drop"}, StatisticsError, "'raise', 'omit'"),
+        ({"nan": "drop"}, StatisticsError, "'raise' or 'omit'"),
         ({"statistic": "mode"}, StatisticsError, "statistic is 'mode'"),
     ],
 )

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moetrace import __version__
-from moetrace.arguments import as_folder
+from moetrace.arguments import as_path
 from moetrace.errors import RunFolderError
 from moetrace.files import current, is_passing, json_writer, parquet_writer, replace_together
 from moetrace.integrity import broken_seal, json_digest, sealed_frame, table_seal
@@ -42,7 +42,7 @@ class Saved:
 
 def write_saved(folder: Any, saved: Saved) -> None:
     """Write into a new folder, an empty one, or over a result of the same kind; all of it or nothing."""
-    path = as_folder(folder, "folder")
+    path = as_path(folder, "folder")
     try:
         tables = {name: pa.Table.from_pandas(saved.tables[name], preserve_index=False) for name in TABLES}
         meta: dict[str, Any] = {
@@ -115,7 +115,7 @@ def _differing(call: Mapping[str, Any], provenance: Mapping[str, Any]) -> list[s
 
 def read_saved(folder: Any) -> Saved:
     """Read and verify. RunFolderError names the file and the field that isn't as it was saved."""
-    path = as_folder(folder, "folder")
+    path = as_path(folder, "folder")
     meta = _read_meta(path)
     tables = {}
     for name in TABLES:

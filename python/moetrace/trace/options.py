@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar, get_type_hints
 
-from moetrace.arguments import as_choice, as_count, as_folder, is_integer, known_names, refuse_type
+from moetrace.arguments import as_choice, as_count, as_path, is_integer, known_names, refuse_type
 from moetrace.engines.engine_choice import ENGINES
 from moetrace.engines.job import Position
 from moetrace.models.readout import READOUTS, ReadoutKind
@@ -78,7 +78,7 @@ def checked(options: dict[str, Any], function: Callable[..., Any]) -> dict[str, 
         "engine": as_choice(given["engine"], "engine", ENGINES),
         "batch_tokens": as_batch_tokens(given["batch_tokens"]),
         "progress": as_progress(given["progress"]),
-        "out": None if given["out"] is None else as_folder(given["out"], "out"),
+        "out": None if given["out"] is None else as_path(given["out"], "out"),
         "final_subject": as_choice(given["final_subject"], "final_subject", FINAL_SUBJECTS),
         "readout": as_choice(given["readout"], "readout", READOUTS),
     }

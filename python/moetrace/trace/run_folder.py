@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from moetrace.arguments import as_folder
+from moetrace.arguments import as_path
 from moetrace.engines.job import Job, LayerRouting, Outcome
 from moetrace.errors import RunFolderError
 from moetrace.files import is_passing, write_json, write_parquet
@@ -47,7 +47,7 @@ class RunFolder:
         cls, out: str | Path, what: str, job: Job, cases: CaseSet, details: Mapping[str, Any] | None
     ) -> RunFolder:
         """Begin a run or go on with it. RunFolderError where the folder holds another call's run."""
-        path = as_folder(out, "out")
+        path = as_path(out, "out")
         call = {
             "format": FORMAT,
             "what": what,
