@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,47 @@ def test_another_torch_is_an_import_error_that_says_what_to_do(version):
     assert f"torch {version} is installed" in last
     assert "pip install 'torch>=2.11,<3'" in last
     assert issubclass(mt.errors.CoreImportError, ImportError)
+
+
+@pytest.mark.parametrize("module", ["_core", "_stats"])
+def test_one_build_serves_every_torch_of_the_range(module):
+    """Nothing of torch but its stable C functions, and of those none that the oldest torch lacks."""
+    from moetrace._native import LEAST
+
+    abi = pytest.importorskip("torch_abi_audit", reason="needs Python 3.11")
+    audit = abi.inspect_extension(Path(extension(module)))
+    assert audit.error is None
+    assert audit.torch.uses_torch == (module == "_core")
+    assert not audit.torch.unstable_symbols
+    assert not audit.torch.unknown_shim_symbols
+    if module == "_core":
+        assert audit.torch.stable
+        assert tuple(map(int, audit.torch.min_torch_version.split(".")))[:2] <= LEAST
+
+
+@pytest.mark.skipif(shutil.which("readelf") is None, reason="reads the file with readelf")
+@pytest.mark.parametrize(("module", "libraries"), [("_core", {"libtorch_cpu.so"}), ("_stats", set())])
+def test_an_extension_finds_torch_in_the_process_and_not_by_a_folder(module, libraries):
+    command = ["readelf", "--dynamic", "--wide", extension(module)]
+    entries = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    needed = set(re.findall(r"\(NEEDED\).*\[(.*)\]", entries))
+    assert any(name.startswith("libc.") for name in needed)
+    assert {name for name in needed if re.match(r"libtorch|libc10|libcu|libpython", name)} == libraries
+    assert not [name for name in needed if "/" in name]
+    assert not re.findall(r"\((?:RPATH|RUNPATH)\).*", entries)
+
+
+@pytest.mark.parametrize("module", ["_core", "_stats"])
+def test_an_extension_names_no_folder_of_the_machine_that_built_it(module):
+    """Messages of torch's headers and of our checks name files: by their place in the tree."""
+    text = Path(extension(module)).read_bytes()
+    assert not re.findall(rb"(?<=\0)/[\x20-\x7e]*\.(?:h|hpp|cpp)\0", text)
+    assert (b"torch/csrc/stable/tensor_inl.h\0" in text) == (module == "_core")
+
+
+def extension(module):
+    core_module()  # torch's libraries must be there before the core
+    return importlib.import_module(f"moetrace.{module}").__file__
 
 
 def test_statistics_need_no_torch():

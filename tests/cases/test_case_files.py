@@ -169,7 +169,7 @@ def test_what_can_not_be_written_is_said(tmp_path: Path) -> None:
         CASES.save(tmp_path)
     for bad in ("", None, 3, "a\0b"):
         for call in (CASES.save, CaseSet.load):
-            with pytest.raises(ArgumentError, match="expected (the|a) path"):
+            with pytest.raises(ArgumentError, match=r"expected .* path"):
                 call(bad)
     with pytest.raises(RecordError, match="can't be written"):
         CASES.save(tmp_path / ("a" * 5000))

@@ -195,7 +195,7 @@ def test_metadata_of_a_writer_change_nothing(folder: Path) -> None:
 def test_what_is_no_path_is_refused(bad: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for call in (layer_trace().save, mt.load):
-        with pytest.raises(ArgumentError, match="expected (the|a) path"):
+        with pytest.raises(ArgumentError, match=r"expected .* path"):
             call(bad)
     assert not list(tmp_path.iterdir())
 
