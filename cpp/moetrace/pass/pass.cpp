@@ -35,6 +35,24 @@ std::string at_layer(const char* what, std::int64_t layer) { return what + std::
 
 }  // namespace
 
+const char* module_of(Place place) noexcept {
+  switch (place) {
+    case Place::kEmbedding:
+      return "embedding";
+    case Place::kBlockEntry:
+    case Place::kBlockExit:
+    case Place::kBlockOutput:
+      return "block";
+    case Place::kExpertsEntry:
+    case Place::kExpertsExit:
+      return "experts";
+    case Place::kRouter:
+      return "router";
+    default:
+      return "layer";
+  }
+}
+
 Pass::Pass(Job job, std::vector<LayerFacts> layers, std::vector<Case> cases, std::int64_t begin,
            std::int64_t end, tree::Join join)
     : job_(std::move(job)),
@@ -60,8 +78,8 @@ Pass::Pass(Job job, std::vector<LayerFacts> layers, std::vector<Case> cases, std
 }
 
 void Pass::add(Place place, std::int64_t layer, std::shared_ptr<hooks::Site> site, bool must_fire) {
-  if (must_fire) must_fire_.push_back(site);
   hooks_.push_back({place, layer, std::move(site)});
+  if (must_fire) must_fire_.push_back(hooks_.back());
 }
 
 void Pass::add_noise() {
@@ -262,26 +280,38 @@ std::int64_t Pass::fused_calls() const noexcept {
 }
 
 std::optional<hooks::Failure> Pass::failure() const {
-  for (const Hook& hook : hooks_) {
-    if (hook.site && hook.site->failure()) return hook.site->failure();
-  }
-  return std::nullopt;
+  const Hook* hook = failed();
+  return hook == nullptr ? std::nullopt : hook->site->failure();
 }
 
-std::int64_t Pass::failed_layer() const noexcept {
+const Hook* Pass::failed() const noexcept {
+  // A site's last hook is where it does its work; of those before it only what watches a block can fail.
+  const Hook* found = nullptr;
   for (const Hook& hook : hooks_) {
-    if (hook.site && hook.site->failure()) return hook.layer;
+    if (!hook.site || !hook.site->failure()) continue;
+    found = &hook;
+    if (hook.place == Place::kBlockExit && hook.site->failed_step() == hooks::Step::kBlockExit) break;
   }
-  return -1;
+  return found;
+}
+
+std::vector<Hook> Pass::misfires() const {
+  std::vector<Hook> found;
+  for (const Hook& hook : must_fire_) {
+    if (hook.site->fired() != 1) found.push_back(hook);
+  }
+  return found;
 }
 
 std::string Pass::misfired() const {
   std::string silent, repeated;
-  for (const auto& site : must_fire_) {
-    if (site->fired() == 0) silent += (silent.empty() ? "" : ", ") + site->name();
-    if (site->fired() > 1) {
+  for (const Hook& hook : misfires()) {
+    const hooks::Site& site = *hook.site;
+    if (site.fired() == 0) {
+      silent += (silent.empty() ? "" : ", ") + site.name();
+    } else {
       repeated +=
-          (repeated.empty() ? "" : ", ") + site->name() + " (" + std::to_string(site->fired()) + " times)";
+          (repeated.empty() ? "" : ", ") + site.name() + " (" + std::to_string(site.fired()) + " times)";
     }
   }
   std::string text;

@@ -125,6 +125,10 @@ TEST_CASE("a layer that is more than stream plus block is found out") {
   without_norm.entered = Layer::whole(varied(12, 0.4));  // the same numbers elsewhere in memory
   CHECK(trouble_of(without_norm, site) == Trouble::kCannotJoin);
   site.reset();
+  site.fire(Step::kBlockExit, {Layer::whole(varied(12))});
+  CHECK_THROWS_WITH_AS(site.fire(Step::kBlockExit, {Layer::whole(varied(12))}),
+                       "a block that is called repeatedly", Failure);
+  site.reset();
   CHECK_THROWS_WITH_AS(site.fire(Step::kValue, {Layer::whole(varied(12))}),
                        "a layer whose block wasn't called", Failure);
   CHECK(!trouble_of(Layer(), site));  // and works again after it
@@ -144,6 +148,7 @@ TEST_CASE("another number of rows is a failure of shape") {
     CHECK(failure.trouble() == Trouble::kShape);
     CHECK(std::string(failure.what()).find("layer 0") != std::string::npos);
   }
+  site.reset();
   CHECK_THROWS_AS(site.fire(Step::kBlockExit, {tensor(varied(8), {2, 2, 2})}), Failure);
   CHECK(site.failed_step() == Step::kBlockExit);
   CHECK(site.failure()->trouble() == Trouble::kShape);
