@@ -51,6 +51,7 @@ class Readout:
         self._head = anatomy.head
         self._candidates = _candidates(anatomy.config)
         self._chosen: Elementwise | None = None
+        self.asked: ReadoutKind = "model" if own_head else "exact"
         self.kind = "own head" if own_head else "unchecked"
 
     @property

@@ -64,7 +64,8 @@ def provenance(session: Session, layers: tuple[int, ...]) -> dict[str, Any]:
         "engine_reason": choice.reason,
         "self_check": choice.difference,
         "attention": str(getattr(config, "_attn_implementation", "")),
-        "readout": job.readout.kind,
+        "readout": job.readout.asked,
+        "readout_by": job.readout.kind,
         "noise": {
             "scale": job.noise.scale,
             "seed": job.noise.seed,
