@@ -130,7 +130,8 @@ std::vector<std::int64_t> Pass::runs_at(std::int64_t layer, bool of_experts) con
 }
 
 std::vector<std::int64_t> Pass::checked_rows(std::int64_t layer) const {
-  // Clean and noised final tokens, spread over the cases: rows that every figure rests on.
+  // Clean and noised final tokens, spread over the cases: rows that every figure rests on. Where that isn't
+  // enough, for experts that few rows are routed to, the tokens before them, but no padding.
   const std::int64_t inside = layout_.rows_inside(layer), cases = layout_.cases();
   const std::int64_t wanted = std::max<std::int64_t>(1, std::min(cases, facts(layer).checked_rows / 2));
   std::vector<std::int64_t> rows;
@@ -138,6 +139,14 @@ std::vector<std::int64_t> Pass::checked_rows(std::int64_t layer) const {
     const std::int64_t index = at * cases / wanted;
     rows.push_back(index * inside + layout_.plan().clean_last());
     rows.push_back(index * inside + layout_.plan().noised_last(0));
+  }
+  const tree::Plan& plan = layout_.plan();
+  const auto enough = static_cast<std::size_t>(std::max<std::int64_t>(2, facts(layer).checked_rows));
+  for (std::int64_t row = plan.clean_last() - 1; row >= 0; --row) {
+    for (std::int64_t index = 0; index < cases && rows.size() < enough; ++index) {
+      const bool padding = plan.branch[static_cast<std::size_t>(index * plan.rows + row)] == tree::kPadding;
+      if (!padding) rows.push_back(index * inside + row);
+    }
   }
   return rows;
 }
