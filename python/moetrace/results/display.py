@@ -30,17 +30,17 @@ def new_axes(width: float, height: float) -> Axes:
     try:
         import matplotlib.pyplot as plt
     except ImportError as failure:
-        raise MoetraceError("a picture needs matplotlib: pip install 'moetrace[plot]'") from failure
+        raise MoetraceError('a picture needs matplotlib: pip install "moetrace[plot]"') from failure
     _, ax = plt.subplots(figsize=(width, height), layout="constrained")
     return ax
 
 
 def plot_layers(summary: pd.DataFrame, floor: float, ax: Axes | None = None) -> Axes:
     """Mean rescue by layer with the interval as a band; filled marks where p_adjusted is below 0.05."""
-    from matplotlib.ticker import MaxNLocator
-
     if ax is None:
         ax = new_axes(max(5.0, 2.5 + 0.14 * len(summary)), 3.4)
+    from matplotlib.ticker import MaxNLocator
+
     layer, mean = summary.layer.to_numpy(), summary["mean"].to_numpy()
     n = int(summary.n.iloc[0])
     ax.axhspan(-floor, floor, color=_GREY, alpha=0.3, lw=0)
