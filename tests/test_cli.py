@@ -41,7 +41,7 @@ def test_demo_without_matplotlib_ends_with_its_tables_and_says_how_to_get_the_pi
     assert "Traceback" not in found.stderr
     assert "rescue on 4 validation cases" in found.stdout
     assert "no picture" in found.stdout.splitlines()[-1]
-    assert "pip install 'moetrace[plot]'" in found.stdout.splitlines()[-1]
+    assert 'pip install "moetrace[plot]"' in found.stdout.splitlines()[-1]
     assert pd.read_csv(tmp_path / "d" / "layers.csv").layer.tolist() == list(range(8))
     assert not (tmp_path / "d" / "layers.png").exists()
 

@@ -47,6 +47,8 @@ py::dict layer_arrays(py::object self, const LayerOutcome& layer, const Outcome&
   return found;
 }
 
+std::pair<std::string, std::int64_t> named(const Hook& hook) { return {module_of(hook.place), hook.layer}; }
+
 void bind_job(py::module_& m) {
   py::native_enum<Patch::Kind>(m, "PatchKind", "enum.Enum", "What a patched run changes at one layer.")
       .value("BLOCK", Patch::Kind::kBlock, "The clean block output in place of the noised one (section 3.3).")
@@ -203,8 +205,22 @@ void init_pass(py::module_& m) {
             return failure ? std::string(failure->what()) : std::string();
           },
           "What went wrong, in words.")
-      .def_property_readonly("troubled_layer", &Pass::failed_layer)
-      .def("misfired", &Pass::misfired, "Names the sites that didn't fire exactly once; empty if all did.")
+      .def_property_readonly(
+          "troubled_module",
+          [](const Pass& pass) {
+            const Hook* hook = pass.failed();
+            return hook == nullptr ? std::pair<std::string, std::int64_t>("", -1) : named(*hook);
+          },
+          "Where it went wrong: the kind of module and its layer.")
+      .def("misfired", &Pass::misfired, "Says which sites didn't fire exactly once; empty if all did.")
+      .def_property_readonly(
+          "misfired_modules",
+          [](const Pass& pass) {
+            std::vector<std::pair<std::string, std::int64_t>> found;
+            for (const Hook& hook : pass.misfires()) found.push_back(named(hook));
+            return found;
+          },
+          "Their modules, as in `troubled_module`.")
       .def("reset", &Pass::reset, "Forget what was seen: the model is run again.");
 
   py::class_<Outcome>(m, "Outcome", "What the passes of one batch gave, in arrays.")

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <exception>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -51,6 +52,11 @@ class Armed {
     return torch_->fire(site_->number(), static_cast<std::int64_t>(step), std::move(given));
   }
   py::list fire(Step step, py::handle value) const {
+    if (!is_tensor(value)) {
+      const std::string kind = py::str(py::type::handle_of(value).attr("__name__"));
+      site_->refuse(
+          Failure(Trouble::kShape, name() + ": expected a tensor of hidden states, found a " + kind), step);
+    }
     py::list given;
     given.append(value);
     return fire(step, std::move(given));
@@ -305,12 +311,18 @@ class HookScope {
     for (const Hook& own : pass.hooks()) arm_one(pass, own, Armed(torch, own.site), anatomy, routed_call);
   }
 
+  /// The last armed goes first. A hook that can't be removed doesn't keep the others.
   void close() {
+    std::exception_ptr failure;
     while (!handles_.empty()) {
-      const py::object last = handles_[handles_.size() - 1];
-      handles_.attr("pop")();
-      last.attr("remove")();
+      const py::object last = handles_.attr("pop")();
+      try {
+        last.attr("remove")();
+      } catch (const py::error_already_set&) {
+        if (!failure) failure = std::current_exception();
+      }
     }
+    if (failure) std::rethrow_exception(failure);
   }
 
  private:
@@ -369,6 +381,7 @@ void init_scope(py::module_& m) {
       .def(py::init<>())
       .def("__enter__", [](py::object self) { return self; })
       .def("__exit__", [](HookScope& scope, const py::args&) { scope.close(); })
+      .def("close", &HookScope::close, "Remove every hook, the last armed first.")
       .def(
           "before",
           [](HookScope& scope, const py::object& module, const py::object& function) {

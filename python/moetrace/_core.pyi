@@ -207,7 +207,7 @@ class Pass:
         """
     def misfired(self) -> str:
         """
-        Names the sites that didn't fire exactly once; empty if all did.
+        Says which sites didn't fire exactly once; empty if all did.
         """
     def position_ids(self) -> numpy.typing.NDArray[numpy.int64]:
         """
@@ -237,6 +237,11 @@ class Pass:
         Calls of experts that the fused routine served.
         """
     @property
+    def misfired_modules(self) -> list[tuple[str, int]]:
+        """
+        Their modules, as in `troubled_module`.
+        """
+    @property
     def plan(self) -> Plan:
         ...
     @property
@@ -250,8 +255,10 @@ class Pass:
         What went wrong at a site.
         """
     @property
-    def troubled_layer(self) -> int:
-        ...
+    def troubled_module(self) -> tuple[str, int]:
+        """
+        Where it went wrong: the kind of module and its layer.
+        """
 class Outcome:
     """
     What the passes of one batch gave, in arrays.
@@ -303,6 +310,10 @@ class HookScope:
     def behind(self, module: typing.Any, function: typing.Any) -> None:
         """
         function(module, args, kwargs, output) behind each call of a module.
+        """
+    def close(self) -> None:
+        """
+        Remove every hook, the last armed first.
         """
 def additivity(coalitions: typing.Annotated[numpy.typing.ArrayLike, numpy.uint64], values: typing.Annotated[numpy.typing.ArrayLike, numpy.float64]) -> tuple[numpy.typing.NDArray[numpy.float64], numpy.typing.NDArray[numpy.float64], numpy.typing.NDArray[numpy.float64]]:
     """

@@ -72,7 +72,7 @@ def _draw(held: LayerTrace, path: Path) -> str:
         import matplotlib.pyplot  # noqa: F401
     except ImportError as missing:
         return (
-            f"no picture, since matplotlib can't be imported ({missing}): pip install 'moetrace[plot]' and "
+            f'no picture, since matplotlib can\'t be imported ({missing}): pip install "moetrace[plot]" and '
             "run this again; what was traced is kept"
         )
     figure: Any = held.plot().figure

@@ -98,14 +98,14 @@ def test_a_module_that_only_looks_standard_is_found_out():
             assert engine.fused_calls == 3  # layers 0, 2 and 3
 
 
-@pytest.mark.parametrize("row", range(2 * 3))
+@pytest.mark.parametrize("row", range(16))
 def test_every_row_that_is_compared_counts(row):
-    """One of the compared rows is off, whichever: clean and noised final tokens of all three cases."""
+    """One of the compared rows is off, whichever: clean and noised final tokens, then tokens before them."""
     model, cases = make_model("qwen3_moe"), make_cases(3)
 
     def factor(hidden):
         factors = torch.ones(len(hidden), 1)
-        if len(hidden) == 6:
+        if len(hidden) == tree.FIRST_CHECK:
             factors[row] = 1.01
         return factors
 
@@ -125,10 +125,42 @@ def test_weights_that_change_are_compared_anew():
         job = make_job(find_anatomy(model), [Patch.block(0)], None)
         for _ in range(2):
             TreeEngine(job).run(cases)
-        assert seen == [6, 2]  # rows of every case at first, of one case from then on
+        assert seen == [16, 2]  # rows of every case at first, of one case from then on
         module.down_proj.mul_(1.5)
         TreeEngine(job).run(cases)
-    assert seen == [6, 2, 6]
+    assert seen == [16, 2, 16]
+
+
+def test_the_rows_compared_are_of_several_experts_and_none_is_padding():
+    """One short case beside a long one, each row routed to one expert."""
+    model = make_model("qwen3_moe")
+    for layer in model.model.layers:
+        layer.mlp.gate.top_k = 1
+    module = model.model.layers[1].mlp.experts
+    kind, seen = type(module), []
+
+    def forward(self, hidden, index, weights):
+        seen.append((hidden.clone(), index.clone()))
+        return kind.forward(self, hidden, index, weights)
+
+    module.__class__ = type("Watched", (kind,), {"forward": forward})
+    case = make_cases(1)[0]
+    with prepared(model):
+        job = make_job(find_anatomy(model), [Patch.block(0)], None)
+        TreeEngine(job).run([case])
+        alone, index = seen.pop()
+        assert len(alone) == tree.FIRST_CHECK
+        assert len(index.unique()) > 2
+        module.down_proj.mul_(1.0)  # compared anew
+        long = mt.Case([5, 6] * 30, (3, 5), 10, 40, 999, "P0")
+        TreeEngine(job).run([case, long])
+        together, _ = seen.pop()
+    # Padding is token 0 at position 0, alone: a row of the short case that stands in front of its prompt.
+    with torch.no_grad():
+        model(input_ids=torch.tensor([[0]]))
+    padding = seen.pop()[0]
+    assert len(together) == tree.FIRST_CHECK
+    assert (together - padding).abs().amax(dim=1).min() > 1e-4
 
 
 def test_a_users_hook_is_not_passed_by():
@@ -144,7 +176,7 @@ def test_a_users_hook_is_not_passed_by():
         engine = TreeEngine(make_job(find_anatomy(model), [Patch.block(0)], None))
         engine.run(cases)
     assert engine.fused_calls == 2  # layers 0 and 3
-    assert seen[0] > 6
+    assert seen[0] > tree.FIRST_CHECK
     handle.remove()
     watch.remove()
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import moetrace as mt
+from moetrace.results.display import result_html
 from moetrace.results.layers import Sharpness
 from tests.engines import oracle
 from tests.engines.tiny import make_cases, make_model
@@ -153,7 +154,16 @@ def test_plot_marks_what_survives(result):
 
 
 def test_notebook_display_escapes(result):
-    assert "<table" in result._repr_html_()
+    html = result._repr_html_()
+    for mean in result.effects.mean(axis=0):
+        assert f"<td>{mean:.4g}</td>" in html
+    assert "left out" not in html
+    evil = "<script>alert('&')</script>"
+    failed = pd.DataFrame({"case_id": [evil]})
+    html = result_html(evil, pd.DataFrame({evil: [evil]}), failed)
+    assert "<script" not in html
+    assert html.count("&lt;script&gt;alert(") == 4  # title, column, cell and what was left out
+    assert "1 cases left out" in html
 
 
 def test_progress_counts_cases(model, cases):

@@ -41,6 +41,8 @@ std::vector<Tensor> LayerExit::apply(Step step, const std::vector<Tensor>& given
       find_stream(given.at(0));
       return {};
     case Step::kBlockExit:
+      if (block_) throw Failure(Trouble::kCannotJoin, "a block that is called repeatedly");
+      as_rows(given.at(0), cases_ * inside_, name());  // the layer itself would fail with less to say
       block_ = given.at(0);
       return {};
     default:

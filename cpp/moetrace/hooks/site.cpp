@@ -42,8 +42,9 @@ Site& Site::of(std::int64_t number) {
   return *found->second;
 }
 
-void Site::refuse(const Failure& failure) {
+void Site::refuse(const Failure& failure, Step step) {
   failure_ = failure;
+  failed_step_ = step;
   throw failure;
 }
 
@@ -52,6 +53,7 @@ std::vector<Tensor> Site::fire(Step step, const std::vector<Tensor>& given) {
     return apply(step, given);
   } catch (const Failure& failure) {
     failure_ = failure;  // LibTorch passes on the message alone
+    failed_step_ = step;
     throw;
   }
 }

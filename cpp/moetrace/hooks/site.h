@@ -40,10 +40,11 @@ class Site {
   std::int64_t number() const noexcept { return number_; }
   const std::string& name() const noexcept { return name_; }
   std::int64_t fired() const noexcept { return fired_; }
-  /// What went wrong at the last firing.
+  /// What went wrong at the last firing, and at which step.
   const std::optional<Failure>& failure() const noexcept { return failure_; }
+  Step failed_step() const noexcept { return failed_step_; }
   /// Keep a failure that Python's side of the hook found, and throw it.
-  [[noreturn]] void refuse(const Failure& failure);
+  [[noreturn]] void refuse(const Failure& failure, Step step = Step::kValue);
   /// Forget what was seen: the pass is run again.
   virtual void reset() { fired_ = 0; }
 
@@ -59,6 +60,7 @@ class Site {
   std::int64_t number_ = 0;
   std::int64_t fired_ = 0;
   std::optional<Failure> failure_;
+  Step failed_step_ = Step::kValue;
 };
 
 }  // namespace moetrace::hooks

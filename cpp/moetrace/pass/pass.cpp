@@ -36,6 +36,24 @@ std::string at_layer(const char* what, std::int64_t layer) { return what + std::
 
 }  // namespace
 
+const char* module_of(Place place) noexcept {
+  switch (place) {
+    case Place::kEmbedding:
+      return "embedding";
+    case Place::kBlockEntry:
+    case Place::kBlockExit:
+    case Place::kBlockOutput:
+      return "block";
+    case Place::kExpertsEntry:
+    case Place::kExpertsExit:
+      return "experts";
+    case Place::kRouter:
+      return "router";
+    default:
+      return "layer";
+  }
+}
+
 Pass::Pass(Job job, std::vector<LayerFacts> layers, std::vector<Case> cases, std::int64_t begin,
            std::int64_t end, tree::Join join)
     : job_(std::move(job)),
@@ -61,8 +79,8 @@ Pass::Pass(Job job, std::vector<LayerFacts> layers, std::vector<Case> cases, std
 }
 
 void Pass::add(Place place, std::int64_t layer, std::shared_ptr<hooks::Site> site, bool must_fire) {
-  if (must_fire) must_fire_.push_back(site);
   hooks_.push_back({place, layer, std::move(site)});
+  if (must_fire) must_fire_.push_back(hooks_.back());
 }
 
 void Pass::add_noise() {
@@ -113,7 +131,8 @@ std::vector<std::int64_t> Pass::runs_at(std::int64_t layer, bool of_experts) con
 }
 
 std::vector<std::int64_t> Pass::checked_rows(std::int64_t layer) const {
-  // Clean and noised final tokens, spread over the cases: rows that every figure rests on.
+  // Clean and noised final tokens, spread over the cases: rows that every figure rests on. Where that isn't
+  // enough, for experts that few rows are routed to, the tokens before them, but no padding.
   const std::int64_t inside = layout_.rows_inside(layer), cases = layout_.cases();
   const std::int64_t wanted = std::max<std::int64_t>(1, std::min(cases, facts(layer).checked_rows / 2));
   std::vector<std::int64_t> rows;
@@ -121,6 +140,14 @@ std::vector<std::int64_t> Pass::checked_rows(std::int64_t layer) const {
     const std::int64_t index = at * cases / wanted;
     rows.push_back(index * inside + layout_.plan().clean_last());
     rows.push_back(index * inside + layout_.plan().noised_last(0));
+  }
+  const tree::Plan& plan = layout_.plan();
+  const auto enough = static_cast<std::size_t>(std::max<std::int64_t>(2, facts(layer).checked_rows));
+  for (std::int64_t row = plan.clean_last() - 1; row >= 0; --row) {
+    for (std::int64_t index = 0; index < cases && rows.size() < enough; ++index) {
+      const bool padding = plan.branch[static_cast<std::size_t>(index * plan.rows + row)] == tree::kPadding;
+      if (!padding) rows.push_back(index * inside + row);
+    }
   }
   return rows;
 }
@@ -264,26 +291,38 @@ std::int64_t Pass::fused_calls() const noexcept {
 }
 
 std::optional<hooks::Failure> Pass::failure() const {
-  for (const Hook& hook : hooks_) {
-    if (hook.site && hook.site->failure()) return hook.site->failure();
-  }
-  return std::nullopt;
+  const Hook* hook = failed();
+  return hook == nullptr ? std::nullopt : hook->site->failure();
 }
 
-std::int64_t Pass::failed_layer() const noexcept {
+const Hook* Pass::failed() const noexcept {
+  // A site's last hook is where it does its work; of those before it only what watches a block can fail.
+  const Hook* found = nullptr;
   for (const Hook& hook : hooks_) {
-    if (hook.site && hook.site->failure()) return hook.layer;
+    if (!hook.site || !hook.site->failure()) continue;
+    found = &hook;
+    if (hook.place == Place::kBlockExit && hook.site->failed_step() == hooks::Step::kBlockExit) break;
   }
-  return -1;
+  return found;
+}
+
+std::vector<Hook> Pass::misfires() const {
+  std::vector<Hook> found;
+  for (const Hook& hook : must_fire_) {
+    if (hook.site->fired() != 1) found.push_back(hook);
+  }
+  return found;
 }
 
 std::string Pass::misfired() const {
   std::string silent, repeated;
-  for (const auto& site : must_fire_) {
-    if (site->fired() == 0) silent += (silent.empty() ? "" : ", ") + site->name();
-    if (site->fired() > 1) {
+  for (const Hook& hook : misfires()) {
+    const hooks::Site& site = *hook.site;
+    if (site.fired() == 0) {
+      silent += (silent.empty() ? "" : ", ") + site.name();
+    } else {
       repeated +=
-          (repeated.empty() ? "" : ", ") + site->name() + " (" + std::to_string(site->fired()) + " times)";
+          (repeated.empty() ? "" : ", ") + site.name() + " (" + std::to_string(site.fired()) + " times)";
     }
   }
   std::string text;

@@ -29,6 +29,9 @@ enum class Place {
   kRouter,
 };
 
+/// The kind of module that a hook hangs on: "embedding", "layer", "block", "experts" or "router".
+const char* module_of(Place place) noexcept;
+
 struct Hook {
   Place place;
   std::int64_t layer = -1;
@@ -69,10 +72,12 @@ class Pass {
   const LayerFacts& facts(std::int64_t layer) const { return facts_.at(static_cast<std::size_t>(layer)); }
   std::int64_t fused_calls() const noexcept;
 
-  /// What went wrong at a site, and at which layer (-1: the embedding).
+  /// What went wrong at a site, and the hook that fired it; null where all is well.
   std::optional<hooks::Failure> failure() const;
-  std::int64_t failed_layer() const noexcept;
-  /// Names of the sites that didn't fire exactly once; empty where all is well.
+  const Hook* failed() const noexcept;
+  /// The hooks whose sites didn't fire exactly once, and what they did instead, in words; empty where all is
+  /// well.
+  std::vector<Hook> misfires() const;
   std::string misfired() const;
   /// Forget what was seen: the model is run again.
   void reset();
@@ -94,7 +99,7 @@ class Pass {
   std::vector<Run> runs_;
   tree::Layout layout_;
   std::vector<Hook> hooks_;
-  std::vector<std::shared_ptr<hooks::Site>> must_fire_;
+  std::vector<Hook> must_fire_;
   std::map<std::int64_t, std::shared_ptr<experts::ExpertsCall>> routed_, calls_;
   std::map<std::int64_t, std::shared_ptr<experts::RouterTap>> routers_;
 };

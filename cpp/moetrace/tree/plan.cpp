@@ -9,7 +9,6 @@ namespace moetrace::tree {
 
 namespace {
 
-constexpr std::int64_t kPadding = -2;
 constexpr std::int64_t kClean = -1;
 
 void check_forks(const std::vector<Fork>& forks, std::int64_t branches, std::int64_t layers) {

@@ -8,6 +8,9 @@
 
 namespace moetrace::tree {
 
+/// Branch of rows that only fill a case up to the batch's longest.
+inline constexpr std::int64_t kPadding = -2;
+
 /// One batch of cases laid out as rows of one forward pass.
 ///
 /// Every case has the same number of rows, so that rows with a meaning (final tokens, forks) stand at

@@ -4,7 +4,6 @@ namespace moetrace::tree {
 
 namespace {
 
-constexpr std::int64_t kPadding = -2;
 constexpr std::int64_t kClean = -1;
 
 struct Node {

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 
 from moetrace._native import _core
-from moetrace.errors import ArgumentError
+from moetrace.errors import ArgumentError, HookError
 from moetrace.models.anatomy import Anatomy
 from moetrace.models.readout import ReadoutKind, make_readout
 from moetrace.noise import Noise, as_noise, embedding_std
@@ -103,6 +103,23 @@ def embedding_device(anatomy: Anatomy) -> torch.device:
     if isinstance(weight, torch.Tensor) and not weight.is_meta:
         return weight.device
     return torch.device(getattr(anatomy.model, "device", "cpu"))
+
+
+def hook_error(anatomy: Anatomy, what: str, modules: Sequence[tuple[str, int]]) -> HookError:
+    """A HookError that names the modules, each given by its kind and layer, and says what to do."""
+
+    def module_of(kind: str, layer: int) -> Any:
+        if kind == "embedding":
+            return anatomy.embedding
+        return anatomy.layers[layer] if kind == "layer" else getattr(anatomy.site(layer), kind)
+
+    found = [module_of(*module) for module in modules]
+    names = [name for name, own in anatomy.model.named_modules() if any(own is other for other in found)]
+    return HookError(
+        f"{type(anatomy.model).__name__}: {what.rstrip(';')} (module {', '.join(names)}). A patch needs a "
+        "module that is called once in a forward pass and gives one row of hidden states for each token: "
+        "remove hooks and wrappers that change that, or trace other layers with layers=[...]"
+    )
 
 
 @dataclass(frozen=True)

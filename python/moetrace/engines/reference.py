@@ -14,8 +14,7 @@ import torch
 
 from moetrace._native import _core
 from moetrace.engines.ablation import Ablated, BlockCall, ablate, delta, patch_vector, routing_of, union_of
-from moetrace.engines.job import Job, LayerRouting, Outcome, embedding_device
-from moetrace.errors import HookError
+from moetrace.engines.job import Job, LayerRouting, Outcome, embedding_device, hook_error
 from moetrace.models.anatomy import expert_count
 from moetrace.models.forward import read_differences
 from moetrace.models.state import first_tensor
@@ -112,13 +111,15 @@ class ReferenceEngine:
 
         def keep(layer: int) -> Callable[..., None]:
             def hook(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-                kept[layer] = BlockCall(args, kwargs, first_tensor(output).clone())
+                self._check_once(layer, kept)
+                value = self._check_rows("block", layer, output, len(case.input_ids))
+                kept[layer] = BlockCall(args, kwargs, value.clone())
 
             return hook
 
         layers = self.job.block_layers
         hooks = [(self.job.anatomy.site(layer).block, keep(layer)) for layer in layers]
-        difference = self._forward(case, noise, 1, hooks)
+        difference = self._forward(case, noise, 1, hooks, kept.clear)
         self._all_fired(layers, kept)
         return kept, float(difference[0])
 
@@ -134,21 +135,26 @@ class ReferenceEngine:
             hooks = []
             for layer in sorted({layer for layer, _ in part}):
                 rows = {i: value for i, (where, value) in enumerate(part) if where == layer}
-                writer = self._writer(layer, rows, len(part), position, fired)
+                writer = self._writer(layer, rows, (len(part), len(case.input_ids)), position, fired)
                 hooks.append((self.job.anatomy.site(layer).block, writer))
-            found.append(self._forward(case, noise, len(part), hooks))
+            found.append(self._forward(case, noise, len(part), hooks, fired.clear))
             self._all_fired(sorted({layer for layer, _ in part}), fired)
         return np.concatenate(found) if found else np.zeros(0)
 
-    @staticmethod
     def _writer(
-        layer: int, values: dict[int, torch.Tensor], sequences: int, position: int, fired: dict[int, bool]
+        self,
+        layer: int,
+        values: dict[int, torch.Tensor],
+        shape: tuple[int, int],
+        position: int,
+        fired: dict[int, bool],
     ) -> Callable[..., Any]:
-        """Write one row in each of the sequences that ``values`` names."""
+        """Write one row in each of the sequences that ``values`` names; ``shape``: (sequences, tokens)."""
 
         def hook(_module: Any, _args: Any, _kwargs: Any, output: Any) -> Any:
-            value = first_tensor(output)
-            rows = value.reshape(sequences, -1, value.shape[-1]).clone()
+            self._check_once(layer, fired)
+            value = self._check_rows("block", layer, output, shape[0] * shape[1])
+            rows = value.reshape(*shape, value.shape[-1]).clone()
             for sequence, vector in values.items():
                 rows[sequence, position] = vector.to(rows.device, rows.dtype)
             fired[layer] = True
@@ -162,18 +168,23 @@ class ReferenceEngine:
         noise: torch.Tensor | None,
         copies: int,
         hooks: Sequence[tuple[Any, Any]],
+        again: Callable[[], None],
     ) -> np.ndarray:
-        """Logit differences at the final token of ``copies`` sequences of one case (equation 1)."""
+        """Logit differences at the final token of ``copies`` sequences of one case (equation 1).
+
+        ``again`` forgets what the hooks saw, where the model must be run a second time.
+        """
         anatomy = self.job.anatomy
         ids = torch.tensor([case.input_ids] * copies, device=embedding_device(anatomy))
         start, stop = case.subject
 
         def add_noise(_module: Any, _args: Any, _kwargs: Any, output: torch.Tensor) -> torch.Tensor:
-            noised = output.clone()
+            value = self._check_rows("embedding", -1, output, ids.numel())
+            noised = value.reshape(*ids.shape, value.shape[-1]).clone()
             assert noise is not None
             part = noised[:, start:stop].float() + noise.to(output.device)
             noised[:, start:stop] = part.to(output.dtype)
-            return noised
+            return noised.reshape(output.shape)
 
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
         objects = torch.tensor([(case.true_id, case.foil_id)] * copies)
@@ -183,11 +194,27 @@ class ReferenceEngine:
             for module, hook in hooks:
                 scope.behind(module, hook)
             last = [len(case.input_ids) - 1]
-            found = read_differences(anatomy, self.job.readout, inputs, last, objects)
+            found = read_differences(anatomy, self.job.readout, inputs, last, objects, again)
         return found[:, 0].cpu().numpy()
 
-    @staticmethod
-    def _all_fired(layers: Sequence[int], fired: Any) -> None:
+    def _all_fired(self, layers: Sequence[int], fired: Any) -> None:
         silent = [layer for layer in layers if layer not in fired]
         if silent:
-            raise HookError(f"the blocks of layers {silent} were never called in a forward pass")
+            what = f"the blocks of layers {silent} were never called in a forward pass"
+            raise hook_error(self.job.anatomy, what, [("block", layer) for layer in silent])
+
+    def _check_once(self, layer: int, fired: Any) -> None:
+        if layer in fired:
+            what = f"the block of layer {layer} was called repeatedly in a forward pass"
+            raise hook_error(self.job.anatomy, what, [("block", layer)])
+
+    def _check_rows(self, kind: str, layer: int, output: Any, rows: int) -> torch.Tensor:
+        """The hidden states of an output: one for each token."""
+        value = first_tensor(output)
+        found = "a " + type(value).__name__
+        if isinstance(value, torch.Tensor):
+            if value.dim() >= 2 and value.numel() == rows * value.shape[-1]:
+                return value
+            found = f"a tensor of shape {tuple(value.shape)}"
+        what = f"expected {rows} rows of hidden states, found {found}"
+        raise hook_error(self.job.anatomy, what, [(kind, layer)])

@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from moetrace._native import _core
-from moetrace.engines.job import Job, LayerRouting, Outcome, embedding_device
-from moetrace.errors import ContributionError, HookError
+from moetrace.engines.job import Job, LayerRouting, Outcome, embedding_device, hook_error
+from moetrace.errors import ContributionError
 from moetrace.models.anatomy import expert_count
 from moetrace.models.experts import block_scale, routed_call
 from moetrace.models.forward import read_differences
@@ -113,12 +113,13 @@ class TreeEngine:
         if run.trouble is _core.Trouble.CANNOT_JOIN:
             self.join = lower(self.join)[0]
         elif run.trouble is _core.Trouble.NOT_FUSED:
-            module = self.job.anatomy.experts(run.troubled_layer)
+            _, layer = run.troubled_module
+            module = self.job.anatomy.experts(layer)
             _compared[module] = (fingerprint(module), False)
         elif run.trouble is _core.Trouble.CONTRIBUTION:
             raise ContributionError(run.complaint) from failure
         elif run.trouble is _core.Trouble.SHAPE:
-            raise HookError(f"{type(self.job.anatomy.model).__name__}: {run.complaint}") from failure
+            raise hook_error(self.job.anatomy, run.complaint, [run.troubled_module]) from failure
         else:
             raise failure
 
@@ -171,7 +172,7 @@ class TreeEngine:
             found = read_differences(anatomy, self.job.readout, inputs, run.final_rows, objects, run.reset)
         misfired = run.misfired()
         if misfired:
-            raise HookError(f"{type(anatomy.model).__name__}: {misfired}")
+            raise hook_error(anatomy, misfired, run.misfired_modules)
         scales = {index: block_scale(anatomy.site(index), row) for index, row in kept.items()}
         return found.cpu().numpy(), scales
 

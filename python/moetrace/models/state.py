@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 _IMPLEMENTATIONS = ("_attn_implementation_internal", "_experts_implementation_internal")
-_SAMPLED = 256  # entries of a tensor that a fingerprint reads
 TREE_ATTENTION = ("sdpa", "eager")
 
 
@@ -28,11 +27,11 @@ def configs_of(model: nn.Module) -> list[Any]:
 def fingerprint(module: nn.Module) -> tuple[Any, ...]:
     """What a verdict about a module is true for: its weights, its hooks, its forwards.
 
-    Weights by place, version and a sample of what they hold: an edit through ``.data`` leaves the version as
-    it was, and one of entries outside the sample doesn't show.
+    Weights by place, version and a few entries: an edit in place through ``.data`` raises no version, and
+    shows where it reaches one of the entries.
     """
     weights = tuple(
-        (0, 0, 0.0) if w.is_meta else (w.data_ptr(), 0 if w.is_inference() else w._version, _sample(w))
+        (0, 0, b"") if w.is_meta else (w.data_ptr(), 0 if w.is_inference() else w._version, few_entries(w))
         for w in (*module.parameters(), *module.buffers())
     )
     hooks = tuple(
@@ -57,11 +56,11 @@ def settings_of(model: nn.Module) -> str:
     return hashlib.sha256(repr(found).encode()).hexdigest()
 
 
-def _sample(weight: torch.Tensor) -> float:
-    """The sum of a few entries from all over a tensor."""
-    flat = weight.detach().reshape(-1) if weight.is_contiguous() else weight.detach().flatten()[:_SAMPLED]
-    step = max(1, flat.numel() // _SAMPLED)
-    return float(flat[::step].double().sum())
+def few_entries(weight: torch.Tensor) -> bytes:
+    """Up to seven entries along each axis, spread evenly."""
+    local = weight.to_local() if hasattr(weight, "to_local") else weight.detach()  # of a DTensor
+    spread = local[tuple(slice(None, None, max(1, size // 4)) for size in local.shape)]
+    return spread.to("cpu", torch.float64).numpy().tobytes()
 
 
 @contextmanager

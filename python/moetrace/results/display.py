@@ -107,6 +107,7 @@ def plot_layers(
     summary = summary.sort_values("layer", ignore_index=True)
     if ax is None:
         ax = new_axes(max(5.0, 2.5 + 0.14 * len(summary)), 3.4)
+
     layer, mean = summary.layer.to_numpy(), summary["mean"].to_numpy()
     ax.fill_between(
         layer, summary.ci_low, summary.ci_high, color=_BLUE, alpha=0.2, lw=0, label=interval_label(**given)

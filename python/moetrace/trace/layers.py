@@ -45,6 +45,8 @@ def trace_layers(
     floating point. ``progress``: None shows a bar in a terminal or a notebook; True, False, or a function of
     (done, total). ``out``: a run folder, written as it goes; the same call resumes it.
     ``final_subject``: "refuse" or "keep" cases whose final token belongs to the subject.
+    ``readout``: "exact" takes logits in float64 from what enters the head; "model" as the model's own head
+    and dtype give them: in half precision rounded, so that some rescues come out as exactly zero (Table 3).
 
     Errors: CaseError and its children for cases, ModelError for models and layouts, LayerRangeError for
     layers, EngineError and HookError for engines, RunFolderError for ``out``. A case with NaN or infinite

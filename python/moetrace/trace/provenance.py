@@ -64,7 +64,8 @@ def provenance(session: Session, layers: tuple[int, ...]) -> dict[str, Any]:
         "self_check": choice.difference,
         "null_floor": choice.null,
         "attention": session.attention,
-        "readout": job.readout.kind,
+        "readout": job.readout.asked,
+        "readout_by": job.readout.kind,
         "noise": {
             "scale": job.noise.scale,
             "seed": job.noise.seed,

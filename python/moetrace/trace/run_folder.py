@@ -56,6 +56,7 @@ class RunFolder:
             "patches": hashlib.sha256(repr((job.patches, job.sweeps)).encode()).hexdigest(),
             "noise": {"scale": job.noise.scale, "seed": job.noise.seed, "draws": job.noise.draws},
             "position": job.position,
+            "readout": job.readout.asked,
             "details": dict(details or {}),
         }
         call = json.loads(json.dumps(call))
