@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports the hub's client
+
 
 def shared_folder() -> Path:
     """The folder with CounterFact, the paper's figures and the small real model."""

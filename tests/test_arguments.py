@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import signal
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,7 +22,6 @@ import moetrace as mt
 from moetrace import arguments, coalition, errors, planted, stats
 from tests.engines.tiny import make_cases, make_model
 
-os.environ["HF_HUB_OFFLINE"] = "1"
 SECONDS = 20  # of one call: more than any takes, and fewer than a hang
 
 
@@ -173,6 +171,9 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "ExpertTrace.held_out": (experts.held_out, {"by": "relation_id", "folds": 2, "seed": 0,
                                                     "min_active": 1, "layer": None, "controls": "auto",
                                                     "mean": "active"}),
+        "MatchedTrace.plot": (p["matched"].plot, {"ax": None, **summary}),
+        "ScaleTrace.plot": (p["scales"].plot, {"ax": None, **summary}),
+        "CoalitionTrace.plot": (p["coalitions"].plot, {"ax": None, **summary}),
         "MatchedTrace.table": (p["matched"].table, summary),
         "ScaleTrace.table": (p["scales"].table, {"patch": "expert", **summary}),
         "CoalitionTrace.summary": (p["coalitions"].summary, summary),

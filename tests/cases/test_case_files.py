@@ -175,7 +175,7 @@ def test_what_can_not_be_written_is_said(tmp_path: Path) -> None:
         CASES.save(tmp_path / ("a" * 5000))
     with pytest.raises(RecordError, match="can't be read"):
         CaseSet.load(tmp_path / ("a" * 5000))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["cases.json", "file"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
 
 
 def test_the_parquet_file_is_a_plain_table(tmp_path: Path) -> None:

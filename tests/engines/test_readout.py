@@ -71,7 +71,7 @@ def test_the_readout_is_recorded_and_part_of_the_call(tmp_path):
 
 
 def test_what_is_no_readout_is_refused():
-    with pytest.raises(mt.errors.ArgumentError, match="'exact', 'model'"):
+    with pytest.raises(mt.errors.ArgumentError, match="'exact' or 'model'"):
         mt.trace_layers(make_model("qwen3_moe"), make_cases(1), readout="rounded")
 
 

@@ -102,7 +102,10 @@ def _text(value: Any, name: str, case_id: int) -> str:
 
 
 def validate_cases(
-    cases: Sequence[Case], vocab_size: int, final_subject: Literal["refuse", "keep"] = "refuse"
+    cases: Sequence[Case],
+    vocab_size: int,
+    final_subject: Literal["refuse", "keep"] = "refuse",
+    positions: int | None = None,
 ) -> None:
     """Check that every case can be traced; silent where all is well.
 
@@ -113,6 +116,7 @@ def validate_cases(
         vocab_size: Rows of the model's embedding; ids run from 0 to ``vocab_size - 1``.
         final_subject: ``"keep"`` lets a subject cover the final token. The patched position is then
             itself a noised token, another contrast than the paper's: refused by default.
+        positions: Tokens of the longest prompt that the model takes; None for any.
 
     Raises:
         NoCasesError: There are none.
@@ -120,7 +124,7 @@ def validate_cases(
         SubjectSpanError: A subject span is empty, out of range, or covers the final token.
         SameObjectError: True and foil object are the same token.
         TokenIdError: A token id lies outside the vocabulary.
-        CaseError: A prompt has no tokens.
+        CaseError: A prompt has no tokens, or more than the model has positions.
         ArgumentError: ``final_subject`` is neither word.
     """
     as_choice(final_subject, "final_subject", ("refuse", "keep"))
@@ -131,6 +135,11 @@ def validate_cases(
     refuse_duplicates(cases)
     for case in cases:
         _check_span(case, final_subject)
+        if positions is not None and len(case.input_ids) > positions:
+            raise CaseError(
+                f"case {case.case_id}: the prompt has {len(case.input_ids)} tokens; expected at most "
+                f"{positions}, the positions that the model has (max_position_embeddings). Drop the case"
+            )
         _check_objects(case)
         _check_ids(case, vocab_size)
 

@@ -19,6 +19,7 @@ from moetrace.errors import (
     LayerTypeError,
     LayoutError,
     ModelError,
+    NotCausalError,
     TokenMixingError,
 )
 from moetrace.models.layout import is_fused_layout
@@ -76,6 +77,12 @@ class Anatomy:
     head: nn.Module
     vocab_size: int
     hidden_size: int
+
+    @property
+    def positions(self) -> int | None:
+        """Tokens of the longest prompt that the model has positions for; None where it doesn't say."""
+        found = getattr(self.config, "max_position_embeddings", None)
+        return found if isinstance(found, int) and found > 0 else None
 
     @property
     def sparse_layers(self) -> tuple[int, ...]:
@@ -144,18 +151,29 @@ def text_config(model: nn.Module) -> Any:
 
 
 def find_anatomy(model: Any) -> Anatomy:
-    """Look a model over. Raises a ModelError that says what was found and what was expected."""
+    """Look a model over. Raises a ModelError that says what was found and what was expected.
+
+    What ``torch.compile`` returned is taken as the module inside: hooks in compiled graphs don't fire.
+    """
+    if isinstance(model, nn.Module):
+        model = getattr(model, "_orig_mod", model)
     config = text_config(model)
     if getattr(model.config, "is_encoder_decoder", False):
         raise EncoderDecoderError(
             f"{type(model).__name__} is an encoder-decoder model; expected a decoder-only language model, "
             "since the protocol patches the final token of one causal sequence"
         )
+    if type(model).__name__.endswith("ForMaskedLM"):
+        raise NotCausalError(
+            f"{type(model).__name__} is a masked language model: its tokens see later ones; expected a "
+            "causal one (AutoModelForCausalLM), since the protocol reads what follows the prompt"
+        )
     embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
     layers = _find_layers(model, config, embedding)
     names = {module: name for name, module in model.named_modules()}
     sites = tuple(_find_site(index, layer, names) for index, layer in enumerate(layers))
     _refuse_unknown_experts(model, config, layers, sites)
+    _refuse_absent_weights(model)
     if embedding is None:
         raise LayoutError(f"{type(model).__name__} has no input embedding (get_input_embeddings gave None)")
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
@@ -174,6 +192,23 @@ def find_anatomy(model: Any) -> Anatomy:
         vocab_size=int(getattr(config, "vocab_size", 0) or embedding.num_embeddings),
         hidden_size=int(config.hidden_size),
     )
+
+
+def _refuse_absent_weights(model: nn.Module) -> None:
+    """ModelError for weights on the meta device that nothing brings into memory during a forward."""
+    for name, module in model.named_modules():
+        absent = [own for own, weight in module.named_parameters(recurse=False) if weight.is_meta]
+        # Offloading replaces the forward of the module, or of one around it, by one that loads the weights.
+        if absent and "forward" not in vars(module) and not _loaded_by_a_parent(model, name):
+            raise ModelError(
+                f"{type(model).__name__}: {name}.{absent[0]} is on the meta device and holds no values; load "
+                "the checkpoint into memory (load_model, or from_pretrained without init_empty_weights)"
+            )
+
+
+def _loaded_by_a_parent(model: nn.Module, name: str) -> bool:
+    parts = name.split(".")
+    return any("forward" in vars(model.get_submodule(".".join(parts[:n]))) for n in range(1, len(parts)))
 
 
 def _find_layers(model: nn.Module, config: Any, embedding: nn.Module | None) -> tuple[nn.Module, ...]:

@@ -33,7 +33,7 @@ def can_be_wide(anatomy: Anatomy) -> bool:
 
 @contextmanager
 def in_float32(anatomy: Anatomy) -> Iterator[None]:
-    """Weights and buffers in float32: a layer's while it runs, all others for the whole time.
+    """Weights and buffers in float32: a layer's while it or its block runs, all others for the whole time.
 
     Needs memory for one layer and for the embedding and the head. What the modules hold is put back, the
     same tensors, also after an exception. Weights that aren't in memory stay what they are.
@@ -50,7 +50,8 @@ def in_float32(anatomy: Anatomy) -> Iterator[None]:
         _put_back(running.pop(layer, []))
 
     try:
-        for layer in dict.fromkeys(anatomy.layers):
+        blocks = [site.block for site in anatomy.sites if site is not None]
+        for layer in dict.fromkeys((*anatomy.layers, *blocks)):
             handles.append(layer.register_forward_pre_hook(widen, prepend=True))
             handles.append(layer.register_forward_hook(restore, always_call=True))
         whole += _swap([module for module in anatomy.model.modules() if module not in inside])

@@ -108,6 +108,23 @@ def no_router_losses(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def experts_that_take_doubles(model: nn.Module) -> Iterator[None]:
+    """Switch experts of float64 models from grouped products, which torch has up to float32, and back."""
+    name = "_experts_implementation_internal"
+    double = any(weight.dtype is torch.float64 for weight in model.parameters())
+    configs = [
+        config for config in configs_of(model) if getattr(config, name, None) == "grouped_mm" and double
+    ]
+    try:
+        for config in configs:
+            setattr(config, name, "eager")
+        yield
+    finally:
+        for config in configs:
+            setattr(config, name, "grouped_mm")
+
+
+@contextmanager
 def uncompiled(model: nn.Module) -> Iterator[None]:
     """Call modules as they were before ``module.compile()``: hooks inside a compiled graph don't fire."""
     compiled = [m for m in model.modules() if getattr(m, "_compiled_call_impl", None) is not None]
@@ -128,6 +145,7 @@ def prepared(model: nn.Module) -> Iterator[None]:
         stack.enter_context(evaluating(model))
         stack.enter_context(attention_that_takes_masks(model))
         stack.enter_context(no_router_losses(model))
+        stack.enter_context(experts_that_take_doubles(model))
         stack.enter_context(uncompiled(model))
         yield
 

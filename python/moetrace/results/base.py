@@ -35,8 +35,8 @@ class TraceResult:
         failed: pd.DataFrame,
         provenance: dict[str, Any],
     ) -> None:
-        self._cases, self._sites, self._patched = cases, sites, patched
-        self.effects = effects
+        self._cases, self._sites, self._patched = cases, sites, _read_only(patched)
+        self.effects: npt.NDArray[np.float64] = _read_only(effects)
         self.failed = failed
         self.provenance = provenance
 
@@ -149,6 +149,13 @@ class TraceResult:
         """
         tables = {"rows": self._saved_rows(), "cases": self._cases, "failed": self.failed}
         write_saved(folder, Saved(self.kind, tables, self.provenance))
+
+
+def _read_only(values: np.ndarray) -> np.ndarray:
+    """The same values, not to be written to: figures and files must stay what was measured."""
+    view = values.view()
+    view.flags.writeable = False
+    return view
 
 
 def summarise(

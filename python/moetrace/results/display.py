@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from moetrace.arguments import refuse_type, shown
 from moetrace.errors import ArgumentError, MissingPackageError
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def refuse_groups(options: Mapping[str, Any]) -> None:
     """ArgumentError for a summary by groups: it has several rows for what is one mark in a picture."""
     if options.get("by") is not None:
         raise ArgumentError(
-            f"by is {options['by']!r}; a picture shows all cases together: use .summary(by=...), or .subset"
+            f"by is {shown(options['by'])}; a picture shows all cases together: use .summary(by=...)"
         )
 
 
@@ -96,6 +97,15 @@ def new_axes(width: float, height: float) -> Axes:
     return ax
 
 
+def axes_of(ax: Axes | None, width: float, height: float) -> Axes:
+    """The axes that a user gives, or those of a new figure. ArgumentTypeError for anything else."""
+    if ax is None:
+        return new_axes(width, height)
+    if not (hasattr(ax, "fill_between") and hasattr(ax, "get_figure")):
+        refuse_type(ax, "ax", "the Axes of a matplotlib figure, or None for a new one")
+    return ax
+
+
 def plot_layers(
     summary: pd.DataFrame, floor: float, ax: Axes | None = None, options: Mapping[str, Any] | None = None
 ) -> Axes:
@@ -105,8 +115,7 @@ def plot_layers(
     """
     given = dict(options or {})
     summary = summary.sort_values("layer", ignore_index=True)
-    if ax is None:
-        ax = new_axes(max(5.0, 2.5 + 0.14 * len(summary)), 3.4)
+    ax = axes_of(ax, max(5.0, 2.5 + 0.14 * len(summary)), 3.4)
 
     layer, mean = summary.layer.to_numpy(), summary["mean"].to_numpy()
     ax.fill_between(
@@ -150,8 +159,7 @@ def plot_points(
 
     ``marks``: which rows, fill and label; all alike where there are none.
     """
-    if ax is None:
-        ax = new_axes(max(4.5, 1.6 + 0.26 * len(summary)), 3.6)
+    ax = axes_of(ax, max(4.5, 1.6 + 0.26 * len(summary)), 3.6)
     place, mean = np.arange(len(summary)), summary["mean"].to_numpy()
     if len(summary):
         label = interval_label(**(options or {}))
@@ -189,8 +197,7 @@ def plot_lines(
     options: Mapping[str, Any] | None = None,
 ) -> Axes:
     """Summaries over a number, each a line with its intervals. ``lines``: label -> (x, summary)."""
-    if ax is None:
-        ax = new_axes(5.0, 3.4)
+    ax = axes_of(ax, 5.0, 3.4)
     interval = interval_label(**(options or {}))
     for color, (name, (x, summary)) in zip((_BLUE, _RED), lines.items(), strict=False):
         place = np.asarray(x)
@@ -204,8 +211,7 @@ def plot_counts(
     names: Sequence[Any], counts: Sequence[int], title: str, labels: tuple[str, str], ax: Axes | None
 ) -> Axes:
     """Bars of counts. ``labels``: of the axes."""
-    if ax is None:
-        ax = new_axes(max(4.0, 1.6 + 0.3 * len(names)), 3.2)
+    ax = axes_of(ax, max(4.0, 1.6 + 0.3 * len(names)), 3.2)
     ax.bar(np.arange(len(names)), counts, color=_BLUE, width=0.7)
     ax.set_xticks(np.arange(len(names)), [plain(name) for name in names], fontsize=8)
     ax.tick_params(axis="x", rotation=90 if len(names) > 8 else 0)

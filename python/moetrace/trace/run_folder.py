@@ -44,9 +44,18 @@ class RunFolder:
 
     @classmethod
     def open(
-        cls, out: str | Path, what: str, job: Job, cases: CaseSet, details: Mapping[str, Any] | None
+        cls,
+        out: str | Path,
+        what: str,
+        job: Job,
+        cases: CaseSet,
+        details: Mapping[str, Any] | None,
+        how: Mapping[str, str],
     ) -> RunFolder:
-        """Begin a run or go on with it. RunFolderError where the folder holds another call's run."""
+        """Begin a run or go on with it. RunFolderError where the folder holds another call's run.
+
+        ``details``: arguments of this kind of trace. ``how``: the engine that serves it and the attention.
+        """
         path = as_path(out, "out")
         call = {
             "format": FORMAT,
@@ -58,6 +67,7 @@ class RunFolder:
             "position": job.position,
             "readout": job.readout.asked,
             "details": dict(details or {}),
+            **how,
         }
         call = json.loads(json.dumps(call))
         try:
@@ -100,10 +110,9 @@ class RunFolder:
             )
         return found
 
-    def amend(self, detail: str, value: Any) -> None:
-        """Change one of the call's details while the folder holds no cases yet."""
-        call = self._read_call(self.path / CALL) or {}
-        call["details"] = {**call.get("details", {}), detail: value}
+    def amend(self, **how: str) -> None:
+        """Change how the call is served while the folder holds no cases yet."""
+        call = {**(self._read_call(self.path / CALL) or {}), **how}
         write_json(self.path / CALL, call)
         self._call = json_digest(call)
 

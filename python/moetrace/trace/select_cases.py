@@ -128,13 +128,13 @@ def score_cases(
     """
     case_set = as_case_set(cases)
     anatomy = find_anatomy(model)
-    validate_cases(case_set, anatomy.vocab_size, final_subject="keep")
+    validate_cases(case_set, anatomy.vocab_size, "keep", anatomy.positions)
     chosen, engine = as_noise(noise), as_choice(engine, "engine", ENGINES)
     check_seeds(chosen, case_set)
     budget = resolve_budget(as_batch_tokens(batch_tokens), anatomy)
     clean = pd.Series(index=range(len(case_set)), dtype="float64")
     noised = clean.copy()
-    with prepared(model):
+    with prepared(anatomy.model):
         job = make_job(anatomy, (), chosen)
         runner = choose_engine(job, case_set, engine, budget).engine
         for batch in runner.batches(case_set):

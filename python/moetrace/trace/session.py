@@ -84,10 +84,10 @@ def trace(
 ) -> Session:
     """Run ``patches`` on every case, with checked options. Errors: see :func:`moetrace.trace_layers`."""
     case_set = as_case_set(cases)
-    validate_cases(case_set, anatomy.vocab_size, final_subject=final_subject)
+    validate_cases(case_set, anatomy.vocab_size, final_subject, anatomy.positions)
     check_seeds(noise, case_set)
     budget = resolve_budget(batch_tokens, anatomy)
-    with prepared(model):
+    with prepared(anatomy.model):
         job = make_job(anatomy, patches, noise, position, sweeps, readout)
         for case in case_set:
             job.patch_position(case)
@@ -97,7 +97,7 @@ def trace(
         folder = None
         if out is not None:
             how = {"engine": choice.engine.name, "attention": attention}
-            folder = RunFolder.open(out, what, job, case_set, {**(details or {}), **how})
+            folder = RunFolder.open(out, what, job, case_set, details, how)
         outcome, choice = _run(choice, case_set, folder, progress, what)
     return _without_failed(case_set, outcome, choice, attention, job)
 
@@ -172,7 +172,7 @@ def _say_it_changed(choice: EngineChoice, folder: RunFolder | None, resumed: boo
             "can't be trusted with this model: give another folder"
         )
     if folder is not None:
-        folder.amend("engine", choice.engine.name)
+        folder.amend(engine=choice.engine.name)
     warnings.warn(f"{choice.reason}; the reference engine traces it", EngineWarning, stacklevel=5)
 
 
