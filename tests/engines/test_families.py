@@ -114,3 +114,27 @@ def test_half_precision_runs_and_reports_its_floor(family):
     assert np.isfinite(result.effects).all()
     assert result.noise_floor >= 0
     assert result.provenance["model"]["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("family", SPARSE)
+def test_runs_in_one_forward_are_those_of_one_each(family):
+    """What a trace is confirmed by: clean, noised and patched sequences of a case side by side."""
+    model = make_model(family)
+    anatomy = find_anatomy(model)
+    experts = [layer for layer in anatomy.sparse_layers if anatomy.site(layer).experts is not None]
+    first, last = experts[0], experts[-1]
+    patches = [
+        Patch.block(first),
+        Patch.null(first),
+        Patch.of_experts(first, _core.Chosen.CLEAN),
+        Patch.of_experts(last, _core.Chosen.UNION),
+        Patch.of_experts(last, _core.Chosen.SUBSET, subset=0b10),
+        Patch.block(last),
+    ]
+    with prepared(model):
+        engine = ReferenceEngine(make_job(anatomy, patches, position="last"))
+        for case in make_cases(3):
+            apart, together = engine.run([case]), engine.together(case)
+            for name in ("clean", "noised", "patched"):
+                np.testing.assert_allclose(getattr(together, name), getattr(apart, name), atol=1e-4)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

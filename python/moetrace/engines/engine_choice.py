@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -72,6 +73,7 @@ class _Verdict:
 
 
 _verdicts: weakref.WeakKeyDictionary[nn.Module, dict[Any, _Verdict]] = weakref.WeakKeyDictionary()
+_nulls: weakref.WeakKeyDictionary[nn.Module, dict[Any, float]] = weakref.WeakKeyDictionary()
 _defined: weakref.WeakKeyDictionary[nn.Module, set[Any]] = weakref.WeakKeyDictionary()
 
 
@@ -93,19 +95,19 @@ def choose_engine(
     if (job.block_layers, state) not in defined:
         refuse_undefined(job, longest)
         defined.add((job.block_layers, state))
-    if engine == "reference":
-        return EngineChoice(ReferenceEngine(job), "asked for")
-    rows = max(map(TreeEngine(job, batch_tokens=batch_tokens).rows_of, cases))
-    verdict = _verdict(job, longest, rows, state)
-    if verdict.tree:
-        chosen = TreeEngine(job, verdict.join, batch_tokens)
-        return EngineChoice(chosen, verdict.reason, verdict.difference, verdict.tolerance)
-    if engine == "tree":
+    verdict = _Verdict(False, "asked for")
+    if engine != "reference":
+        rows = max(map(TreeEngine(job, batch_tokens=batch_tokens).rows_of, cases))
+        verdict = _verdict(job, longest, rows, state)
+    if engine == "tree" and not verdict.tree:
         raise EngineError(
             f"the tree engine doesn't serve {type(job.anatomy.model).__name__}: {verdict.reason}; use "
             "engine='auto' or engine='reference'"
         )
-    return EngineChoice(ReferenceEngine(job), verdict.reason)
+    tree = TreeEngine(job, verdict.join, batch_tokens)
+    chosen: Engine = tree if verdict.tree else ReferenceEngine(job)
+    null = _null_of(chosen, longest, state)
+    return EngineChoice(chosen, verdict.reason, verdict.difference, verdict.tolerance, null)
 
 
 def confirmed(choice: EngineChoice, case: Case, outcome: Outcome) -> EngineChoice:
@@ -114,25 +116,31 @@ def confirmed(choice: EngineChoice, case: Case, outcome: Outcome) -> EngineChoic
     ``outcome``: what the chosen engine gave for the case alone.
     """
     engine = choice.engine
-    if isinstance(engine, TreeEngine):
-        found = confirm(engine.job, case, outcome, engine.join, choice.tolerance)
-        if not found.within(choice.tolerance):
-            _verdicts.pop(engine.job.anatomy.model, None)
-            return confirmed(
-                EngineChoice(
-                    ReferenceEngine(engine.job),
-                    f"the single pass differed by {found.difference:.2g} logits from plain forwards on case "
-                    f"{case.case_id} of this trace, beyond what rounding explains",
-                ),
-                case,
-                outcome,
-            )
-        difference = max(choice.difference, found.difference)
-        null = null_floor(engine.job, lambda job: TreeEngine(job, engine.join).run([case]))
-        return EngineChoice(engine, choice.reason, difference, choice.tolerance, null)
+    if not isinstance(engine, TreeEngine):
+        return choice
+    found = confirm(engine.job, case, outcome, engine.join, choice.tolerance)
+    if found.within(choice.tolerance):
+        return replace(choice, difference=max(choice.difference, found.difference))
+    _verdicts.pop(engine.job.anatomy.model, None)
+    reason = (
+        f"the single pass differed by {found.difference:.2g} logits from plain forwards on case "
+        f"{case.case_id} of this trace, beyond what rounding explains"
+    )
+    reference = ReferenceEngine(engine.job)
+    return EngineChoice(reference, reason, null=_null_of(reference, case, None))
+
+
+def _null_of(engine: Engine, case: Case, state: Any) -> float:
+    """The floor of null patches in all traced layers, once for a state of the model (None: measure anew)."""
     job = engine.job
-    null = null_floor(job, lambda job: ReferenceEngine(job).run([case]))
-    return EngineChoice(engine, choice.reason, null=null)
+    if not job.block_layers:
+        return 0.0
+    known = _nulls.setdefault(job.anatomy.model, {})
+    key = (engine.name, job.block_layers, len(case.input_ids).bit_length(), state)
+    if state is None or key not in known:
+        like = partial(TreeEngine, join=engine.join) if isinstance(engine, TreeEngine) else ReferenceEngine
+        known[key] = null_floor(job, lambda nulls: like(nulls).run([case]))
+    return known[key]
 
 
 def _verdict(job: Job, case: Case, rows: int, state: Any) -> _Verdict:

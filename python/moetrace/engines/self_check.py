@@ -116,12 +116,12 @@ def confirm(job: Job, case: Case, outcome: Outcome, join: _core.Join, tolerance:
     flip a router's near tie in one case and not in another.
     """
     probe, found = _confirming(job, outcome)
-    expected = ReferenceEngine(probe).run([case])
+    expected = ReferenceEngine(probe).together(case)
     native = Comparison(_apart(expected, found, len(probe.patches)), _size(expected), join)
     if native.within(tolerance) or not (is_half(job.anatomy.model) and can_be_wide(job.anatomy)):
         return native
     with widened(probe) as wide:
-        expected = ReferenceEngine(wide).run([case])
+        expected = ReferenceEngine(wide).together(case)
         found = TreeEngine(wide, join).run([case])
     again = Comparison(_apart(expected, found, len(wide.patches)), _size(expected), join)
     if again.within(TOLERANCE):  # it was rounding, and goes into the floor

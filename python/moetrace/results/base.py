@@ -58,9 +58,8 @@ class TraceResult:
         """What numerics alone can give, in logits; a smaller effect means nothing.
 
         The largest of three measurements: the absolute rescue of a null patch (a row patched with its own
-        value; every case has one in the lowest traced layer, and one case in every traced layer), and the
-        difference between the engine and plain forwards, in the self-check of the model and on a case of
-        this trace.
+        value: every case in the lowest traced layer, and one case in every traced layer), and the difference
+        between the engine and plain forwards, in the self-check of the model and on a case of this trace.
         """
         null = self._cases.null_rescue.abs().max()
         checks = (self.provenance.get(name, 0.0) for name in ("self_check", "null_floor"))

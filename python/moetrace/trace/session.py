@@ -151,7 +151,8 @@ def _run(
         if batches:
             # Nothing is kept before the engine is confirmed on one of the trace's own cases.
             outcome = choice.engine.run(batches[0])
-            found = confirmed(choice, batches[0][0], outcome.case(0))
+            shortest = min(range(len(batches[0])), key=lambda index: len(batches[0][index].input_ids))
+            found = confirmed(choice, batches[0][shortest], outcome.case(shortest))
             if found.engine.name == choice.engine.name:
                 finish(batches[0], outcome)
                 batches = batches[1:]
