@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from moetrace.models.anatomy import Anatomy
+from moetrace.models.state import Changes, undisturbed
 
 HALF = (torch.bfloat16, torch.float16)
-_Swapped = list[tuple[dict[str, Any], str, Any]]
 
 
 def is_half(model: nn.Module) -> bool:
@@ -39,33 +39,40 @@ def in_float32(anatomy: Anatomy) -> Iterator[None]:
     same tensors, also after an exception. Weights that aren't in memory stay what they are.
     """
     inside = {module for layer in anatomy.layers for module in layer.modules()}
-    whole: _Swapped = []
-    running: dict[nn.Module, _Swapped] = {}
+    whole = Changes()
+    running: dict[nn.Module, Changes] = {}
     handles: list[Any] = []
 
-    def widen(layer: nn.Module, _args: Any) -> None:
-        running[layer] = _swap(list(layer.modules()))
+    def widen(module: nn.Module, _args: Any) -> None:
+        _widen(list(module.modules()), running.setdefault(module, Changes()))
 
-    def restore(layer: nn.Module, _args: Any, _output: Any) -> None:
-        _put_back(running.pop(layer, []))
+    def restore(module: nn.Module, _args: Any, _output: Any) -> None:
+        running[module].undo()
+
+    def end() -> None:
+        for handle in reversed(handles):
+            handle.remove()
+        for changes in (*running.values(), whole):
+            changes.undo()
 
     try:
         blocks = [site.block for site in anatomy.sites if site is not None]
-        for layer in dict.fromkeys((*anatomy.layers, *blocks)):
-            handles.append(layer.register_forward_pre_hook(widen, prepend=True))
-            handles.append(layer.register_forward_hook(restore, always_call=True))
-        whole += _swap([module for module in anatomy.model.modules() if module not in inside])
+        with undisturbed():
+            for layer in dict.fromkeys((*anatomy.layers, *blocks)):
+                handles.append(layer.register_forward_pre_hook(widen, prepend=True))
+                handles.append(layer.register_forward_hook(restore, always_call=True))
+        _widen([module for module in anatomy.model.modules() if module not in inside], whole)
         yield
     finally:
-        for handle in reversed(handles):
-            handle.remove()
-        for swapped in (*running.values(), whole):
-            _put_back(swapped)
+        try:
+            end()
+        except KeyboardInterrupt:
+            end()
+            raise
 
 
-def _swap(modules: list[nn.Module]) -> _Swapped:
+def _widen(modules: list[nn.Module], changes: Changes) -> None:
     """Put float32 copies in the place of half-precision tensors; one copy of a tensor that is tied."""
-    swapped: _Swapped = []
     copies: dict[int, Any] = {}
     for module in modules:
         for holder in (module._parameters, module._buffers):
@@ -76,12 +83,4 @@ def _swap(modules: list[nn.Module]) -> _Swapped:
                     wide = tensor.detach().float()
                     trained = isinstance(tensor, nn.Parameter)
                     copies[id(tensor)] = nn.Parameter(wide, requires_grad=False) if trained else wide
-                swapped.append((holder, name, tensor))
-                holder[name] = copies[id(tensor)]
-    return swapped
-
-
-def _put_back(swapped: _Swapped) -> None:
-    for holder, name, tensor in reversed(swapped):
-        holder[name] = tensor
-    swapped.clear()
+                changes.entry(holder, name, copies[id(tensor)])

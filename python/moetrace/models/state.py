@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import signal
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
+from moetrace.errors import EngineError
+
 _IMPLEMENTATIONS = ("_attn_implementation_internal", "_experts_implementation_internal")
 TREE_ATTENTION = ("sdpa", "eager")
+_locks: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
+_locks_lock = threading.Lock()
 
 
 def configs_of(model: nn.Module) -> list[Any]:
@@ -64,90 +72,120 @@ def few_entries(weight: torch.Tensor) -> bytes:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients, module by module as it was afterwards, also after an interrupt."""
-    training = [module for module in model.modules() if module.training]
+def undisturbed() -> Iterator[None]:
+    """Hold Ctrl-C back until the end, so that what is changed or put back here is so wholly."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield  # other threads get no signals; a handler that isn't Python's raises nothing here
+        return
+    came: list[tuple[int, Any]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
     try:
-        for module in training:
-            module.training = False
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-@contextmanager
-def attention_that_takes_masks(model: nn.Module) -> Iterator[None]:
-    """Switch attention that can't take a 4-D mask to one that can, and back."""
-    changed: list[tuple[Any, Any]] = []
-    sdpa = all(getattr(m, "_supports_sdpa", True) for m in model.modules() if hasattr(m, "_supports_sdpa"))
-    try:
-        for config in configs_of(model):
-            before = config._attn_implementation_internal
-            if before is not None and before not in TREE_ATTENTION:
-                changed.append((config, before))
-                config._attn_implementation_internal = "sdpa" if sdpa else "eager"
         yield
     finally:
-        for config, before in changed:
-            config._attn_implementation_internal = before
+        signal.signal(signal.SIGINT, handler)
+        if came:
+            handler(*came[-1])
 
 
-@contextmanager
-def no_router_losses(model: nn.Module) -> Iterator[None]:
-    """Switch off router logits and the loss over them, which ask for a plain batch, and back on."""
-    changed = [config for config in configs_of(model) if getattr(config, "output_router_logits", False)]
-    try:
-        for config in changed:
-            config.output_router_logits = False
-        yield
-    finally:
-        for config in changed:
-            config.output_router_logits = True
+class Changes:
+    """Attributes and entries that are other for a time: what was there comes back, the last changed first.
 
+    A change is written down before it is made, and putting back is done wholly or, after Ctrl-C in the
+    middle, once more.
+    """
 
-@contextmanager
-def experts_that_take_doubles(model: nn.Module) -> Iterator[None]:
-    """Switch experts of float64 models from grouped products, which torch has up to float32, and back."""
-    name = "_experts_implementation_internal"
-    double = any(weight.dtype is torch.float64 for weight in model.parameters())
-    configs = [
-        config for config in configs_of(model) if getattr(config, name, None) == "grouped_mm" and double
-    ]
-    try:
-        for config in configs:
-            setattr(config, name, "eager")
-        yield
-    finally:
-        for config in configs:
-            setattr(config, name, "grouped_mm")
+    def __init__(self) -> None:
+        self._made: list[tuple[Callable[[Any], None], Any]] = []
 
+    def attribute(self, owner: Any, name: str, value: Any) -> None:
+        """Set an attribute."""
+        self._make(partial(setattr, owner, name), getattr(owner, name), value)
 
-@contextmanager
-def uncompiled(model: nn.Module) -> Iterator[None]:
-    """Call modules as they were before ``module.compile()``: hooks inside a compiled graph don't fire."""
-    compiled = [m for m in model.modules() if getattr(m, "_compiled_call_impl", None) is not None]
-    calls = [module._compiled_call_impl for module in compiled]
-    try:
-        for module in compiled:
-            module._compiled_call_impl = None
-        yield
-    finally:
-        for module, call in zip(compiled, calls, strict=True):
-            module._compiled_call_impl = call
+    def entry(self, owner: dict[str, Any], name: str, value: Any) -> None:
+        """Set an entry of a dictionary."""
+        self._make(partial(owner.__setitem__, name), owner[name], value)
+
+    def _make(self, put: Callable[[Any], None], before: Any, value: Any) -> None:
+        self._made.append((put, before))
+        put(value)
+
+    def undo(self) -> None:
+        """Put everything back."""
+        try:
+            self._undo()
+        except KeyboardInterrupt:  # it came before it could be held back
+            self._undo()
+            raise
+
+    def _undo(self) -> None:
+        with undisturbed():
+            while self._made:
+                put, before = self._made[-1]
+                put(before)
+                self._made.pop()
 
 
 @contextmanager
 def prepared(model: nn.Module) -> Iterator[None]:
-    """All of the above that every engine needs."""
-    with ExitStack() as stack:
-        stack.enter_context(evaluating(model))
-        stack.enter_context(attention_that_takes_masks(model))
-        stack.enter_context(no_router_losses(model))
-        stack.enter_context(experts_that_take_doubles(model))
-        stack.enter_context(uncompiled(model))
+    """The model as every engine needs it, and as it was afterwards, also after an exception or Ctrl-C.
+
+    In eval mode without gradients and autocast; attention that takes a 4-D mask; no router logits and no loss
+    over them, which ask for a plain batch; experts that take float64 where the weights are; and modules as
+    they were before ``module.compile()``, since hooks inside a compiled graph don't fire. EngineError where
+    another thread traces the model, or while a CUDA graph is captured.
+    """
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        raise EngineError(
+            "a CUDA graph is being captured on this stream; a trace chooses its steps by what it measures, "
+            "which a graph can't hold: trace outside of the capture"
+        )
+    changes = Changes()
+    device = next((weight.device.type for weight in model.parameters()), "cpu")
+    with _by_one_thread(model):
+        try:
+            for module in model.modules():
+                if module.training:
+                    changes.attribute(module, "training", False)
+                if getattr(module, "_compiled_call_impl", None) is not None:
+                    changes.attribute(module, "_compiled_call_impl", None)
+            for config, name, value in _settings(model):
+                changes.attribute(config, name, value)
+            with torch.no_grad(), torch.autocast("cpu" if device == "meta" else device, enabled=False):
+                yield
+        finally:
+            changes.undo()
+
+
+def _settings(model: nn.Module) -> Iterator[tuple[Any, str, Any]]:
+    """Configuration objects, and what of them has to be other during a trace."""
+    sdpa = all(getattr(m, "_supports_sdpa", True) for m in model.modules() if hasattr(m, "_supports_sdpa"))
+    double = any(weight.dtype is torch.float64 for weight in model.parameters())
+    for config in configs_of(model):
+        attention = config._attn_implementation_internal
+        if attention is not None and attention not in TREE_ATTENTION:
+            yield config, "_attn_implementation_internal", "sdpa" if sdpa else "eager"
+        if getattr(config, "output_router_logits", False):
+            yield config, "output_router_logits", False
+        # torch has grouped products up to float32 only.
+        if double and getattr(config, "_experts_implementation_internal", None) == "grouped_mm":
+            yield config, "_experts_implementation_internal", "eager"
+
+
+@contextmanager
+def _by_one_thread(model: nn.Module) -> Iterator[None]:
+    """Refuse a second thread, whose forwards would run into the first one's hooks."""
+    with _locks_lock:
+        lock = _locks.setdefault(model, threading.RLock())
+    if not lock.acquire(blocking=False):
+        raise EngineError(
+            f"{type(model).__name__} is being traced by another thread, and hooks of one trace would act in "
+            "the other; wait for it, or give each thread a copy of the model"
+        )
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def first_tensor(output: Any) -> torch.Tensor:

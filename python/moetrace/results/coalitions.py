@@ -43,7 +43,8 @@ class CoalitionTrace(TraceResult):
         if not self.complete:
             raise ArgumentError(
                 "the value of every subset is needed, but only "
-                f"{self.effects.shape[1]} coalitions were patched; trace with sets='all'"
+                f"{self.effects.shape[1]} coalitions were patched; trace with sets='all', or for "
+                "Shapley values with standard errors with sets='sampled'"
             )
         values = np.zeros((len(self), 2**self.players))
         values[:, self.provenance["masks"]] = self.effects
