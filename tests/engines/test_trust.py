@@ -245,6 +245,57 @@ def test_mixed_precision(model: Any) -> None:
     assert np.abs(auto.effects - plain.effects).max() <= max(auto.noise_floor, 0.05)
 
 
+class Quantised(torch.Tensor):
+    """A tensor subclass, as quantisation makes them: operations work, memory isn't what it seems."""
+
+
+def test_tensor_subclasses_are_left_to_their_modules(model: Any) -> None:
+    expected = mt.trace_experts(model, CASES).effects
+    for layer in model.model.layers:
+        experts = layer.mlp.experts
+        for name in ("gate_up_proj", "down_proj"):
+            plain = getattr(experts, name).detach()
+            experts._parameters[name] = torch.nn.Parameter(plain.as_subclass(Quantised), requires_grad=False)
+    assert not any(site.fusible for site in find_anatomy(model).sites)
+    np.testing.assert_allclose(mt.trace_experts(model, CASES).effects, expected, atol=2e-5)
+
+
+def test_attention_with_biases_by_distance_is_served_by_plain_forwards() -> None:
+    """Falcon's ALiBi counts keys, and a tree has more of them than a sequence."""
+    config = tf.FalconConfig(
+        vocab_size=VOCAB, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, alibi=True,
+        new_decoder_architecture=False, multi_query=True, parallel_attn=False, bias=False,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    falcon = tf.AutoModelForCausalLM.from_config(config).float().eval()
+    with torch.no_grad():
+        for weight in falcon.parameters():
+            if weight.dim() > 1:
+                weight.normal_(0.0, 0.25)
+    auto = mt.trace_layers(falcon, CASES)
+    assert auto.provenance["engine"] == "reference"
+    assert "single pass failed" in auto.provenance["engine_reason"]
+    plain = mt.trace_layers(falcon, CASES, engine="reference")
+    np.testing.assert_array_equal(auto.effects, plain.effects)
+    assert np.abs(plain.effects).max() > 0.02
+
+
+@pytest.mark.parametrize("layer", [7.9, "1", True, None, [1, 2], float("nan")])
+def test_what_is_no_layer_isnt_taken_for_one(model: Any, layer: Any) -> None:
+    with pytest.raises(errors.ArgumentError, match="layer"):
+        mt.trace_coalitions(model, CASES, layer=layer)
+    if not isinstance(layer, list) and layer is not None:
+        for trace in (mt.trace_layers, mt.trace_experts):
+            with pytest.raises(errors.ArgumentError, match="layers"):
+                trace(model, CASES, layers=layer)
+
+
+def test_coalitions_say_which_sets_a_value_needs(model: Any) -> None:
+    found = mt.trace_coalitions(model, CASES, layer=1, sets=("clean", "union"))
+    with pytest.raises(errors.ArgumentError, match="trace with sets='all'"):
+        found.shapley()
+
+
 def test_weights_without_values_are_refused(model: Any) -> None:
     model.model.layers[2].to("meta")
     with pytest.raises(errors.ModelError, match=r"layers\.2\..* is on the meta device"):
@@ -382,3 +433,11 @@ def test_case_sets_index_and_join() -> None:
         cases[4]
     with pytest.raises(errors.ArgumentError, match="one for each of 4"):
         cases[[True, False]]
+
+
+def test_an_expert_that_is_routed_to_twice_is_refused() -> None:
+    model = make_wide("deepseek_v4")
+    model.model.layers[0].mlp.gate.tid2eid.zero_()
+    mt.trace_layers(model, CASES[:1])
+    with pytest.raises(errors.LayoutError, match=r"layer 0: .* one expert twice .*\[0, 0\]"):
+        mt.trace_experts(model, CASES[:1], layer=0)

@@ -29,7 +29,7 @@ from tests.engines.wide import (
 CASES = make_cases(3)
 BY_EXPERT = [family for family, known in WIDE.items() if known.experts]
 # Experts whose contributions pass a norm inside the block: only literal ablation is right.
-NORM_AFTER_EXPERTS = ("axk1",)
+NORM_AFTER_EXPERTS = ("axk1", "muse_spark")
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def test_a_tree_that_differs_falls_to_plain_forwards(known):
     result = mt.trace_layers(model, CASES)
     assert result.provenance["engine"] == "reference"
     assert "differs from plain forwards" in result.provenance["engine_reason"]
-    with pytest.raises(mt.errors.EngineError, match="differs from plain forwards"):
+    with pytest.raises(mt.errors.EngineError, match="does more with the sum of its experts than scale it"):
         mt.trace_layers(model, CASES, engine="tree")
 
 
@@ -147,7 +147,7 @@ def test_the_check_has_as_many_rows_as_the_trace():
 
 def test_a_norm_after_the_experts_needs_literal_ablation():
     model = make_wide("axk1")
-    with pytest.raises(mt.errors.EngineError, match="differs from plain forwards"):
+    with pytest.raises(mt.errors.EngineError, match="does more with the sum of its experts than scale it"):
         mt.trace_experts(model, CASES, engine="tree")
 
 

@@ -192,6 +192,27 @@ def _omni() -> Any:
     )
 
 
+def _muse_spark() -> Any:
+    """Experts that end with a norm of their own, at another width than the model's."""
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    audio = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "out_hidden_size": 32}
+    text = {**MOE, "num_local_experts": 8, "moe_hidden_size": 24, "sliding_window": WINDOW}
+    return tf.MuseSparkConfig(
+        text_config=text, vision_config={**small, "out_hidden_size": 32}, audio_config=audio
+    )
+
+
+def _deepseek_v4() -> Any:
+    """Layers that route by token ids, and attention over compressed keys, which a tree has no rows for."""
+    kinds = ["heavily_compressed_attention", "compressed_sparse_attention"] * (LAYERS // 2)
+    return tf.DeepseekV4Config(
+        **_without(MOE, "num_key_value_heads", "intermediate_size", "head_dim"), head_dim=16, q_lora_rank=16,
+        n_routed_experts=8, layer_types=kinds, mlp_layer_types=["hash_moe", "hash_moe", "moe", "moe"],
+        o_groups=2, o_lora_rank=8, index_n_heads=2, index_head_dim=8, index_topk=16, qk_rope_head_dim=8,
+        sliding_window=8, hc_mult=2, num_nextn_predict_layers=0,
+    )  # fmt: skip
+
+
 BESIDE_VISION = "model.language_model.layers"
 WIDE: dict[str, Family] = {
     "deepseek_v2": Family(
@@ -290,6 +311,8 @@ WIDE: dict[str, Family] = {
     "ernie4_5_vl_moe": Family("Ernie4_5_VLMoeForConditionalGeneration", _ernie_vl, layers=BESIDE_VISION),
     "step3p7": Family("Step3p7ForConditionalGeneration", _step3p7, layers=BESIDE_VISION),
     "deepseek_ocr2": Family("DeepseekOcr2ForConditionalGeneration", _ocr2, layers=BESIDE_VISION),
+    "muse_spark": Family("MuseSparkForConditionalGeneration", _muse_spark, layers=BESIDE_VISION),
+    "deepseek_v4": Family("DeepseekV4ForCausalLM", _deepseek_v4, eager=True, tree=False),
     "minimax_m3": Family("MiniMaxM3VLForCausalLM", minimax_m3, tree=False),
 }
 
@@ -303,10 +326,13 @@ def make_wide(family: str | Family, seed: int = 0) -> Any:
     model = getattr(tf, known.architecture)._from_config(config).float().eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.dim() > 1:
+            if parameter.dim() > 1 and parameter.is_floating_point():
                 parameter.normal_(0.0, 0.25)
             elif name.endswith("bias"):
                 parameter.normal_(0.0, 0.1)
+        for name, table in model.state_dict().items():
+            if name.endswith("tid2eid"):  # experts by token id
+                table.copy_(torch.stack([torch.randperm(8)[: table.shape[1]] for _ in table]))
     return model
 
 

@@ -14,6 +14,7 @@ import torch
 
 from moetrace._native import _core
 from moetrace.engines.job import LayerRouting, Patch
+from moetrace.errors import LayoutError
 from moetrace.models.anatomy import Anatomy, expert_count
 from moetrace.models.experts import routed_call
 
@@ -86,6 +87,11 @@ def ablate(anatomy: Anatomy, layer: int, call: BlockCall, position: int) -> Abla
 
     whole = output_without(None)
     index, weights = routed[0]
+    if len(set(index.tolist())) < len(index):
+        raise LayoutError(
+            f"{where}: {type(module).__name__} is given one expert twice for a token (experts "
+            f"{index.tolist()}), so that an expert's weight isn't one number; trace_layers serves the model"
+        )
     assert call.output is not None
     rows = call.output.reshape(-1, call.output.shape[-1]).shape[0]
     logits = torch.zeros(1, 0, dtype=torch.float64)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from moetrace._native import _core
-from moetrace.errors import LayoutError
+from moetrace.errors import ContributionError, LayoutError
 from moetrace.models.anatomy import LayerSite
 from moetrace.models.state import fingerprint
 
@@ -63,8 +63,8 @@ def block_scale(site: LayerSite, hidden: torch.Tensor) -> float:
     """What a block multiplies the sum of its experts by: 1, a routed scaling factor, a half, ...
 
     Measured on one row ``hidden`` (1, 1, width) of the block's input, with the experts' output 64 times what
-    it is: contributions are defined at the block's output (equation 5). Where the steps after the experts
-    aren't a scale, the ratio of the norms.
+    it is: contributions are defined at the block's output (equation 5), and so are the norms of patch vectors
+    (equation 10). ContributionError where the steps after the experts aren't a scale: a norm, a projection.
     """
     if site.block is site.experts or site.experts is None:
         return 1.0
@@ -86,10 +86,17 @@ def block_scale(site: LayerSite, hidden: torch.Tensor) -> float:
         first: torch.Tensor = output[0] if isinstance(output, tuple) else output
         return first.double()
 
-    change = (run(64.0) - run(1.0)).norm() / 63.0
-    whole = kept[0].norm()
-    if not whole > 0:
+    change = ((run(64.0) - run(1.0)) / 63.0).flatten()
+    whole = kept[0].flatten()
+    if not whole.norm() > 0:
         return 1.0
-    scale = float(change / whole)
-    _known_scales[site.block] = (state, scale)
-    return scale
+    eps = torch.finfo(hidden.dtype).eps
+    scale = float(change @ whole / (whole @ whole)) if change.shape == whole.shape else 0.0
+    if scale == 0.0 or (change - scale * whole).norm() > 64 * eps * change.norm():
+        raise ContributionError(
+            f"layer {site.layer}: {type(site.block).__name__} does more with the sum of its experts than "
+            "scale it, so contributions at its output aren't those at the experts'; engine='reference' "
+            "serves it"
+        )
+    _known_scales[site.block] = (state, abs(scale))
+    return abs(scale)

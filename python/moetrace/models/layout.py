@@ -13,6 +13,8 @@ def is_fused_layout(module: nn.Module) -> bool:
     if not (isinstance(up, torch.Tensor) and isinstance(down, torch.Tensor) and up.dim() == down.dim() == 3):
         return False
     gate = getattr(type(module), "_apply_gate", None)
+    # Nothing else may act on the output: muse_spark's experts end with a norm of their own.
+    alone = {name for name, _ in module.named_parameters()} == {"gate_up_proj", "down_proj"}
     plain_gate = gate is None or gate is hf_moe._default_apply_gate
     activation = type(getattr(module, "act_fn", None)).__name__ in ("SiLU", "SiLUActivation")
     flags = (
@@ -21,6 +23,10 @@ def is_fused_layout(module: nn.Module) -> bool:
         and getattr(module, "is_concatenated", True)
         and getattr(module, "has_gate", True)
     )
-    in_memory = not up.is_meta and not down.is_meta and up.is_floating_point()
+    plain = all(type(weight) in (torch.Tensor, nn.Parameter) for weight in (up, down))
+    plain = plain and all(type(weight.data) is torch.Tensor for weight in (up, down))
+    in_memory = plain and not up.is_meta and not down.is_meta and up.is_floating_point()
     shapes = up.shape[0] == down.shape[0] and up.shape[1] == 2 * down.shape[2]  # not with identity experts
-    return bool(plain_gate and activation and flags and in_memory and shapes and up.device == down.device)
+    return bool(
+        alone and plain_gate and activation and flags and in_memory and shapes and up.device == down.device
+    )
