@@ -68,6 +68,7 @@ def summary_table(
     import pandas as pd
 
     values, groups = _checked(effects, clusters)
+    checks.fraction(confidence, "confidence", closed=False)  # also where no site has two cases
     checks.warn_of_few(groups, stacklevel=2)
     if correction is not None:
         checks.choice(correction, "correction", ("max_t", "holm", "bh"))
