@@ -16,6 +16,7 @@ from moetrace._native import _core
 from moetrace.engines.job import Engine, Job, Outcome
 from moetrace.engines.reference import ReferenceEngine
 from moetrace.engines.self_check import (
+    MOST_ROUNDING,
     OF_ROUNDING,
     TOLERANCE,
     Comparison,
@@ -174,7 +175,8 @@ def _examine(job: Job, case: Case, rows: int) -> _Verdict:
             found = _first_that_agrees(wide, case, rows, tolerance)
         if found.within(tolerance) and wide is not job:  # what is left in half precision is its rounding
             native = compare(job, found.join, case, rows)
-            tolerance = max(tolerance_of(job, case), OF_ROUNDING * native.difference / native.size)
+            rounding = OF_ROUNDING * native.difference / native.size
+            tolerance = max(tolerance_of(job, case), min(rounding, MOST_ROUNDING))
             found = native
     except torch.OutOfMemoryError:
         raise
