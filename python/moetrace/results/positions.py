@@ -33,7 +33,7 @@ def positions_of(
     absent = [case_id for case_id in ids if case_id not in place and case_id not in left_out]
     if absent:
         raise CaseMismatchError(
-            f"{len(absent)} of the {len(ids)} cases asked for aren't in this trace of {len(traced)} cases: ids "
-            f"{absent[:20]}; .cases.case_id lists those that are"
+            f"{len(absent)} of the {len(ids)} cases asked for aren't in this trace of {len(traced)} cases: "
+            f"ids {absent[:20]}; .cases.case_id lists those that are"
         )
     return [place[case_id] for case_id in ids if case_id in place], {i for i in ids if i in left_out}

@@ -93,6 +93,7 @@ def trace_coalitions(
 def wanted_of(
     anatomy: Anatomy, layer: int, sets: Any, n_permutations: int, players: str, limit: int, seed: int
 ) -> Wanted:
+    """The coalitions of a layer that a user asks for by ``sets``."""
     top_k = top_k_of(anatomy.config)
     if isinstance(sets, str) and sets == "all":
         coalition.check_count(top_k, limit)
@@ -125,6 +126,7 @@ def _subsets(layer: int, masks: list[int], players: int, orders: np.ndarray | No
 
 
 def coalition_trace_of(session: Session, layer: int, wanted: Wanted) -> CoalitionTrace:
+    """The first patches of the session are the coalitions', the last is the null patch."""
     outcome, routing = session.outcome, session.outcome.routing[layer]
     effects = rescue(outcome.patched, outcome.noised)[:, :-1].mean(axis=2)
     cases = case_table(session)

@@ -85,6 +85,7 @@ def expert_layers_of(anatomy: Anatomy, layer: int | Sequence[int] | None) -> tup
 
 
 def expert_trace_of(session: Session, layers: tuple[int, ...], union: bool) -> ExpertTrace:
+    """What the session's sweeps of these layers found; its last patch is the null patch."""
     sites, columns = [], []
     for layer in layers:
         count = session.outcome.routing[layer].clean_active.shape[-1]

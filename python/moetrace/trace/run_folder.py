@@ -140,8 +140,8 @@ class RunFolder:
             write_parquet(self.path / PARTS / self._name(parts), table)
         except OSError as failure:
             raise RunFolderError(
-                f"{self.path} can't be written ({failure}); the batches that it holds stay: make room, and make "
-                "the same call again to go on"
+                f"{self.path} can't be written ({failure}); the batches that it holds stay: make room, and "
+                "make the same call again to go on"
             ) from failure
 
     @staticmethod

@@ -151,8 +151,8 @@ def _run(
             done.update(parts)
             bar.update(len(batch))
 
-        # Cut before what is done is left out: a batch has the same cases, and so the same last bits, whether or
-        # not a run was interrupted before it.
+        # Cut before what is done is left out: a batch has the same cases, and so the same last bits, whether
+        # or not a run was interrupted before it.
         cut = [[cases[index] for index in batch] for batch in choice.engine.batches(cases)]
         batches = [own for batch in cut if (own := [case for case in batch if case.case_id not in done])]
         if batches:
