@@ -20,9 +20,9 @@ def all_tables(report: Report) -> dict[str, pd.DataFrame]:
     """Those that the run has.
 
     "map": every expert that is ever clean-active, in every layer, with max-T corrected p-values (validation
-    cases). "shapley": Shapley values of the selected layer's experts, with intervals. "clustered": the figures
-    of Table 1 with intervals over cases and over relations, and their tests. "floor": the numerical floor of
-    each trace. "stability": what each split and threshold selects.
+    cases). "shapley": Shapley values of the selected layer's experts, with intervals, over the cases where
+    each is routed. "clustered": the figures of Table 1 with intervals over cases and over relations, and their
+    tests. "floor": the numerical floor of each trace. "stability": what each split and threshold selects.
     """
     made = {
         "map": _map(report),

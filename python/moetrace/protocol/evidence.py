@@ -1,4 +1,4 @@
-"""What a run has traced, and what is selected from it: the same for a run that just ended and a loaded one."""
+"""What a run has traced, and what is selected from it: the same for a run just ended and a loaded one."""
 
 from __future__ import annotations
 

@@ -21,9 +21,9 @@ from moetrace.protocol.layouts import LAYOUTS
 from moetrace.protocol.scale_up import ScaleUp, scale_up
 from moetrace.protocol.settings import Settings
 from moetrace.results.base import TraceResult
+from moetrace.results.coalitions import CoalitionTrace
 from moetrace.results.comparisons import ActiveRanks, Specificity
 from moetrace.results.controls import FewControlsWarning
-from moetrace.results.coalitions import CoalitionTrace
 from moetrace.results.expert_name import Expert
 from moetrace.results.experts import ExpertTrace
 from moetrace.results.joined import concat
@@ -252,6 +252,8 @@ class Report:
                 f"{own.overlap} of {len(own.new)} relaxed validation cases are in the strict set. n_E counts the "
                 "cases of the expert's mean, zero rows included; the paper doesn't say what its 137 counts."
             )
+            if own.star is None:
+                self.notes["14"] = f"No expert was selected on the relaxed discovery cases: {own.refusal}"
         return own
 
     def _asked(self, name: str, ask: Callable[[], _Found]) -> _Found | None:

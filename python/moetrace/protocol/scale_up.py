@@ -12,6 +12,7 @@ from moetrace.protocol.evidence import Evidence, relaxed_experts, relaxed_layers
 from moetrace.protocol.settings import Settings
 from moetrace.results.expert_name import Expert, NeverActiveError
 from moetrace.results.experts import ExpertTrace
+from moetrace.results.joined import concat
 from moetrace.results.layers import LayerTrace
 
 Floats = npt.NDArray[np.float64]
@@ -27,6 +28,7 @@ class ScaleUp:
         layer_rescue, expert_rescue, spec: one value for each validation case, logits; spec is NaN where a
             case has no control, and both are empty without a star.
         new: bool, validation cases that aren't in the strict set.
+        refusal: why there is no star.
         discovery_active: in how many discovery cases the star is clean-active, and of how many.
     """
 
@@ -39,6 +41,7 @@ class ScaleUp:
     spec: Floats
     new: npt.NDArray[np.bool_]
     discovery_active: tuple[float, float]
+    refusal: str
 
     @property
     def overlap(self) -> int:
@@ -64,8 +67,6 @@ def scale_up(found: Evidence) -> ScaleUp | None:
         known = [part for part in parts if part is not None]
         experts = None
         if len(known) == 2:
-            from moetrace.results.joined import concat
-
             experts = concat(known)
         return _found(found.layers, experts, (found.discovery, found.validation), strict, s)
     return None
@@ -84,7 +85,7 @@ def _found(
     first, second = ([case.case_id for case in half if case.case_id in whole] for half in halves)
     layer = layers.subset(halves[0]).best
     rescue = layers.subset(second).effects[:, layers.layers.index(layer)]
-    star, _ = selected(None if experts is None else experts.subset(first), settings)
+    star, refusal = selected(None if experts is None else experts.subset(first), settings)
     own = spec = np.array([])
     active = (float("nan"), float("nan"))
     if star is not None and experts is not None:
@@ -98,4 +99,4 @@ def _found(
         except NeverActiveError:
             spec = np.full(len(second), np.nan)
     new = np.array([case_id not in strict for case_id in second], bool)
-    return ScaleUp(layer, star, *halves, rescue, own, spec, new, active)
+    return ScaleUp(layer, star, *halves, rescue, own, spec, new, active, refusal)

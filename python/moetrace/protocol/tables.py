@@ -53,7 +53,7 @@ def _absence(report: Report, number: str) -> str:
         return "With top-2 routing the matched control is the one other active expert: see Table 11."
     if number == "11" and report.top_k != 2:
         return f"For top-2 routing; this model's router takes {report.top_k}: see Table 9."
-    if number == "10" and report.ranks is None or number in ("5", "7") and report.specificity is None:
+    if (number == "10" and report.ranks is None) or (number in ("5", "7") and report.specificity is None):
         return f"{report.star} is clean-active beside another expert in no validation case."
     if number == "12" and report.held_out is None:
         return report.notes["held_out"]

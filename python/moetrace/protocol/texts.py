@@ -1,4 +1,4 @@
-"""The cases as text, for people: their tokens and objects decoded once, so that a report needs no tokenizer."""
+"""The cases as text, for people: decoded once, so that a report needs no tokenizer."""
 
 from __future__ import annotations
 
