@@ -7,7 +7,7 @@ import signal
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -155,9 +155,9 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
                                                "records": p["records"], "out": "out", "n": 2, "seed": 0,
                                                "noise": None,
                                                "progress": False, "echo": len}),
-        "run_protocol": (mt.run_protocol, {"model": model, "tokenizer": None, "records": cases,
-                                           "preset": "quick", "out": None, "progress": False, "echo": None,
-                                           **PROTOCOL}),
+        "run_protocol": (partial(mt.run_protocol, **PROTOCOL),
+                         {"model": model, "tokenizer": None, "records": cases, "preset": "quick", "out": None,
+                          "progress": False, "echo": None}),
         "concat": (mt.concat, {"traces": [layers.subset([0]), layers.subset([1])]}),
         "LayerTrace.subset": (layers.subset, {"case_ids": [0, 1]}),
         "ExpertTrace.subset": (experts.subset, {"case_ids": [0, 1]}),
