@@ -46,33 +46,26 @@ def test_demo_without_matplotlib_ends_with_its_tables_and_says_how_to_get_the_pi
     assert not (tmp_path / "d" / "layers.png").exists()
 
 
-def test_run_traces_a_users_model_and_resumes(shared, tmp_path):
+def test_run_is_the_whole_protocol_and_resumes(shared, tmp_path):
     folder = shared / "models" / "factmoe"
     known = set(json.loads((folder / "known_case_ids.json").read_text()))
     records = json.loads((shared / "data" / "counterfact.json").read_text())
     file = tmp_path / "facts.json"
     file.write_text(json.dumps([r for r in records if r["case_id"] in known][:60]))
-    call = [
-        "run",
-        str(folder),
-        "--cases",
-        str(file),
-        "--out",
-        str(tmp_path / "o"),
-        "--n",
-        "20",
-        "--dtype",
-        "float32",
-    ]
+    out = tmp_path / "o"
+    call = ["run", str(folder), "--cases", str(file), "--out", str(out), "--n", "20", "--dtype", "float32"]
+    call += ["--preset", "quick", "--set", "min_active=0.25", "--set", "scales=[3.0]", "--set", "folds=2"]
     first = CliRunner().invoke(app, call)
     assert first.exit_code == 0, first.output
-    stamps = [p.stat().st_mtime_ns for p in sorted((tmp_path / "o" / "discovery" / "parts").iterdir())]
+    report = mt.load(out)
+    assert (report.settings.min_active, report.settings.scales) == (0.25, (3.0,))
+    assert report.markdown(1) in first.output
+    assert f"expert selected on 10 discovery cases: {report.star}" in first.output
+    stamps = {p: p.stat().st_mtime_ns for p in sorted(out.rglob("*.parquet"))}
     again = CliRunner().invoke(app, call)
     assert again.exit_code == 0, again.output
-    assert [
-        p.stat().st_mtime_ns for p in sorted((tmp_path / "o" / "discovery" / "parts").iterdir())
-    ] == stamps
-    assert "validation cases" in first.output
+    assert {p: p.stat().st_mtime_ns for p in sorted(out.rglob("*.parquet"))} == stamps
+    assert report.markdown(1) in again.output
 
 
 @pytest.mark.parametrize(
@@ -80,6 +73,8 @@ def test_run_traces_a_users_model_and_resumes(shared, tmp_path):
     [
         (["run", "no/such/model", "--cases", "no.json", "--out", "o"], "no.json"),
         (["demo", "--n", "0"], "n is 0"),
+        (["run", "m", "--cases", "no.json", "--out", "o", "--set", "marign=1"], "did you mean 'margin'?"),
+        (["run", "m", "--cases", "no.json", "--out", "o", "--preset", "papr"], "did you mean 'paper'?"),
     ],
 )
 def test_an_expected_error_is_one_line(words, message, tmp_path):
