@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from moetrace.results.coalitions import CoalitionTrace as CoalitionTrace
     from moetrace.results.expert_name import Expert as Expert
     from moetrace.results.experts import ExpertTrace as ExpertTrace
+    from moetrace.results.joined import concat as concat
     from moetrace.results.layers import LayerTrace as LayerTrace
     from moetrace.results.load import load as load
     from moetrace.results.matched import MatchedTrace as MatchedTrace
@@ -54,6 +55,7 @@ _HOMES = {
     "MoetraceError": "errors",
     "ScaleTrace": "results.scales",
     "SubjectNoise": "noise",
+    "concat": "results.joined",
     "demo_records": "demo",
     "layer_protocol": "protocol",
     "load": "results.load",

@@ -185,9 +185,7 @@ class ReferenceEngine:
             return hook
 
         layers = self.job.block_layers
-        hooks: list[tuple[Any, Any]] = [
-            (self.job.anatomy.site(layer).block, keep(layer)) for layer in layers
-        ]
+        hooks: list[tuple[Any, Any]] = [(self.job.anatomy.site(layer).block, keep(layer)) for layer in layers]
         if tap is not None:
             hooks += tap.noised_hooks()
         difference = self._forward(case, noise, 1, hooks, kept.clear)

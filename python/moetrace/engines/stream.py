@@ -56,7 +56,9 @@ def _found(job: Job, case: Case) -> Ending | str:
         return "between its last layer and its head stands more than one norm of the last layer's output"
     arrived = (stream[1, -1] - stream[0, -1]).double()
     lost = float((arrived - vector.to(arrived)).norm() / vector.double().norm())
-    rounding = 8 * torch.finfo(stream.dtype).eps * float(stream[:, -1].double().norm() / vector.double().norm())
+    rounding = (
+        8 * torch.finfo(stream.dtype).eps * float(stream[:, -1].double().norm() / vector.double().norm())
+    )
     if not lost <= _LOST + rounding:
         return (
             f"its layers change the residual stream that they add to: with their blocks and attention frozen "

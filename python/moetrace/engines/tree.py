@@ -177,7 +177,10 @@ class TreeEngine:
                 scope.before(anatomy.site(index).block, partial(_keep_row, kept, index))
             if tap is not None:
                 tap.arm(scope)
-            found = read_differences(anatomy, self.job.readout, inputs, run.final_rows, objects, run.reset)
+            joining = run.plan.cases * (run.plan.rows - run.start_rows)
+            found = read_differences(
+                anatomy, self.job.readout, inputs, run.final_rows, objects, run.reset, joining
+            )
         misfired = run.misfired()
         if misfired:
             raise hook_error(anatomy, misfired, run.misfired_modules)

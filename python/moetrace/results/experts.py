@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
 
 import numpy as np
 import pandas as pd
+from typing_extensions import Self
 
 from moetrace.arguments import as_choice, as_count, as_number
 from moetrace.effects import Mean, control_count, required_cases
@@ -27,6 +28,7 @@ from moetrace.results.expert_arrays import (
     LOGITS,
     Counts,
     ExpertArrays,
+    Floats,
     active_per_layer,
     close_calls,
     expert_rows,
@@ -55,6 +57,8 @@ class ExpertTrace(TraceResult):
     ``effects``: float64 (cases, sites), logits; exactly 0 where the expert isn't clean-active, and the row
     counts (appendix A). ``arrays``: everything measured, see :class:`ExpertArrays`. Where experts of the
     noised routing were patched too, their rescue is in ``arrays.rescue`` and ``rows``, not in ``effects``.
+    ``direct``, ``direct_linear``, ``indirect``: as of :class:`LayerTrace`, shaped and masked as ``effects``.
+    An expert whose rescue is direct writes the fact's contrast itself, one whose is indirect hands it on.
     ``star``, in any method: an Expert, a name such as "L44E069", or the pair (44, 69).
     """
 
@@ -91,6 +95,36 @@ class ExpertTrace(TraceResult):
         sites = rows[list(cls.site_columns)].iloc[:width].reset_index(drop=True)
         return cls(cases, sites, ExpertArrays.from_rows(rows, (len(cases), width)), failed, provenance)
 
+    def _measured(self) -> dict[str, np.ndarray]:
+        return {name: getattr(self.arrays, name) for name in self.arrays.names()}
+
+    def _rebuilt(
+        self,
+        cases: pd.DataFrame,
+        measured: dict[str, np.ndarray],
+        failed: pd.DataFrame,
+        provenance: dict[str, Any],
+    ) -> Self:
+        return type(self)(cases, self._sites, ExpertArrays(**measured), failed, provenance)
+
+    @property
+    def direct(self) -> Floats | None:
+        """(cases, sites): what of the rescue goes straight to the logits; 0 where not clean-active."""
+        return self._where_active(self.arrays.direct)
+
+    @property
+    def direct_linear(self) -> Floats | None:
+        """(cases, sites): the same with the final norm's scale as in the noised run; adds up over experts."""
+        return self._where_active(self.arrays.direct_linear)
+
+    @property
+    def indirect(self) -> Floats | None:
+        """(cases, sites): rescue minus direct."""
+        return self._where_active(self.arrays.indirect)
+
+    def _where_active(self, values: Floats | None) -> Floats | None:
+        return None if values is None else np.where(self.arrays.clean_active, values, 0.0)
+
     @property
     def layers(self) -> tuple[int, ...]:
         """The layers traced, ascending."""
@@ -106,8 +140,9 @@ class ExpertTrace(TraceResult):
         """Tidy: one row for each case and expert.
 
         case_id, relation_id, layer, expert, clean_active, noised_active, clean_weight, noised_weight,
-        delta_norm, clean, noised, patched, rescue (logits; as measured, see ``effects``); and patched_active
-        where experts of the noised routing were patched too.
+        delta_norm, clean, noised, patched, rescue (logits; as measured, see ``effects``), direct, indirect
+        (their sum is rescue) and direct_linear; and patched_active where experts of the noised routing were
+        patched too.
         """
         return expert_rows(self._cases, self._sites, self.arrays)
 

@@ -55,6 +55,7 @@ def trace_noise_scales(
         model,
         cases,
         patches,
+        direct=False,
         sweeps=[Sweep(chosen.layer, top_k_of(anatomy.config))],
         anatomy=anatomy,
         what="scales",

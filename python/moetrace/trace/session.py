@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -47,6 +47,11 @@ class Session:
     job: Job
     failed: pd.DataFrame
 
+    def only(self, columns: Sequence[int]) -> Session:
+        """The same session with some of its patches, in this order."""
+        outcome = replace(self.outcome, patched=self.outcome.patched[:, list(columns)])
+        return replace(self, outcome=outcome)
+
 
 def case_table(session: Session, null: int = -1) -> pd.DataFrame:
     """One row for each case: ids, logit differences averaged over draws, rescue of the null patch."""
@@ -81,7 +86,7 @@ def trace(
     sweeps: Sequence[Sweep] = (),
     what: str = "trace",
     details: dict[str, Any] | None = None,
-    direct: bool = False,
+    direct: bool = True,
 ) -> Session:
     """Run ``patches`` on every case, with checked options. Errors: see :func:`moetrace.trace_layers`.
 
@@ -140,7 +145,6 @@ def _run(
 ) -> tuple[Outcome, EngineChoice]:
     done: dict[int, Outcome] = folder.finished() if folder is not None else {}
     resumed = bool(done)
-    left = [case for case in cases if case.case_id not in done]
     with progress_bar(len(cases), what, progress) as bar:
         if resumed:
             bar.update(len(done))
@@ -152,7 +156,10 @@ def _run(
             done.update(parts)
             bar.update(len(batch))
 
-        batches = [[left[index] for index in batch] for batch in choice.engine.batches(left)]
+        # Cut before what is done is left out: a batch has the same cases, and so the same last bits, whether or
+        # not a run was interrupted before it.
+        cut = [[cases[index] for index in batch] for batch in choice.engine.batches(cases)]
+        batches = [own for batch in cut if (own := [case for case in batch if case.case_id not in done])]
         if batches:
             # Nothing is kept before the engine is confirmed on one of the trace's own cases.
             outcome = choice.engine.run(batches[0])
