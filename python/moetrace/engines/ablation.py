@@ -17,7 +17,6 @@ from moetrace.engines.job import LayerRouting, Patch
 from moetrace.models.anatomy import Anatomy, expert_count
 from moetrace.models.experts import routed_call
 
-
 SWEPT = ("patched", "direct", "direct_linear")  # tables of what a sweep's runs gave
 
 

@@ -54,7 +54,8 @@ class TreeTap:
 
     def _keep_delta(self, layer: int, _module: Any, _args: Any, _kwargs: Any, output: Any) -> None:
         value = first_tensor(output)
-        own = _rows(value, self._fork_rows[layer]).unflatten(1, (-1, self._draws))
+        own = _rows(value, self._fork_rows[layer])
+        own = own.reshape(len(own), -1, self._draws, own.shape[-1])
         self._deltas[layer] = own - _rows(value, self._noised_rows).unsqueeze(1)
 
     def _keep_noised(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Any) -> None:
@@ -63,7 +64,8 @@ class TreeTap:
 
     def read(self, cases: Sequence[Case], differences: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Direct effects, exact and linear: (cases, runs, draws). ``differences``: (cases, final rows)."""
-        assert self._noised is not None and self._job.ending is not None
+        assert self._noised is not None
+        assert self._job.ending is not None
         device = self._noised.device
         order = [index for runs in self._runs.values() for index in runs]
         deltas = torch.cat([self._deltas[layer].to(device) for layer in self._runs], dim=1)
@@ -133,7 +135,8 @@ class PlainTap:
         """Direct effects, exact and linear: (runs,). ``difference``: the noised run's."""
         if not self._deltas:
             return np.zeros(0), np.zeros(0)
-        assert self._ended is not None and self._job.ending is not None
+        assert self._ended is not None
+        assert self._job.ending is not None
         device = self._ended.device
         deltas = torch.stack([delta.to(device) for delta in self._deltas])[None, :, None]
         tokens = torch.tensor([(self._case.true_id, self._case.foil_id)])

@@ -178,8 +178,8 @@ class Outcome:
     """What a batch gave, in the order of its cases. Logit differences (true minus foil, equation 1), float64.
 
     ``clean`` (cases,), ``noised`` (cases, draws), ``patched`` (cases, patches, draws); ``routing``: of each
-    layer with expert patches; ``direct``, ``direct_linear``: (cases, patches, draws), what of a patch's rescue
-    goes straight to the logits (see :class:`moetrace.models.ending.Ending`), NaN where it wasn't measured.
+    layer with expert patches; ``direct``, ``direct_linear``: (cases, patches, draws), what of a patch's
+    rescue goes straight to the logits (see :mod:`moetrace.models.ending`), NaN where it wasn't measured.
     """
 
     clean: np.ndarray
@@ -198,7 +198,7 @@ class Outcome:
     def select(self, index: np.ndarray) -> Outcome:
         """Some of the cases."""
         routing = {layer: found.select(index) for layer, found in self.routing.items()}
-        return Outcome(*(getattr(self, name)[index] for name in OUTCOME), routing)
+        return Outcome(**{name: getattr(self, name)[index] for name in OUTCOME}, routing=routing)
 
     def case(self, index: int) -> Outcome:
         """One case, as a batch of its own."""
@@ -216,10 +216,9 @@ class Outcome:
     @staticmethod
     def stack(parts: Sequence[Outcome]) -> Outcome:
         """Batches one after another."""
-        return Outcome(
-            *(np.concatenate([getattr(part, name) for part in parts]) for name in OUTCOME),
-            {layer: LayerRouting.join([p.routing[layer] for p in parts]) for layer in parts[0].routing},
-        )
+        arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in OUTCOME}
+        routing = {layer: LayerRouting.join([p.routing[layer] for p in parts]) for layer in parts[0].routing}
+        return Outcome(**arrays, routing=routing)
 
 
 OUTCOME = ("clean", "noised", "patched", "direct", "direct_linear")  # the arrays that aren't by layer

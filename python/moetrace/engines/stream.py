@@ -111,7 +111,8 @@ class _Frozen:
 
     def ends(self, given: torch.Tensor, gave: torch.Tensor) -> bool:
         """Whether a module was given the last layer's output, and the head what it gave."""
-        assert self.stream is not None and self.entered is not None
+        assert self.stream is not None
+        assert self.entered is not None
         return _same(given, self.stream) and _same(gave[:, -1], self.entered[:, -1])
 
     def _add(self, _module: Any, _args: Any, _kwargs: Any, output: Any) -> Any:

@@ -87,7 +87,7 @@ class TreeEngine:
         for begin, end in self.cuts(cases[0], budget):
             self._run(cases, given, begin, end, outcome)
         routing = {layer: LayerRouting(**arrays) for layer, arrays in outcome.layers.items()}
-        return Outcome(*(getattr(outcome, name) for name in OUTCOME), routing)
+        return Outcome(**{name: getattr(outcome, name) for name in OUTCOME}, routing=routing)
 
     def _pass_case(self, case: Case) -> _core.PassCase:
         noise = self.job.noise_vectors(case).numpy()
@@ -155,8 +155,8 @@ class TreeEngine:
     def _forward(
         self, run: _core.Pass, cases: Sequence[Case], run_layers: Sequence[int]
     ) -> tuple[np.ndarray, dict[Any, Any], tuple[np.ndarray, np.ndarray]]:
-        """Logit differences of the final rows, what each routed layer's block scales its experts by, and direct
-        effects.
+        """Logit differences of the final rows, what each routed layer's block scales its experts by, and
+        direct effects, exact and linear.
         """
         anatomy = self.job.anatomy
         device = embedding_device(anatomy)

@@ -73,7 +73,7 @@ class Ending:
         return called
 
     def form_of(self, hidden: torch.Tensor) -> tuple[torch.Tensor, bool, torch.Tensor] | None:
-        """A norm as gain * x / scale + bias, x centred or not, from what it makes of rows ``hidden`` (n, width).
+        """A norm as gain * x / scale + bias, x centred or not, from what it makes of rows (n, width).
 
         The gain (width), whether it centres, and the scale (n) at each row: NaN where the form doesn't fit
         the row. None where it fits no row.
@@ -108,7 +108,7 @@ class Ending:
         deltas: torch.Tensor,
         tokens: torch.Tensor,
     ) -> torch.Tensor:
-        """The norm's scale and the slope of a soft cap as they are in the noised run: linear in the deltas."""
+        """Linear in the deltas: the norm's scale and the slope of a soft cap are those of the noised run."""
         assert self.readout is not None
         cases, runs, draws, width = deltas.shape
         form = None if self.linear_fault else self.form_of(noised.reshape(-1, width))

@@ -84,7 +84,10 @@ class Readout:
         self.kind = "own head"
 
     def __call__(self, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """float64 logits of ``tokens`` (n, m): (n, m) at rows ``hidden`` (n, width), (n, r, m) at (n, r, width)."""
+        """float64 logits (n, m) of ``tokens`` (n, m) at the rows ``hidden`` (n, width).
+
+        With several rows of each line of tokens, (n, rows, width): (n, rows, m).
+        """
         assert self._chosen is not None
         return self._chosen(self._linear(hidden, tokens))
 
@@ -95,7 +98,7 @@ class Readout:
         return weight[tokens.to(weight.device)].to(torch.float64)
 
     def slopes(self, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """By how much the same logits change with what the head gives: slope of the scale or soft cap there."""
+        """By how much the same logits change with what the head gives: the slope of a scale or soft cap."""
         assert self._chosen is not None
         raw = self._linear(hidden, tokens)
         found: torch.Tensor = torch.func.jvp(self._chosen, (raw,), (torch.ones_like(raw),))[1]
@@ -110,7 +113,8 @@ class Readout:
         if bias is None:
             return logits
         own = bias[tokens.to(bias.device)].to(logits)
-        return logits + (own.unsqueeze(1) if together else own)
+        biased: torch.Tensor = logits + (own.unsqueeze(1) if together else own)
+        return biased
 
 
 def make_readout(anatomy: Anatomy, kind: ReadoutKind = "exact") -> Readout:

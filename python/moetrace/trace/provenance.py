@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from moetrace.engines.direct import final_cases
+
 if TYPE_CHECKING:
     from moetrace.trace.session import Session
 
@@ -96,4 +98,7 @@ def _direct_note(session: Session) -> str:
             f"they are NaN in {unknown} of {len(outcome.direct)} cases, where final norm and read-out gave "
             "another logit difference by themselves than in the model's forward"
         )
+    early = len(outcome.direct) - int(final_cases(session.job, session.cases).sum())
+    if early:
+        notes.append(f"0 in {early} of {len(outcome.direct)} cases, whose patched token isn't the final one")
     return "; ".join(["measured", *notes])

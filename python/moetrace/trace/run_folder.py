@@ -162,11 +162,14 @@ class RunFolder:
                 if case_id in owner:
                     raise _refused(path, f"case {case_id} is also in {owner[case_id]}")
                 owner[case_id] = path.name
+                by_patch = {
+                    name: np.array(row[name], dtype=float).reshape(1, *self._shape) for name in BY_PATCH
+                }
                 done[case_id] = Outcome(
                     np.array([row["clean"]]),
                     np.array([row["noised"]], dtype=float),
-                    *(np.array(row[name], dtype=float).reshape(1, *self._shape) for name in BY_PATCH),
-                    self._routing(row),
+                    routing=self._routing(row),
+                    **by_patch,
                 )
         return done
 
