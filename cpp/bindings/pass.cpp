@@ -42,6 +42,8 @@ py::dict layer_arrays(py::object self, const LayerOutcome& layer, const Outcome&
   found["noised_weight"] = grid_of(layer.noised_weight, layer.experts);
   found["delta_norm"] = grid_of(layer.delta_norm, layer.experts);
   found["patched"] = grid_of(layer.patched, layer.experts);
+  found["direct"] = grid_of(layer.direct, layer.experts);
+  found["direct_linear"] = grid_of(layer.direct_linear, layer.experts);
   found["clean_logit"] = grid_of(layer.clean_logit, layer.experts);
   found["noised_logit"] = grid_of(layer.noised_logit, layer.experts);
   return found;
@@ -228,14 +230,17 @@ void init_pass(py::module_& m) {
       .def(
           "take",
           [](Outcome& self, const Pass& pass, const In<double>& differences,
-             const std::map<std::int64_t, double>& scales) {
-            const auto values = vector_of(differences);
+             const std::map<std::int64_t, double>& scales, const In<double>& direct,
+             const In<double>& direct_linear) {
+            const Readings readings{vector_of(differences), vector_of(direct), vector_of(direct_linear)};
             const py::gil_scoped_release release;
-            self.take(pass, values, scales);
+            self.take(pass, readings, scales);
           },
-          py::arg("run"), py::arg("differences"), py::arg("scales"),
-          "Take in a pass over the same cases: logit differences (cases, final rows), and what each routed "
-          "layer's block multiplies its experts' output by.")
+          py::arg("run"), py::arg("differences"), py::arg("scales"), py::arg("direct"),
+          py::arg("direct_linear"),
+          "Take in a pass over the same cases: logit differences (cases, final rows), what each routed "
+          "layer's block multiplies its experts' output by, and direct effects (cases, runs, draws; empty "
+          "where nobody asked).")
       .def_property_readonly(
           "clean",
           [](py::object self) {
@@ -257,6 +262,20 @@ void init_pass(py::module_& m) {
             return view(own.patched(), {own.cases(), own.patches(), own.draws()}, self);
           },
           "float64 (cases, patches, draws)")
+      .def_property_readonly(
+          "direct",
+          [](py::object self) {
+            const auto& own = self.cast<const Outcome&>();
+            return view(own.direct(), {own.cases(), own.patches(), own.draws()}, self);
+          },
+          "float64 (cases, patches, draws), NaN where nobody asked")
+      .def_property_readonly(
+          "direct_linear",
+          [](py::object self) {
+            const auto& own = self.cast<const Outcome&>();
+            return view(own.direct_linear(), {own.cases(), own.patches(), own.draws()}, self);
+          },
+          "float64 (cases, patches, draws), NaN where nobody asked")
       .def_property_readonly(
           "layers",
           [](py::object self) {

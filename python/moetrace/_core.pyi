@@ -265,14 +265,24 @@ class Outcome:
     """
     def __init__(self, job: Job, cases: typing.SupportsInt | typing.SupportsIndex) -> None:
         ...
-    def take(self, run: Pass, differences: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], scales: collections.abc.Mapping[typing.SupportsInt | typing.SupportsIndex, typing.SupportsFloat | typing.SupportsIndex]) -> None:
+    def take(self, run: Pass, differences: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], scales: collections.abc.Mapping[typing.SupportsInt | typing.SupportsIndex, typing.SupportsFloat | typing.SupportsIndex], direct: typing.Annotated[numpy.typing.ArrayLike, numpy.float64], direct_linear: typing.Annotated[numpy.typing.ArrayLike, numpy.float64]) -> None:
         """
-        Take in a pass over the same cases: logit differences (cases, final rows), and what each routed layer's block multiplies its experts' output by.
+        Take in a pass over the same cases: logit differences (cases, final rows), what each routed layer's block multiplies its experts' output by, and direct effects (cases, runs, draws; empty where nobody asked).
         """
     @property
     def clean(self) -> numpy.ndarray:
         """
         float64 (cases,)
+        """
+    @property
+    def direct(self) -> numpy.ndarray:
+        """
+        float64 (cases, patches, draws), NaN where nobody asked
+        """
+    @property
+    def direct_linear(self) -> numpy.ndarray:
+        """
+        float64 (cases, patches, draws), NaN where nobody asked
         """
     @property
     def layers(self) -> dict:

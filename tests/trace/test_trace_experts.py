@@ -11,6 +11,7 @@ from tests.engines.tiny import make_cases, make_model
 COLUMNS = [
     "case_id", "relation_id", "layer", "expert", "clean_active", "noised_active", "clean_weight",
     "noised_weight", "delta_norm", "clean", "noised", "patched", "rescue",
+    "direct", "indirect", "direct_linear",
 ]  # fmt: skip
 
 

@@ -70,7 +70,8 @@ def test_noise_seed_and_scale_change_the_draw(model, cases, result):
 
 def test_rows_are_tidy(cases, result):
     rows = result.rows
-    assert list(rows.columns) == ["case_id", "relation_id", "layer", "clean", "noised", "patched", "rescue"]
+    logits = ["clean", "noised", "patched", "rescue", "direct", "indirect", "direct_linear"]
+    assert list(rows.columns) == ["case_id", "relation_id", "layer", *logits]
     assert len(rows) == 7 * 4
     np.testing.assert_allclose(rows.patched - rows.noised, rows.rescue, atol=1e-9)
     wide = rows.pivot(index="case_id", columns="layer", values="rescue")

@@ -20,7 +20,7 @@ LayerOutcome empty_layer(std::int64_t items, std::int64_t slots, std::int64_t ex
     flags->assign(wide, 0);
   for (auto* values : {&found.clean_weight, &found.noised_weight, &found.delta_norm})
     values->assign(wide, 0.0);
-  found.patched.assign(wide, kNone);
+  for (auto* values : {&found.patched, &found.direct, &found.direct_linear}) values->assign(wide, kNone);
   return found;
 }
 
@@ -32,15 +32,24 @@ Outcome::Outcome(const Job& job, std::int64_t cases)
       patches_(static_cast<std::int64_t>(job.patches.size())),
       clean_(static_cast<std::size_t>(cases), kNone),
       noised_(static_cast<std::size_t>(cases * job.draws), kNone),
-      patched_(static_cast<std::size_t>(cases * patches_ * job.draws), kNone) {}
+      patched_(static_cast<std::size_t>(cases * patches_ * job.draws), kNone),
+      direct_(patched_),
+      direct_linear_(patched_) {}
 
-void Outcome::take(const Pass& pass, const std::vector<double>& differences,
-                   const std::map<std::int64_t, double>& scales) {
+void Outcome::take(const Pass& pass, const Readings& readings, const std::map<std::int64_t, double>& scales) {
   const auto& runs = pass.runs();
-  const std::int64_t rows = 1 + draws_ + static_cast<std::int64_t>(runs.size()) * draws_;
+  const auto& differences = readings.differences;
+  const std::int64_t forks = static_cast<std::int64_t>(runs.size()) * draws_, rows = 1 + draws_ + forks;
   if (pass.layout().cases() != cases_ || static_cast<std::int64_t>(differences.size()) != cases_ * rows) {
     throw std::invalid_argument("an outcome takes " + std::to_string(cases_) + " x " + std::to_string(rows) +
                                 " logit differences of this pass, not " + std::to_string(differences.size()));
+  }
+  for (const auto* values : {&readings.direct, &readings.direct_linear}) {
+    if (!values->empty() && static_cast<std::int64_t>(values->size()) != cases_ * forks) {
+      throw std::invalid_argument("an outcome takes " + std::to_string(cases_) + " x " +
+                                  std::to_string(forks) + " direct effects of this pass, not " +
+                                  std::to_string(values->size()));
+    }
   }
   for (const auto& [layer, call] : pass.routed()) {
     const auto scale = scales.find(layer);
@@ -53,12 +62,20 @@ void Outcome::take(const Pass& pass, const std::vector<double>& differences,
       const std::int64_t item = index * draws_ + draw;
       noised_[static_cast<std::size_t>(item)] = line[1 + draw];
       for (std::size_t run = 0; run < runs.size(); ++run) {
-        const double value = line[1 + draws_ + static_cast<std::int64_t>(run) * draws_ + draw];
+        const std::int64_t fork = static_cast<std::int64_t>(run) * draws_ + draw;
+        const auto given = static_cast<std::size_t>(index * forks + fork);
+        const double value = line[1 + draws_ + fork];
+        const double direct = readings.direct.empty() ? kNone : readings.direct[given];
+        const double linear = readings.direct_linear.empty() ? kNone : readings.direct_linear[given];
         if (runs[run].column >= 0) {
-          patched_[static_cast<std::size_t>((index * patches_ + runs[run].column) * draws_ + draw)] = value;
+          const auto cell = static_cast<std::size_t>((index * patches_ + runs[run].column) * draws_ + draw);
+          patched_[cell] = value;
+          direct_[cell] = direct;
+          direct_linear_[cell] = linear;
         } else {
           const auto& call = *pass.routed().at(runs[run].patch.layer);
-          take_sweep(runs[run], item, call.routing().at(static_cast<std::size_t>(item)), value);
+          const auto& routing = call.routing().at(static_cast<std::size_t>(item));
+          take_sweep(runs[run], item, routing, value, direct, linear);
         }
       }
     }
@@ -99,7 +116,7 @@ void Outcome::take_routing(const Pass& pass, std::int64_t layer, double scale) {
 }
 
 void Outcome::take_sweep(const Run& run, std::int64_t item, const experts::RoutingUnion& routing,
-                         double difference) {
+                         double difference, double direct, double direct_linear) {
   LayerOutcome& found = layers_.at(run.patch.layer);
   const auto top_k = static_cast<std::int64_t>(routing.top_k());
   const auto& patch = run.patch.experts;
@@ -109,6 +126,8 @@ void Outcome::take_sweep(const Run& run, std::int64_t item, const experts::Routi
   const auto cell = static_cast<std::size_t>(item * found.experts + routing.expert[slot]);
   found.patched_active[cell] = 1;
   found.patched[cell] = difference;
+  found.direct[cell] = direct;
+  found.direct_linear[cell] = direct_linear;
 }
 
 }  // namespace moetrace::pass

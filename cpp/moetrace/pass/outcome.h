@@ -19,7 +19,16 @@ struct LayerOutcome {
   std::vector<double> clean_weight, noised_weight;  ///< as applied, 0 where not routed
   std::vector<double> delta_norm;  ///< of the patch vector (equation 6) at the block's output
   std::vector<double> patched;     ///< logit difference of the sweep's run, NaN where there is none
+  std::vector<double> direct, direct_linear;  ///< of the sweep's run, see Readings
   std::vector<double> clean_logit, noised_logit;  ///< of the router; empty where it isn't understood
+};
+
+/// What was read from one pass, row-major.
+struct Readings {
+  std::vector<double> differences;  ///< logit differences (cases, final rows of the pass)
+  /// What each run's patch gives straight to the logits, exactly and with the final norm's scale frozen:
+  /// (cases, runs, draws); empty where nobody asked.
+  std::vector<double> direct, direct_linear;
 };
 
 /// What the passes of one batch gave: logit differences (true minus foil, equation 1) by case, patch and
@@ -28,11 +37,9 @@ class Outcome {
  public:
   Outcome(const Job& job, std::int64_t cases);
 
-  /// Take in a pass over the same cases. `differences`: (cases, final rows of the pass); `scales`: what each
-  /// routed layer's block multiplies its experts' output by. Throws std::invalid_argument where they don't
-  /// fit.
-  void take(const Pass& pass, const std::vector<double>& differences,
-            const std::map<std::int64_t, double>& scales);
+  /// Take in a pass over the same cases. `scales`: what each routed layer's block multiplies its experts'
+  /// output by. Throws std::invalid_argument where they don't fit.
+  void take(const Pass& pass, const Readings& readings, const std::map<std::int64_t, double>& scales);
 
   std::int64_t cases() const noexcept { return cases_; }
   std::int64_t draws() const noexcept { return draws_; }
@@ -40,14 +47,18 @@ class Outcome {
   const std::vector<double>& clean() const noexcept { return clean_; }      ///< (cases)
   const std::vector<double>& noised() const noexcept { return noised_; }    ///< (cases, draws)
   const std::vector<double>& patched() const noexcept { return patched_; }  ///< (cases, patches, draws)
+  /// (cases, patches, draws), NaN where nobody asked.
+  const std::vector<double>& direct() const noexcept { return direct_; }
+  const std::vector<double>& direct_linear() const noexcept { return direct_linear_; }
   const std::map<std::int64_t, LayerOutcome>& layers() const noexcept { return layers_; }
 
  private:
   void take_routing(const Pass& pass, std::int64_t layer, double scale);
-  void take_sweep(const Run& run, std::int64_t item, const experts::RoutingUnion& routing, double difference);
+  void take_sweep(const Run& run, std::int64_t item, const experts::RoutingUnion& routing, double difference,
+                  double direct, double direct_linear);
 
   std::int64_t cases_, draws_, patches_;
-  std::vector<double> clean_, noised_, patched_;
+  std::vector<double> clean_, noised_, patched_, direct_, direct_linear_;
   std::map<std::int64_t, LayerOutcome> layers_;
 };
 

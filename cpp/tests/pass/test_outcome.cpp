@@ -238,7 +238,7 @@ TEST_CASE("a pass gives what plain forwards of one patch each give, wherever for
         const auto runs = static_cast<std::int64_t>(runs_of(own).size());
         const Pass pass(own, facts(fused_from), cases, 0, runs, join);
         Outcome found(own, 2);
-        found.take(pass, HookedModel(model, pass).run(), kScales);
+        found.take(pass, {HookedModel(model, pass).run(), {}, {}}, kScales);
         CHECK(pass.misfired().empty());
         CHECK(!pass.failure());
         CHECK((pass.fused_calls() > 0) == (fused_from > 0));
@@ -256,7 +256,7 @@ TEST_CASE("parts of the runs, pass by pass, make the same outcome") {
   const auto runs = static_cast<std::int64_t>(runs_of(own).size());
   for (std::int64_t begin = 0; begin < runs; begin += 13) {
     const Pass pass(own, facts(0), cases, begin, std::min(runs, begin + 13), Join::kAfterLayer);
-    found.take(pass, HookedModel(model, pass).run(), kScales);
+    found.take(pass, {HookedModel(model, pass).run(), {}, {}}, kScales);
   }
   check_against_plain(found, model, cases, own);
 }
@@ -267,12 +267,52 @@ TEST_CASE("an outcome takes what fits it alone") {
   const Pass pass(own, facts(0), cases_of(true), 0, 4, Join::kStart);
   auto differences = HookedModel(model, pass).run();
   Outcome other(own, 3), same(own, 2);
-  CHECK_THROWS_AS(other.take(pass, differences, {}), std::invalid_argument);
+  CHECK_THROWS_AS(other.take(pass, {differences, {}, {}}, {}), std::invalid_argument);
   differences.pop_back();
-  CHECK_THROWS_AS(same.take(pass, differences, {}), std::invalid_argument);
+  CHECK_THROWS_AS(same.take(pass, {differences, {}, {}}, {}), std::invalid_argument);
   auto few = facts(0);
   for (LayerFacts& layer : few) layer.expert_count = 1;
   const Pass wrong(own, few, cases_of(true), 0, 4, Join::kStart);
   const auto found = HookedModel(model, wrong).run();
-  CHECK_THROWS_WITH_AS(same.take(wrong, found, {}), doctest::Contains("of 1"), std::invalid_argument);
+  CHECK_THROWS_WITH_AS(same.take(wrong, {found, {}, {}}, {}), doctest::Contains("of 1"), std::invalid_argument);
+}
+
+TEST_CASE("direct effects go where the logit difference of their run goes") {
+  const ToyModel model;
+  const Job own = job();
+  const auto cases = cases_of(true);
+  Outcome found(own, 2);
+  const auto runs = static_cast<std::int64_t>(runs_of(own).size());
+  for (std::int64_t begin = 0; begin < runs; begin += 13) {
+    const Pass pass(own, facts(0), cases, begin, std::min(runs, begin + 13), Join::kAfterLayer);
+    const auto differences = HookedModel(model, pass).run();
+    // Each run's own difference, and its negative, in the places of its direct effects.
+    const auto forks = static_cast<std::int64_t>(pass.runs().size()) * own.draws;
+    const std::int64_t rows = 1 + own.draws + forks;
+    Readings readings{differences, {}, {}};
+    for (std::int64_t index = 0; index < 2; ++index) {
+      for (std::int64_t fork = 0; fork < forks; ++fork) {
+        const double value = differences[static_cast<std::size_t>(index * rows + 1 + own.draws + fork)];
+        readings.direct.push_back(value);
+        readings.direct_linear.push_back(-value);
+      }
+    }
+    Readings few = readings;
+    few.direct_linear.pop_back();
+    CHECK_THROWS_WITH_AS(found.take(pass, few, kScales), doctest::Contains("direct effects"),
+                         std::invalid_argument);
+    found.take(pass, readings, kScales);
+  }
+  CHECK(found.direct() == found.patched());
+  for (std::size_t at = 0; at < found.patched().size(); ++at) {
+    CHECK(found.direct_linear()[at] == -found.patched()[at]);
+  }
+  for (const auto& [layer, table] : found.layers()) {
+    for (std::size_t at = 0; at < table.patched.size(); ++at) {
+      CHECK((table.patched_active[at] != 0) == !std::isnan(table.direct[at]));
+      if (table.patched_active[at] == 0) continue;
+      CHECK(table.direct[at] == table.patched[at]);
+      CHECK(table.direct_linear[at] == -table.patched[at]);
+    }
+  }
 }

@@ -18,6 +18,8 @@ from moetrace.errors import LayoutError
 from moetrace.models.anatomy import Anatomy, expert_count
 from moetrace.models.experts import routed_call
 
+SWEPT = ("patched", "direct", "direct_linear")  # tables of what a sweep's runs gave
+
 
 @dataclass
 class BlockCall:
@@ -145,22 +147,30 @@ def _pair_vector(patch: Patch, clean: Ablated, noised: Ablated) -> torch.Tensor:
     return scaled
 
 
-def routing_of(clean: Ablated, noised: Ablated, experts: int, patched: dict[int, float]) -> LayerRouting:
-    """The same tables that the tree engine gives: one case, one draw. ``patched``: by expert of a sweep."""
+def routing_of(
+    clean: Ablated, noised: Ablated, experts: int, swept: dict[int, tuple[float, float, float]]
+) -> LayerRouting:
+    """The same tables that the tree engine gives: one case, one draw.
+
+    ``swept``: by expert of a sweep the run's logit difference, and its direct effect, exact and linear.
+    """
     tables = {
         name: np.zeros(experts, dtype=bool if name.endswith("active") else float)
         for name in ("clean_active", "noised_active", "patched_active", "clean_weight", "noised_weight",
-                     "delta_norm", "patched")
+                     "delta_norm", *SWEPT)
     }  # fmt: skip
-    tables["patched"][:] = np.nan
+    for name in SWEPT:
+        tables[name][:] = np.nan
     for expert in union_of(clean, noised):
         tables["clean_active"][expert] = expert in clean.experts
         tables["noised_active"][expert] = expert in noised.experts
         tables["clean_weight"][expert] = clean.weight(expert)
         tables["noised_weight"][expert] = noised.weight(expert)
         tables["delta_norm"][expert] = float(delta(expert, clean, noised).norm())
-    for expert, difference in patched.items():
-        tables["patched_active"][expert], tables["patched"][expert] = True, difference
+    for expert, values in swept.items():
+        tables["patched_active"][expert] = True
+        for name, value in zip(SWEPT, values, strict=True):
+            tables[name][expert] = value
     tables["routed"] = np.array([*clean.experts, *noised.experts])
     tables["valid"] = np.array([True] * len(clean.experts) + [e not in clean.experts for e in noised.experts])
     tables["clean_logit"], tables["noised_logit"] = clean.logits.numpy(), noised.logits.numpy()

@@ -27,8 +27,10 @@ from moetrace.engines.self_check import (
     tolerance_of,
     widened,
 )
+from moetrace.engines.stream import find_ending
 from moetrace.engines.tree import TreeEngine, lower
 from moetrace.errors import EngineError
+from moetrace.models.ending import Ending
 from moetrace.models.state import fingerprint, settings_of
 
 if TYPE_CHECKING:
@@ -75,13 +77,20 @@ class _Verdict:
 
 _verdicts: weakref.WeakKeyDictionary[nn.Module, dict[Any, _Verdict]] = weakref.WeakKeyDictionary()
 _nulls: weakref.WeakKeyDictionary[nn.Module, dict[Any, float]] = weakref.WeakKeyDictionary()
+_endings: weakref.WeakKeyDictionary[nn.Module, dict[Any, Ending]] = weakref.WeakKeyDictionary()
 _defined: weakref.WeakKeyDictionary[nn.Module, set[Any]] = weakref.WeakKeyDictionary()
 
 
 def choose_engine(
-    job: Job, cases: Sequence[Case], engine: EngineName = "auto", batch_tokens: int | None = None
+    job: Job,
+    cases: Sequence[Case],
+    engine: EngineName = "auto",
+    batch_tokens: int | None = None,
+    direct: bool = False,
 ) -> EngineChoice:
     """The engine for ``job``, with a budget of token rows a batch. The model must be prepared.
+
+    ``direct``: whether it is to measure direct effects, too, where the model allows it.
 
     "auto" takes the tree engine where token mixing is masked attention, found by structure and confirmed on
     the longest case against plain forwards; the reference engine elsewhere, and where that check fails in
@@ -105,6 +114,8 @@ def choose_engine(
             f"the tree engine doesn't serve {type(job.anatomy.model).__name__}: {verdict.reason}; use "
             "engine='auto' or engine='reference'"
         )
+    if direct:
+        job = replace(job, ending=_ending(job, longest, state))
     tree = TreeEngine(job, verdict.join, batch_tokens)
     chosen: Engine = tree if verdict.tree else ReferenceEngine(job)
     null = _null_of(chosen, longest, state)
@@ -141,6 +152,15 @@ def _null_of(engine: Engine, case: Case, state: Any) -> float:
     if state is None or key not in known:
         like = partial(TreeEngine, join=engine.join) if isinstance(engine, TreeEngine) else ReferenceEngine
         known[key] = null_floor(job, lambda nulls: like(nulls).run([case]))
+    return known[key]
+
+
+def _ending(job: Job, case: Case, state: Any) -> Ending:
+    """How the model ends behind the lowest traced layer, once for a state of it."""
+    known = _endings.setdefault(job.anatomy.model, {})
+    key = (min(job.block_layers), state)
+    if key not in known:
+        known[key] = find_ending(job, case)
     return known[key]
 
 

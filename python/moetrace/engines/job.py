@@ -18,6 +18,7 @@ from moetrace.noise import Noise, as_noise, embedding_std
 
 if TYPE_CHECKING:
     from moetrace.cases import Case
+    from moetrace.models.ending import Ending
     from moetrace.models.readout import Readout
 
 Position = str | int
@@ -30,7 +31,8 @@ class Job:
     """One trace, but for its cases: what to patch, where, and with which noise.
 
     ``patches``: a column of the outcome each. ``sweeps``: layers of which every routed expert is patched by
-    itself. ``position``: "last", "subject_last", or a token index (negative from the end).
+    itself. ``position``: "last", "subject_last", or a token index (negative from the end). ``ending``: with
+    one, direct effects are measured too.
     """
 
     anatomy: Anatomy
@@ -40,6 +42,7 @@ class Job:
     readout: Readout
     position: Position = "last"
     sweeps: tuple[Sweep, ...] = ()
+    ending: Ending | None = None
 
     @cached_property
     def core(self) -> _core.Job:
@@ -56,6 +59,11 @@ class Job:
         """Layers with expert patches: those whose routing is recorded."""
         patched = {p.layer for p in self.patches if p.kind is _core.PatchKind.EXPERTS}
         return tuple(sorted(patched | {sweep.layer for sweep in self.sweeps}))
+
+    @property
+    def measures_direct(self) -> bool:
+        """Whether direct effects are asked for and can be measured in the model."""
+        return self.ending is not None and self.ending.fault is None
 
     def patch_position(self, case: Case) -> int:
         """Index of the patched token of a case. ArgumentError where the prompt has no such token."""
@@ -130,8 +138,9 @@ class LayerRouting:
     experts, then k noised-routed ones, valid only where the clean run doesn't route to them. All others
     (cases, draws, experts): who is clean-active, noised-active and patched by itself; weights as applied, 0
     where not routed; the norm of the patch vector delta (equation 6) at the block's output; the logit
-    difference of the run that patches the expert, NaN where there is none; router logits as the router
-    gives them, with no experts where its output isn't recognised.
+    difference of the run that patches the expert, and what of its rescue goes straight to the logits, NaN
+    where there is none; router logits as the router gives them, with no experts where its output isn't
+    recognised.
     """
 
     routed: np.ndarray
@@ -143,6 +152,8 @@ class LayerRouting:
     noised_weight: np.ndarray
     delta_norm: np.ndarray
     patched: np.ndarray
+    direct: np.ndarray
+    direct_linear: np.ndarray
     clean_logit: np.ndarray
     noised_logit: np.ndarray
 
@@ -167,18 +178,27 @@ class Outcome:
     """What a batch gave, in the order of its cases. Logit differences (true minus foil, equation 1), float64.
 
     ``clean`` (cases,), ``noised`` (cases, draws), ``patched`` (cases, patches, draws); ``routing``: of each
-    layer with expert patches.
+    layer with expert patches; ``direct``, ``direct_linear``: (cases, patches, draws), what of a patch's
+    rescue goes straight to the logits (see :mod:`moetrace.models.ending`), NaN where it wasn't measured.
     """
 
     clean: np.ndarray
     noised: np.ndarray
     patched: np.ndarray
+    direct: np.ndarray
+    direct_linear: np.ndarray
     routing: Mapping[int, LayerRouting] = field(default_factory=dict)
+
+    @staticmethod
+    def plain(clean: np.ndarray, noised: np.ndarray, patched: np.ndarray) -> Outcome:
+        """Without routing and direct effects."""
+        unknown = np.full(patched.shape, np.nan)
+        return Outcome(clean, noised, patched, unknown, unknown)
 
     def select(self, index: np.ndarray) -> Outcome:
         """Some of the cases."""
         routing = {layer: found.select(index) for layer, found in self.routing.items()}
-        return Outcome(self.clean[index], self.noised[index], self.patched[index], routing)
+        return Outcome(**{name: getattr(self, name)[index] for name in OUTCOME}, routing=routing)
 
     def case(self, index: int) -> Outcome:
         """One case, as a batch of its own."""
@@ -196,12 +216,12 @@ class Outcome:
     @staticmethod
     def stack(parts: Sequence[Outcome]) -> Outcome:
         """Batches one after another."""
-        return Outcome(
-            np.concatenate([part.clean for part in parts]),
-            np.concatenate([part.noised for part in parts]),
-            np.concatenate([part.patched for part in parts]),
-            {layer: LayerRouting.join([p.routing[layer] for p in parts]) for layer in parts[0].routing},
-        )
+        arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in OUTCOME}
+        routing = {layer: LayerRouting.join([p.routing[layer] for p in parts]) for layer in parts[0].routing}
+        return Outcome(**arrays, routing=routing)
+
+
+OUTCOME = ("clean", "noised", "patched", "direct", "direct_linear")  # the arrays that aren't by layer
 
 
 class Engine(Protocol):

@@ -14,6 +14,7 @@ import torch
 
 from moetrace._native import _core
 from moetrace.engines.ablation import Ablated, BlockCall, ablate, delta, patch_vector, routing_of, union_of
+from moetrace.engines.direct import PlainTap
 from moetrace.engines.job import Job, LayerRouting, Outcome, Patch, embedding_device, hook_error
 from moetrace.models.anatomy import expert_count
 from moetrace.models.forward import read_differences
@@ -57,9 +58,10 @@ class ReferenceEngine:
         position = job.patch_position(case)
         clean_calls, clean = self._watched(case, None)
         clean_experts = self._ablate(clean_calls, position)
-        noised, patched, routings = [], [], []
+        noised, patched, effects, routings = [], [], [], []
         for draw in job.noise_vectors(case):
-            noised_calls, difference = self._watched(case, draw)
+            tap = PlainTap(job, case) if job.measures_direct else None
+            noised_calls, difference = self._watched(case, draw, tap)
             noised_experts = self._ablate(noised_calls, position)
             noised.append(difference)
             runs: list[tuple[int, torch.Tensor]] = []  # layer, and what its block gives at the position
@@ -74,12 +76,19 @@ class ReferenceEngine:
             for layer, expert in swept:
                 own = delta(expert, clean_experts[layer], noised_experts[layer])
                 runs.append((layer, _row(noised_calls[layer], position) + own))
-            differences = self._patched(case, draw, runs, position)
+            differences = self._patched(case, draw, runs, position, tap)
+            direct = np.full((2, len(runs)), np.nan) if tap is None else np.stack(tap.read(difference))
+            if tap is not None and position < len(case.input_ids) - 1:
+                direct[:] = 0.0  # the final token's stream is changed by later layers alone
+            found = np.stack([differences, *direct])
             patched.append(differences[: len(job.patches)])
-            of_sweeps = dict(zip(swept, differences[len(job.patches) :].tolist(), strict=True))
+            effects.append(direct[:, : len(job.patches)])
+            of_sweeps = dict(zip(swept, map(tuple, found[:, len(job.patches) :].T.tolist()), strict=True))
             routings.append(self._routing(clean_experts, noised_experts, of_sweeps))
         routing = {x: LayerRouting.join([r[x] for r in routings], axis=1) for x in clean_experts}
-        return Outcome(np.array([clean]), np.array([noised]), np.stack(patched, axis=-1)[None], routing)
+        straight, linear = np.stack(effects, axis=-1)[:, None]
+        values = np.stack(patched, axis=-1)[None]
+        return Outcome(np.array([clean]), np.array([noised]), values, straight, linear, routing)
 
     def together(self, case: Case) -> Outcome:
         """Runs of one case and draw side by side in one plain forward: clean, noised, and each patch's.
@@ -97,7 +106,7 @@ class ReferenceEngine:
             hooks.append((job.anatomy.site(layer).block, hook))
         found = self._forward(case, draw, copies, hooks, fired.clear, clean=1)
         self._all_fired(job.block_layers, fired)
-        return Outcome(found[:1], found[None, 1:2], found[None, 2:, None])
+        return Outcome.plain(found[:1], found[None, 1:2], found[None, 2:, None])
 
     def _patcher(
         self,
@@ -144,7 +153,10 @@ class ReferenceEngine:
         return found
 
     def _routing(
-        self, clean: dict[int, Ablated], noised: dict[int, Ablated], swept: dict[tuple[int, int], float]
+        self,
+        clean: dict[int, Ablated],
+        noised: dict[int, Ablated],
+        swept: dict[tuple[int, int], tuple[float, float, float]],
     ) -> dict[int, LayerRouting]:
         found = {}
         for layer in clean:
@@ -158,7 +170,9 @@ class ReferenceEngine:
         anatomy = self.job.anatomy
         return {x: ablate(anatomy, x, calls[x], position) for x in self.job.expert_layers}
 
-    def _watched(self, case: Case, noise: torch.Tensor | None) -> tuple[dict[int, BlockCall], float]:
+    def _watched(
+        self, case: Case, noise: torch.Tensor | None, tap: PlainTap | None = None
+    ) -> tuple[dict[int, BlockCall], float]:
         """Run one sequence and keep each patched layer's block call."""
         kept: dict[int, BlockCall] = {}
 
@@ -171,13 +185,20 @@ class ReferenceEngine:
             return hook
 
         layers = self.job.block_layers
-        hooks = [(self.job.anatomy.site(layer).block, keep(layer)) for layer in layers]
+        hooks: list[tuple[Any, Any]] = [(self.job.anatomy.site(layer).block, keep(layer)) for layer in layers]
+        if tap is not None:
+            hooks += tap.noised_hooks()
         difference = self._forward(case, noise, 1, hooks, kept.clear)
         self._all_fired(layers, kept)
         return kept, float(difference[0])
 
     def _patched(
-        self, case: Case, noise: torch.Tensor, runs: Sequence[tuple[int, torch.Tensor]], position: int
+        self,
+        case: Case,
+        noise: torch.Tensor,
+        runs: Sequence[tuple[int, torch.Tensor]],
+        position: int,
+        tap: PlainTap | None = None,
     ) -> np.ndarray:
         """Logit differences of patched runs of a case: sequence i of a batch carries run i."""
         size = max(1, _ROWS // len(case.input_ids))
@@ -190,6 +211,8 @@ class ReferenceEngine:
                 rows = {i: value for i, (where, value) in enumerate(part) if where == layer}
                 writer = self._writer(layer, rows, (len(part), len(case.input_ids)), position, fired)
                 hooks.append((self.job.anatomy.site(layer).block, writer))
+            if tap is not None:
+                hooks += tap.patched_hooks([layer for layer, _ in part])
             found.append(self._forward(case, noise, len(part), hooks, fired.clear))
             self._all_fired(sorted({layer for layer, _ in part}), fired)
         return np.concatenate(found) if found else np.zeros(0)

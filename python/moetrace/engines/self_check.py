@@ -102,7 +102,9 @@ def tolerance_of(job: Job, case: Case) -> float:
 
 def compare(job: Job, join: _core.Join, case: Case, rows: int) -> Comparison:
     """A tree of so many rows, forks joining there or lower, with block and expert patches of three layers."""
-    probe = replace(job, patches=_probe_patches(job), sweeps=(), position="last", readout=_fresh(job))
+    probe = replace(
+        job, patches=_probe_patches(job), sweeps=(), position="last", readout=_fresh(job), ending=None
+    )
     expected = ReferenceEngine(probe).run([case])
     tree = TreeEngine(_filled(probe, case, rows), join)
     found = tree.run([case])
@@ -133,7 +135,7 @@ def confirm(job: Job, case: Case, outcome: Outcome, join: _core.Join, tolerance:
 def null_floor(job: Job, run: Callable[[Job], Outcome]) -> float:
     """The largest absolute rescue of a null patch over all traced layers, in logits (0 where not finite)."""
     nulls = tuple(Patch.null(layer) for layer in job.block_layers)
-    found = run(replace(job, patches=nulls, sweeps=(), noise=_first_draw(job.noise)))
+    found = run(replace(job, patches=nulls, sweeps=(), noise=_first_draw(job.noise), ending=None))
     drift = np.abs(found.patched[0] - found.noised[0])
     return float(drift.max(initial=0.0)) if np.isfinite(drift).all() else 0.0
 
@@ -152,10 +154,11 @@ def _confirming(job: Job, outcome: Outcome) -> tuple[Job, Outcome]:
             patch = Patch.of_experts(sweep.layer, _core.Chosen.EXPERTS, experts=[int(expert)])
             runs.append((patch, own.patched[:, :1, expert]))
     chosen = [runs[0], runs[len(runs) // 2]] if len(runs) > 1 else runs
-    probe = replace(job, patches=tuple(p for p, _ in chosen), sweeps=(), noise=_first_draw(job.noise))
+    patches = tuple(patch for patch, _ in chosen)
+    probe = replace(job, patches=patches, sweeps=(), noise=_first_draw(job.noise), ending=None)
     values = [value for _, value in chosen]
     patched = np.stack(values, axis=1) if values else np.zeros((1, 0, 1))
-    return probe, Outcome(outcome.clean, outcome.noised[:, :1], patched)
+    return probe, Outcome.plain(outcome.clean, outcome.noised[:, :1], patched)
 
 
 def _first_draw(noise: Noise) -> Noise:

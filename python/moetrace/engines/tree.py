@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from moetrace._native import _core
-from moetrace.engines.job import Job, LayerRouting, Outcome, embedding_device, hook_error
+from moetrace.engines.direct import TreeTap
+from moetrace.engines.job import OUTCOME, Job, LayerRouting, Outcome, embedding_device, hook_error
 from moetrace.errors import ContributionError
 from moetrace.models.anatomy import expert_count
 from moetrace.models.experts import block_scale, routed_call
@@ -86,7 +87,7 @@ class TreeEngine:
         for begin, end in self.cuts(cases[0], budget):
             self._run(cases, given, begin, end, outcome)
         routing = {layer: LayerRouting(**arrays) for layer, arrays in outcome.layers.items()}
-        return Outcome(outcome.clean, outcome.noised, outcome.patched, routing)
+        return Outcome(**{name: getattr(outcome, name) for name in OUTCOME}, routing=routing)
 
     def _pass_case(self, case: Case) -> _core.PassCase:
         noise = self.job.noise_vectors(case).numpy()
@@ -98,14 +99,14 @@ class TreeEngine:
         while True:
             run = _core.Pass(self.job.core, self._facts(), given, begin, end, self.join)
             try:
-                differences, scales = self._forward(run, cases)
+                differences, scales, direct = self._forward(run, cases, self.job.core.run_layers[begin:end])
             except Exception as failure:
                 self._answer(run, failure)  # raises where there is nothing else to try
                 continue
             if run.fused_calls:
                 self._trust_fused()
             self.fused_calls += run.fused_calls
-            outcome.take(run, differences, scales)
+            outcome.take(run, differences, scales, *direct)
             return
 
     def _answer(self, run: _core.Pass, failure: Exception) -> None:
@@ -151,8 +152,12 @@ class TreeEngine:
                 if _compared.get(site.experts, (None, True))[0] != state:
                     _compared[site.experts] = (state, True)
 
-    def _forward(self, run: _core.Pass, cases: Sequence[Case]) -> tuple[np.ndarray, dict[Any, Any]]:
-        """Logit differences of the final rows, and what each routed layer's block scales its experts by."""
+    def _forward(
+        self, run: _core.Pass, cases: Sequence[Case], run_layers: Sequence[int]
+    ) -> tuple[np.ndarray, dict[Any, Any], tuple[np.ndarray, np.ndarray]]:
+        """Logit differences of the final rows, what each routed layer's block scales its experts by, and
+        direct effects, exact and linear.
+        """
         anatomy = self.job.anatomy
         device = embedding_device(anatomy)
         ids = torch.from_numpy(run.input_ids()).to(device)
@@ -165,10 +170,13 @@ class TreeEngine:
         }
         objects = torch.tensor([(case.true_id, case.foil_id) for case in cases])
         kept: dict[int, torch.Tensor] = {}
+        tap = TreeTap(self.job, run, run_layers) if self.job.measures_direct and run_layers else None
         with _core.HookScope() as scope, tree_masks(_mask(run)):
             scope.arm(run, anatomy, routed_call)
             for index in self.job.expert_layers:
                 scope.before(anatomy.site(index).block, partial(_keep_row, kept, index))
+            if tap is not None:
+                tap.arm(scope)
             joining = run.plan.cases * (run.plan.rows - run.start_rows)
             found = read_differences(
                 anatomy, self.job.readout, inputs, run.final_rows, objects, run.reset, joining
@@ -177,7 +185,8 @@ class TreeEngine:
         if misfired:
             raise hook_error(anatomy, misfired, run.misfired_modules)
         scales = {index: block_scale(anatomy.site(index), row) for index, row in kept.items()}
-        return found.cpu().numpy(), scales
+        direct = (np.zeros(0), np.zeros(0)) if tap is None else tap.read(cases, found)
+        return found.cpu().numpy(), scales, direct
 
 
 def _mask(run: _core.Pass) -> TreeMask:

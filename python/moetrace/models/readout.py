@@ -84,18 +84,37 @@ class Readout:
         self.kind = "own head"
 
     def __call__(self, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """float64 logits (n, m) of ``tokens`` (n, m) at the rows ``hidden`` (n, width)."""
+        """float64 logits (n, m) of ``tokens`` (n, m) at the rows ``hidden`` (n, width).
+
+        With several rows of each line of tokens, (n, rows, width): (n, rows, m).
+        """
         assert self._chosen is not None
         return self._chosen(self._linear(hidden, tokens))
 
-    def _linear(self, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    def rows(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Rows of the unembedding, float64 (n, m, width)."""
         weight = _plain_weight(self._head)
         assert weight is not None
-        tokens = tokens.to(weight.device)
-        rows = weight[tokens].to(torch.float64)  # (n, m, width)
-        logits = torch.einsum("nmw,nw->nm", rows, hidden.to(weight.device, torch.float64))
+        return weight[tokens.to(weight.device)].to(torch.float64)
+
+    def slopes(self, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """By how much the same logits change with what the head gives: the slope of a scale or soft cap."""
+        assert self._chosen is not None
+        raw = self._linear(hidden, tokens)
+        found: torch.Tensor = torch.func.jvp(self._chosen, (raw,), (torch.ones_like(raw),))[1]
+        return found
+
+    def _linear(self, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        rows = self.rows(tokens)
+        hidden = hidden.to(rows.device, torch.float64)
+        together = hidden.dim() == 3  # several rows of each case
+        logits = torch.einsum("nmw,nrw->nrm" if together else "nmw,nw->nm", rows, hidden)
         bias = getattr(self._head, "bias", None)
-        return logits if bias is None else logits + bias[tokens].to(torch.float64)
+        if bias is None:
+            return logits
+        own = bias[tokens.to(bias.device)].to(logits)
+        biased: torch.Tensor = logits + (own.unsqueeze(1) if together else own)
+        return biased
 
 
 def make_readout(anatomy: Anatomy, kind: ReadoutKind = "exact") -> Readout:

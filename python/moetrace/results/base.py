@@ -40,8 +40,8 @@ class TraceResult:
         failed: pd.DataFrame,
         provenance: dict[str, Any],
     ) -> None:
-        self._cases, self._sites, self._patched = cases, sites, _read_only(patched)
-        self.effects: npt.NDArray[np.float64] = _read_only(effects)
+        self._cases, self._sites, self._patched = cases, sites, read_only(patched)
+        self.effects: npt.NDArray[np.float64] = read_only(effects)
         self.failed = failed
         self.provenance = provenance
 
@@ -191,7 +191,7 @@ class TraceResult:
         write_saved(folder, Saved(self.kind, tables, self.provenance))
 
 
-def _read_only(values: np.ndarray) -> np.ndarray:
+def read_only(values: np.ndarray) -> np.ndarray:
     """The same values, not to be written to: figures and files must stay what was measured."""
     view = values.view()
     view.flags.writeable = False

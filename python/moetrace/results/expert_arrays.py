@@ -16,6 +16,7 @@ Bools = npt.NDArray[np.bool_]
 Counts = npt.NDArray[np.int64]
 
 LOGITS = ("clean_logit", "noised_logit")
+STRAIGHT = ("direct", "direct_linear")
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,12 +35,16 @@ class ExpertArrays:
         rescue: patched minus noised, logits (equation 4); exactly 0 where nothing was patched.
         patched_active: bool, where a patch ran. None: at the clean-active experts. Given when experts of
             the noised routing were patched too; it then covers the clean-active ones.
+        direct: what of the rescue goes straight to the logits (see :class:`LayerTrace`, with delta_e as it
+            changes the layer's output), logits; 0 where nothing was patched, NaN where the model doesn't
+            allow it. None in a result of an earlier version.
+        direct_linear: the same with the final norm's scale as in the noised run: it adds up over experts.
         clean_logit: router logit of the clean run, as the router gives it, of every expert, routed or not.
             None where the router's output isn't recognised.
         noised_logit: the same of the noised run.
 
     Raises:
-        ArgumentError: shapes differ, or a rescue isn't 0 where nothing was patched.
+        ArgumentError: shapes differ, or a rescue or direct effect isn't 0 where nothing was patched.
     """
 
     clean_active: Bools
@@ -50,6 +55,8 @@ class ExpertArrays:
     patched: Floats
     rescue: Floats
     patched_active: Bools | None = None
+    direct: Floats | None = None
+    direct_linear: Floats | None = None
     clean_logit: Floats | None = None
     noised_logit: Floats | None = None
 
@@ -62,11 +69,14 @@ class ExpertArrays:
             raise ArgumentError(f"expert arrays have shapes {shapes}; expected (cases, sites) of all")
         if self.patched_active is not None and (self.clean_active & ~self.patched_active).any():
             raise ArgumentError("clean-active experts lack a patch; expected patched_active to cover them")
-        stray = int(((self.rescue != 0) & ~self.was_patched).sum())
-        if stray:
-            raise ArgumentError(
-                f"{stray} rescues aren't 0 where nothing was patched; expected exactly 0 there"
-            )
+        for name in ("rescue", *STRAIGHT):
+            values = getattr(self, name)
+            stray = 0 if values is None else int(((values != 0) & ~self.was_patched).sum())
+            if stray:
+                what = "rescues" if name == "rescue" else f"{name} effects"
+                raise ArgumentError(
+                    f"{stray} {what} aren't 0 where nothing was patched; expected exactly 0 there"
+                )
 
     def names(self) -> Iterator[str]:
         """Names of the arrays that are there."""
@@ -76,6 +86,11 @@ class ExpertArrays:
     def was_patched(self) -> Bools:
         """bool (cases, sites): where a patch ran."""
         return self.clean_active if self.patched_active is None else self.patched_active
+
+    @property
+    def indirect(self) -> Floats | None:
+        """Rescue minus direct, what later layers make of a patch; None where ``direct`` is."""
+        return None if self.direct is None else self.rescue - self.direct
 
     @property
     def effects(self) -> Floats:
@@ -92,12 +107,13 @@ class ExpertArrays:
 def expert_rows(cases: pd.DataFrame, sites: pd.DataFrame, arrays: ExpertArrays) -> pd.DataFrame:
     """Tidy rows of the arrays but the router logits, one for each case and expert."""
     n, m = arrays.rescue.shape
-    last = ("patched", "rescue")
+    last = ("patched", "rescue", "direct", "indirect", "direct_linear")
     table = {name: np.repeat(cases[name].to_numpy(), m) for name in ("case_id", "relation_id")}
     table |= {name: np.tile(sites[name].to_numpy(), n) for name in ("layer", "expert")}
     table |= {name: getattr(arrays, name).ravel() for name in arrays.names() if name not in (*last, *LOGITS)}
     table |= {name: np.repeat(cases[name].to_numpy(), m) for name in ("clean", "noised")}
-    return pd.DataFrame(table | {name: getattr(arrays, name).ravel() for name in last})
+    values = {name: getattr(arrays, name) for name in last}
+    return pd.DataFrame(table | {name: own.ravel() for name, own in values.items() if own is not None})
 
 
 def active_per_layer(arrays: ExpertArrays, sites: pd.DataFrame) -> int:

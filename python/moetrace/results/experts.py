@@ -28,6 +28,7 @@ from moetrace.results.expert_arrays import (
     LOGITS,
     Counts,
     ExpertArrays,
+    Floats,
     active_per_layer,
     close_calls,
     expert_rows,
@@ -56,6 +57,8 @@ class ExpertTrace(TraceResult):
     ``effects``: float64 (cases, sites), logits; exactly 0 where the expert isn't clean-active, and the row
     counts (appendix A). ``arrays``: everything measured, see :class:`ExpertArrays`. Where experts of the
     noised routing were patched too, their rescue is in ``arrays.rescue`` and ``rows``, not in ``effects``.
+    ``direct``, ``direct_linear``, ``indirect``: as of :class:`LayerTrace`, shaped and masked as ``effects``.
+    An expert whose rescue is direct writes the fact's contrast itself, one whose is indirect hands it on.
     ``star``, in any method: an Expert, a name such as "L44E069", or the pair (44, 69).
     """
 
@@ -105,6 +108,24 @@ class ExpertTrace(TraceResult):
         return type(self)(cases, self._sites, ExpertArrays(**measured), failed, provenance)
 
     @property
+    def direct(self) -> Floats | None:
+        """(cases, sites): what of the rescue goes straight to the logits; 0 where not clean-active."""
+        return self._where_active(self.arrays.direct)
+
+    @property
+    def direct_linear(self) -> Floats | None:
+        """(cases, sites): the same with the final norm's scale as in the noised run; adds up over experts."""
+        return self._where_active(self.arrays.direct_linear)
+
+    @property
+    def indirect(self) -> Floats | None:
+        """(cases, sites): rescue minus direct."""
+        return self._where_active(self.arrays.indirect)
+
+    def _where_active(self, values: Floats | None) -> Floats | None:
+        return None if values is None else np.where(self.arrays.clean_active, values, 0.0)
+
+    @property
     def layers(self) -> tuple[int, ...]:
         """The layers traced, ascending."""
         return self._candidates.layers
@@ -119,8 +140,9 @@ class ExpertTrace(TraceResult):
         """Tidy: one row for each case and expert.
 
         case_id, relation_id, layer, expert, clean_active, noised_active, clean_weight, noised_weight,
-        delta_norm, clean, noised, patched, rescue (logits; as measured, see ``effects``); and patched_active
-        where experts of the noised routing were patched too.
+        delta_norm, clean, noised, patched, rescue (logits; as measured, see ``effects``), direct, indirect
+        (their sum is rescue) and direct_linear; and patched_active where experts of the noised routing were
+        patched too.
         """
         return expert_rows(self._cases, self._sites, self.arrays)
 

@@ -5,11 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from moetrace.results.base import TraceResult
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from moetrace.results.base import TraceResult, read_only
 from moetrace.results.display import plot_layers, refuse_groups, result_html, table_note
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -28,10 +35,69 @@ class LayerTrace(TraceResult):
 
     >>> layers = mt.trace_layers(model, discovery)
     >>> layers.best, layers.summary(), layers.plot()
+    >>> layers.direct.mean(axis=0), layers.indirect.mean(axis=0)      # writers and mediators
+
+    ``direct``, ``direct_linear``, ``indirect``: float64 (cases, layers) as ``effects``, in logits; None in a
+    result that an earlier version saved. The patch changes its layer's output at the final token by delta.
+
+    - ``direct``: what of the rescue goes straight to the logits. With h the noised run's residual stream
+      behind the last layer, it is the logit difference (equation 1) of norm(h + delta) minus that of norm(h):
+      every later layer is frozen to what it wrote in the noised run.
+    - ``direct_linear``: the same with the final norm's scale, and the slope of a soft cap on the logits, as
+      they are at h, so that the effects of patches add up.
+    - ``indirect``: rescue - direct, what later layers make of the patch.
+
+    Where the patched token isn't the final one, direct effects are 0. Where a model doesn't allow them they
+    are NaN, and ``provenance["direct"]`` says why.
     """
 
     kind: ClassVar[str] = "layers"
     site_columns: ClassVar[tuple[str, ...]] = ("layer",)
+
+    def __init__(
+        self,
+        cases: pd.DataFrame,
+        sites: pd.DataFrame,
+        patched: np.ndarray,
+        effects: np.ndarray,
+        failed: pd.DataFrame,
+        provenance: dict[str, Any],
+        direct: np.ndarray | None = None,
+        direct_linear: np.ndarray | None = None,
+    ) -> None:
+        super().__init__(cases, sites, patched, effects, failed, provenance)
+        self.direct: Floats | None = None if direct is None else read_only(direct)
+        self.direct_linear: Floats | None = None if direct_linear is None else read_only(direct_linear)
+
+    @property
+    def indirect(self) -> Floats | None:
+        """Rescue minus direct."""
+        return None if self.direct is None else self.effects - self.direct
+
+    @property
+    def rows(self) -> pd.DataFrame:
+        """Tidy: as of every trace, and direct, indirect (their sum is rescue) and direct_linear in logits."""
+        return super().rows.assign(**{name: values.ravel() for name, values in self._straight().items()})
+
+    def _straight(self) -> dict[str, np.ndarray]:
+        """Direct effects, where they are known."""
+        known = {"direct": self.direct, "indirect": self.indirect, "direct_linear": self.direct_linear}
+        return {name: values for name, values in known.items() if values is not None}
+
+    def _measured(self) -> dict[str, np.ndarray]:
+        straight = {name: values for name, values in self._straight().items() if name != "indirect"}
+        return {**super()._measured(), **straight}
+
+    @classmethod
+    def from_files(
+        cls, rows: pd.DataFrame, cases: pd.DataFrame, failed: pd.DataFrame, provenance: dict[str, Any]
+    ) -> LayerTrace:
+        """As :meth:`save` wrote it."""
+        sites = rows[["layer"]].drop_duplicates().reset_index(drop=True)
+        names = ("patched", "rescue", "direct", "direct_linear")
+        values = {n: rows[n].to_numpy().reshape(len(cases), len(sites)) for n in names if n in rows}
+        effects = values.pop("rescue")
+        return cls(cases, sites, effects=effects, failed=failed, provenance=provenance, **values)
 
     @property
     def layers(self) -> tuple[int, ...]:

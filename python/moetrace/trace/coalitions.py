@@ -83,7 +83,9 @@ def trace_coalitions(
     wanted = wanted_of(anatomy, chosen, sets, n_permutations, sampled_players, limit, seed)
     patches: list[Patch] = [*wanted.patches, Patch.null(chosen)]
     details = {"sets": wanted.labels, "seed": seed}
-    session = trace(model, cases, patches, anatomy=anatomy, what="coalitions", details=details, **common)
+    session = trace(
+        model, cases, patches, anatomy=anatomy, what="coalitions", details=details, direct=False, **common
+    )
     result = coalition_trace_of(session, chosen, wanted)
     if common["out"] is not None:
         result.save(common["out"])

@@ -108,6 +108,10 @@ def _layer_arrays(session: Session, layer: int, union: bool) -> ExpertArrays:
     each = rescue(routing.patched.swapaxes(1, 2), outcome.noised).swapaxes(1, 2)  # (cases, draws, experts)
     effects = np.where(routing.patched_active, each, 0.0).mean(axis=1)
     patched = routing.patched_active
+    straight = {
+        name: np.where(patched, getattr(routing, name), 0.0).mean(axis=1)
+        for name in ("direct", "direct_linear")
+    }
     return ExpertArrays(
         clean_active=np.any(routing.clean_active, axis=1),
         noised_active=np.any(routing.noised_active, axis=1),
@@ -116,6 +120,7 @@ def _layer_arrays(session: Session, layer: int, union: bool) -> ExpertArrays:
         delta_norm=np.where(patched, routing.delta_norm, 0.0).mean(axis=1),
         patched=outcome.noised.mean(axis=1)[:, None] + effects,
         rescue=effects,
+        **straight,
         patched_active=np.any(patched, axis=1) if union else None,
         clean_logit=_logits(routing.clean_logit, patched.shape[-1]),
         noised_logit=_logits(routing.noised_logit, patched.shape[-1]),

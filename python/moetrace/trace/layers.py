@@ -75,4 +75,6 @@ def layer_trace_of(session: Session, layers: tuple[int, ...]) -> LayerTrace:
         effects[:, :-1],
         session.failed,
         provenance(session, layers),
+        direct=outcome.direct[:, :-1].mean(axis=2),
+        direct_linear=outcome.direct_linear[:, :-1].mean(axis=2),
     )

@@ -49,7 +49,14 @@ def trace_matched(
     chosen = check_expert(anatomy, star)
     patches: list[Patch] = [*matched_patches(chosen), Patch.null(chosen.layer)]
     session = trace(
-        model, cases, patches, anatomy=anatomy, what="matched", details={"star": str(chosen)}, **common
+        model,
+        cases,
+        patches,
+        anatomy=anatomy,
+        what="matched",
+        details={"star": str(chosen)},
+        direct=False,
+        **common,
     )
     result = matched_trace_of(session, chosen)
     if common["out"] is not None:

@@ -8,7 +8,10 @@ import platform
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+
+from moetrace.engines.direct import final_cases
 
 if TYPE_CHECKING:
     from moetrace.trace.session import Session
@@ -73,8 +76,29 @@ def provenance(session: Session, layers: tuple[int, ...]) -> dict[str, Any]:
             "embedding_std": job.noise_std,
         },
         "position": job.position,
+        "direct": _direct_note(session),
         "metric": "logit_diff",
         "layers": list(layers),
         "case_ids": [case.case_id for case in session.cases],
         "failed_case_ids": session.failed.case_id.tolist(),
     }
+
+
+def _direct_note(session: Session) -> str:
+    """Whether direct effects were measured, and why not."""
+    ending, outcome = session.job.ending, session.outcome
+    if ending is None:
+        return "not asked for"
+    if ending.fault:
+        return ending.fault
+    notes = [ending.linear_fault] if ending.linear_fault else []
+    unknown = np.isnan(outcome.direct).any(axis=(1, 2)).sum()
+    if unknown:
+        notes.append(
+            f"they are NaN in {unknown} of {len(outcome.direct)} cases, where final norm and read-out gave "
+            "another logit difference by themselves than in the model's forward"
+        )
+    early = len(outcome.direct) - int(final_cases(session.job, session.cases).sum())
+    if early:
+        notes.append(f"0 in {early} of {len(outcome.direct)} cases, whose patched token isn't the final one")
+    return "; ".join(["measured", *notes])

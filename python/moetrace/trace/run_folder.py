@@ -25,9 +25,10 @@ from moetrace.trace.provenance import model_facts
 if TYPE_CHECKING:
     from moetrace.cases import CaseSet
 
-FORMAT = 2
+FORMAT = 3
 PARTS = "parts"
 ROUTING = tuple(f.name for f in fields(LayerRouting))
+BY_PATCH = ("patched", "direct", "direct_linear")
 _SEAL = b"moetrace.part"
 
 
@@ -122,7 +123,7 @@ class RunFolder:
             "case_id": list(parts),
             "clean": [float(part.clean[0]) for part in parts.values()],
             "noised": [part.noised[0].tolist() for part in parts.values()],
-            "patched": [part.patched[0].ravel().tolist() for part in parts.values()],
+            **{name: [getattr(p, name)[0].ravel().tolist() for p in parts.values()] for name in BY_PATCH},
         }
         for layer in next(iter(parts.values())).routing:
             for name in ROUTING:
@@ -161,11 +162,14 @@ class RunFolder:
                 if case_id in owner:
                     raise _refused(path, f"case {case_id} is also in {owner[case_id]}")
                 owner[case_id] = path.name
+                by_patch = {
+                    name: np.array(row[name], dtype=float).reshape(1, *self._shape) for name in BY_PATCH
+                }
                 done[case_id] = Outcome(
                     np.array([row["clean"]]),
                     np.array([row["noised"]], dtype=float),
-                    np.array(row["patched"], dtype=float).reshape(1, *self._shape),
-                    self._routing(row),
+                    routing=self._routing(row),
+                    **by_patch,
                 )
         return done
 

@@ -56,6 +56,7 @@ def trace_noise_scales(
         model,
         cases,
         patches,
+        direct=False,
         anatomy=anatomy,
         what="scales",
         details={"star": str(chosen)},

@@ -86,8 +86,12 @@ def trace(
     sweeps: Sequence[Sweep] = (),
     what: str = "trace",
     details: dict[str, Any] | None = None,
+    direct: bool = True,
 ) -> Session:
-    """Run ``patches`` on every case, with checked options. Errors: see :func:`moetrace.trace_layers`."""
+    """Run ``patches`` on every case, with checked options. Errors: see :func:`moetrace.trace_layers`.
+
+    ``direct``: measure direct effects, too.
+    """
     case_set = as_case_set(cases)
     validate_cases(case_set, anatomy.vocab_size, final_subject, anatomy.positions)
     check_seeds(noise, case_set)
@@ -97,7 +101,8 @@ def trace(
         for case in case_set:
             job.patch_position(case)
         _warn_of_nothing(job, case_set)
-        choice = choose_engine(job, case_set, engine, budget)
+        choice = choose_engine(job, case_set, engine, budget, direct)
+        job = choice.engine.job
         attention = str(getattr(anatomy.config, "_attn_implementation", ""))  # prepared() may have changed it
         folder = None
         if out is not None:

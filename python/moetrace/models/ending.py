@@ -1,0 +1,128 @@
+"""Where a language model ends: the final norm and the read-out behind the last layer's residual stream.
+
+What a patch gives straight to the logits is its change of that stream, through the norm and the read-out,
+as if every later layer wrote what it wrote before (direct logit attribution).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from moetrace.models.readout import Readout
+
+_PLAIN = (torch.Tensor, nn.Parameter)
+_FITS = 1e-4  # by how much of its size a norm's output may differ from the form that is linearised
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What stands behind the last layer, as found by measuring.
+
+    ``fault``: why there are no direct effects, None where there are. ``linear_fault``: the same for linear
+    ones.
+    """
+
+    norm: nn.Module | None = None
+    readout: Readout | None = None
+    fault: str | None = None
+    linear_fault: str | None = None
+
+    def effects(
+        self, noised: torch.Tensor, deltas: torch.Tensor, tokens: torch.Tensor, differences: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Direct effects, exact and linear: float64 (cases, runs, draws) each, in logits.
+
+        ``noised``: (cases, draws, width), what enters the final norm at the noised run's final token;
+        ``deltas``: (cases, runs, draws, width), by how much each run's patch changes it; ``tokens``: int64
+        (cases, 2), true and foil; ``differences``: (cases, draws), the noised run's logit difference as the
+        model gave it. A case where norm and read-out give another difference has NaN.
+        """
+        assert self.readout is not None
+        cases, runs, draws, width = deltas.shape
+        tokens, noised = tokens.to(noised.device), noised.unsqueeze(1)
+        deltas = deltas.to(noised.device)
+        wide = noised.dtype if noised.dtype is torch.float64 else torch.float32
+        start = self.normed(noised.to(wide)).reshape(cases, draws, width)
+        moved = self.normed(noised.to(wide) + deltas.to(wide))
+        before = self.readout(start, tokens)
+        after = self.readout(moved.reshape(cases, runs * draws, width), tokens)
+        base = contrast(before)
+        direct = contrast(after).reshape(cases, runs, draws) - base.unsqueeze(1)
+        linear = self._linear(noised.squeeze(1), start, deltas, tokens)
+        size = before.abs().amax(dim=2).clamp(min=1.0)
+        rounding = torch.finfo(noised.dtype).eps
+        apart = (base - differences.to(base)).abs() > 64 * rounding * size
+        direct = direct.masked_fill(apart.unsqueeze(1), torch.nan)
+        return direct, linear.masked_fill(apart.unsqueeze(1), torch.nan)
+
+    def normed(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What the final norm makes of rows, in their precision where its weights are in memory."""
+        assert self.norm is not None
+        held = dict(self.norm.named_parameters())
+        if "forward" in vars(self.norm) or any(w.is_meta or type(w) not in _PLAIN for w in held.values()):
+            weight = next(iter(held.values()), None)
+            given = hidden if weight is None else hidden.to(weight.dtype)
+            found: torch.Tensor = self.norm(given)
+            return found
+        wide = {name: weight.to(hidden.dtype) for name, weight in held.items()}
+        called: torch.Tensor = torch.func.functional_call(self.norm, wide, (hidden,))
+        return called
+
+    def form_of(self, hidden: torch.Tensor) -> tuple[torch.Tensor, bool, torch.Tensor] | None:
+        """A norm as gain * x / scale + bias, x centred or not, from what it makes of rows (n, width).
+
+        The gain (width), whether it centres, and the scale (n) at each row: NaN where the form doesn't fit
+        the row. None where it fits no row.
+        """
+        given = hidden.to(torch.float64)
+        found = self.normed(hidden if hidden.dtype is torch.float64 else hidden.float()).to(torch.float64)
+        bias = getattr(self.norm, "bias", None)
+        if isinstance(bias, torch.Tensor):
+            found = found - bias.to(found)
+        for gain, centred in self._forms(given):
+            expected = gain * (given - given.mean(dim=1, keepdim=True) if centred else given)
+            scale = (expected**2).sum(dim=1) / (expected * found).sum(dim=1)
+            off = (found - expected / scale.unsqueeze(1)).norm(dim=1)
+            fits = off <= _FITS * found.norm(dim=1)
+            if bool(fits.any()):
+                return gain, centred, scale.masked_fill(~fits, torch.nan)
+        return None
+
+    def _forms(self, like: torch.Tensor) -> Iterator[tuple[torch.Tensor, bool]]:
+        weight = getattr(self.norm, "weight", None)
+        gains = [torch.ones(like.shape[-1], dtype=like.dtype, device=like.device)]
+        if isinstance(weight, torch.Tensor) and weight.shape == gains[0].shape and not weight.is_meta:
+            gains = [weight.to(like), 1.0 + weight.to(like), *gains]  # Gemma keeps what is added to 1
+        for gain in gains:
+            yield gain, False
+            yield gain, True
+
+    def _linear(
+        self,
+        noised: torch.Tensor,
+        start: torch.Tensor,
+        deltas: torch.Tensor,
+        tokens: torch.Tensor,
+    ) -> torch.Tensor:
+        """Linear in the deltas: the norm's scale and the slope of a soft cap are those of the noised run."""
+        assert self.readout is not None
+        cases, runs, draws, width = deltas.shape
+        form = None if self.linear_fault else self.form_of(noised.reshape(-1, width))
+        if form is None:
+            return torch.full((cases, runs, draws), torch.nan, dtype=torch.float64, device=deltas.device)
+        gain, centred, scale = form
+        slopes, rows = self.readout.slopes(start, tokens).to(gain), self.readout.rows(tokens).to(gain)
+        direction = slopes[..., :1] * rows[:, None, 0] - slopes[..., 1:] * rows[:, None, 1]
+        direction = direction * gain / scale.reshape(cases, draws, 1)
+        if centred:
+            direction = direction - direction.mean(dim=2, keepdim=True)
+        return torch.einsum("crdw,cdw->crd", deltas.to(direction), direction)
+
+
+def contrast(logits: torch.Tensor) -> torch.Tensor:
+    """True minus foil (equation 1) of logits (..., 2)."""
+    return logits[..., 0] - logits[..., 1]
