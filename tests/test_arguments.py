@@ -101,7 +101,7 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
     plain = {key: value for key, value in options.items() if key != "noise"}
     summary = {
         "by": None, "ci": "percentile", "n_resamples": 20, "n_flips": 20, "seed": 0, "cluster": None,
-        "correction": None, "confidence": 0.9,
+        "correction": None, "confidence": 0.9, "statistic": None,
     }  # fmt: skip
     case = {"input_ids": [5, 6, 7], "subject": (0, 1), "true_id": 8, "foil_id": 9, "case_id": 0,
             "relation_id": "", "prompt": ""}  # fmt: skip
@@ -189,7 +189,7 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "stats.ranks": (stats.ranks, {"effects": p["x"], "selected": 0, "active": None, "ties": "worst"}),
         "stats.summary_table": (stats.summary_table, {"effects": p["x"], "ci": "percentile",
                                                       "n_resamples": 20, "n_flips": 20, "seed": 0,
-                                                      "clusters": None,
+                                                      "cluster": None,
                                                       "correction": None, "confidence": 0.9,
                                                       "statistic": "mean", "threads": 1}),
         "stats.philox_integers": (stats.philox_integers, {"n": 2, "size": 3, "seed": 0, "stream": 0}),

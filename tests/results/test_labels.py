@@ -276,7 +276,7 @@ def test_few_clusters_warn_wherever_they_are_used(clusters: int) -> None:
     cases = trace.cases.assign(relation_id=[f"P{label}" for label in labels])
     trace = LayerTrace(cases, trace.sites, trace.effects, trace.effects, trace.failed, trace.provenance)
     calls: list[Callable[[], Any]] = [
-        lambda: mt.stats.summary_table(x, clusters=labels, **QUICK),
+        lambda: mt.stats.summary_table(x, cluster=labels, **QUICK),
         lambda: mt.stats.bootstrap(x, cluster=labels, n_resamples=50),
         lambda: mt.stats.sign_flip(x, cluster=labels, n_flips=50),
         lambda: trace.summary(cluster="relation_id", **QUICK),
@@ -308,5 +308,5 @@ def test_the_warning_points_at_the_caller() -> None:
             call(np.arange(6.0), cluster=[0, 0, 1, 1, 2, 2])
         assert caught[0].filename == __file__
     with pytest.warns(FewClustersWarning) as caught:
-        mt.stats.summary_table(np.arange(12.0).reshape(6, 2), clusters=[0, 0, 1, 1, 2, 2])
+        mt.stats.summary_table(np.arange(12.0).reshape(6, 2), cluster=[0, 0, 1, 1, 2, 2])
     assert caught[0].filename == __file__

@@ -127,7 +127,7 @@ def test_summary_refuses_what_the_statistics_refuse():
     with pytest.raises(StatisticsError, match="infinite"):
         summary_table(np.array([[1.0], [np.inf]]))
     with pytest.raises(TooFewClustersError):
-        summary_table(X[:, None], clusters=["P17"] * 6)
+        summary_table(X[:, None], cluster=["P17"] * 6)
     with pytest.raises(StatisticsError, match="correction"):
         summary_table(X[:, None], correction="step_down")
     with pytest.raises(StatisticsError, match="ci is"):

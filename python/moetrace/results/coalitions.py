@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from moetrace import coalition
+from moetrace.cases import case_keys
 from moetrace.errors import ArgumentError
 from moetrace.results.base import TraceResult, summarise
 from moetrace.results.display import plot_lines, plot_points, refuse_groups, result_html, table_note
@@ -79,7 +80,7 @@ class CoalitionTrace(TraceResult):
         """
         values = self.values()
         first, second = np.triu_indices(self.players, k=1)
-        table = self._cases.loc[self._cases.index.repeat(len(first)), ["case_id", "relation_id"]]
+        table = self._keys.loc[self._cases.index.repeat(len(first))]
         table = table.reset_index(drop=True)
         experts = self._experts()
         table["expert_a"] = experts[:, first].ravel()
@@ -99,7 +100,7 @@ class CoalitionTrace(TraceResult):
             [int(e) for slot, e in enumerate(line) if int(mask) >> slot & 1]
             for line, mask in zip(experts, found.coalition, strict=True)
         ]
-        table = self._cases[["case_id", "relation_id"]].copy()
+        table = self._keys
         return table.assign(size=found.size, experts=chosen, rescue=found.value)
 
     def additivity(self) -> pd.DataFrame:
@@ -108,7 +109,7 @@ class CoalitionTrace(TraceResult):
         if not self.players:
             raise ArgumentError("single experts weren't patched; trace with sets='all' or 'sampled'")
         found = coalition.additivity(self.effects, coalitions=masks)
-        table = self._cases[["case_id", "relation_id"]].copy()
+        table = self._keys
         return table.assign(singles=found.singles, grand=found.grand, difference=found.difference)
 
     def plot(self, ax: Axes | None = None, **summary: Any) -> Axes:
@@ -136,6 +137,10 @@ class CoalitionTrace(TraceResult):
         ax.legend(frameon=False, fontsize=8)
         return ax
 
+    @property
+    def _keys(self) -> pd.DataFrame:
+        return self._cases[case_keys(self._cases)].copy()
+
     def _experts(self) -> np.ndarray:
         """(cases, players): expert of each slot."""
         return np.stack([np.asarray(line)[: self.players] for line in self._cases.experts])
@@ -143,9 +148,7 @@ class CoalitionTrace(TraceResult):
     def _by_player(self, columns: dict[str, np.ndarray]) -> pd.DataFrame:
         """Tidy: one row for each case and player that is there."""
         k = self.players
-        table = self._cases.loc[self._cases.index.repeat(k), ["case_id", "relation_id"]].reset_index(
-            drop=True
-        )
+        table = self._keys.loc[self._cases.index.repeat(k)].reset_index(drop=True)
         table["layer"] = int(self._sites.layer.iloc[0])
         table["expert"] = self._experts().ravel()
         table["slot"] = np.tile(np.arange(k), len(self))

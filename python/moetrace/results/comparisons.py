@@ -10,6 +10,7 @@ import pandas as pd
 
 from moetrace import effects
 from moetrace.arguments import refuse_type
+from moetrace.cases import case_keys
 from moetrace.errors import ArgumentError, LayerRangeError
 from moetrace.results.base import summarise
 from moetrace.results.controls import Controls, ExpertInLayer
@@ -147,7 +148,7 @@ class AllActive(Contrast):
     def of(cls, compared: ExpertInLayer) -> AllActive:
         """Over the cases where the contrast is defined."""
         told = (compared.rescue, compared.active, compared.column)
-        rows = compared.cases[["case_id", "relation_id"]].assign(
+        rows = compared.cases[case_keys(compared.cases)].assign(
             star_rescue=compared.star_rescue,
             control_rescue=effects.all_active_rescue(*told),
             specificity=effects.all_active_specificity(*told),
@@ -187,7 +188,7 @@ class ActiveRanks:
         """Ranks over the cases where the star is clean-active beside another expert."""
         found = effects.all_active_ranks(compared.rescue, compared.active, compared.column)
         keep = ~np.isnan(found.rank)
-        rows = compared.cases.loc[keep, ["case_id", "relation_id"]].reset_index(drop=True)
+        rows = compared.cases.loc[keep, case_keys(compared.cases)].reset_index(drop=True)
         rows["rank"] = found.rank[keep].astype(np.int64)
         rows["percentile"] = found.percentile[keep]
         rows["active"] = compared.active.sum(axis=1)[keep]
@@ -201,6 +202,7 @@ class ActiveRanks:
 
         ``options``: those of :meth:`ExpertTrace.summary`, but ``by``.
         """
+        refuse_groups(options, "one row for each metric, over all cases", ".contrast.summary(by=...)")
         own = self.contrast.summary(**options).set_index("quantity").loc["specificity"]
         nan = float("nan")
         return pd.DataFrame(

@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 
 _BLUE, _RED, _GREY = "#1f5fa8", "#b5462f", "#777777"
 _LEVEL = 0.05
-_CORRECTIONS = {"max_t": "max-T", "holm": "Holm", "bh": "Benjamini-Hochberg"}
+_CORRECTIONS = {
+    "max_t": "max-T",
+    "max_t_single": "single-step max-T",
+    "holm": "Holm",
+    "bh": "Benjamini-Hochberg",
+}
 _LONGEST = 60
 
 
@@ -48,11 +53,12 @@ def interval_label(ci: str = "percentile", confidence: float = 0.95, **others: A
     return f"{100 * confidence:.6g} % {ci} interval{clusters}"
 
 
-def correction_label(count: int, things: str, correction: str | None = None, **_: Any) -> str:
+def correction_label(count: int, things: str, correction: str | None = None, **others: Any) -> str:
     """Which correction, over what: "max-T over 24 layers"."""
     if correction is None:
         return f"uncorrected for {count} {things}" if count > 1 else "uncorrected"
-    return f"{_CORRECTIONS[correction]} over {count} {things}"
+    of_means = " of means" if others.get("statistic") == "mean" and correction.startswith("max_t") else ""
+    return f"{_CORRECTIONS[correction]}{of_means} over {count} {things}"
 
 
 def table_note(count: int, things: str, **options: Any) -> str:
@@ -71,12 +77,14 @@ def expert_notes(shown: int, found: int) -> list[str]:
     ]
 
 
-def refuse_groups(options: Mapping[str, Any]) -> None:
-    """ArgumentError for a summary by groups: it has several rows for what is one mark in a picture."""
+def refuse_groups(
+    options: Mapping[str, Any],
+    what: str = "a picture shows all cases together",
+    instead: str = ".summary(by=...)",
+) -> None:
+    """ArgumentError for a summary by groups: it has several rows for what is one mark, or row, here."""
     if options.get("by") is not None:
-        raise ArgumentError(
-            f"by is {shown(options['by'])}; a picture shows all cases together: use .summary(by=...)"
-        )
+        raise ArgumentError(f"by is {shown(options['by'])}; {what}: use {instead}")
 
 
 def plain(text: Any) -> str:

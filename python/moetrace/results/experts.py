@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from moetrace.arguments import as_choice, as_count, as_number
+from moetrace.cases import case_keys
 from moetrace.effects import Mean, control_count, required_cases
 from moetrace.errors import ArgumentError
 from moetrace.results import resplit
@@ -106,8 +107,9 @@ class ExpertTrace(TraceResult):
         """Tidy: one row for each case and expert.
 
         case_id, relation_id, layer, expert, clean_active, noised_active, clean_weight, noised_weight,
-        delta_norm, clean, noised, patched, rescue (logits; as measured, see ``effects``); and patched_active
-        where experts of the noised routing were patched too.
+        delta_norm, clean, noised, patched, rescue (logits; as measured, see ``effects``); after relation_id
+        true and foil where the cases have their objects as text; and patched_active where experts of the
+        noised routing were patched too.
         """
         return expert_rows(self._cases, self._sites, self.arrays)
 
@@ -389,7 +391,7 @@ class ExpertTrace(TraceResult):
             star=expert,
             column=int(np.flatnonzero(experts == expert.expert)[0]),
             experts=experts,
-            cases=self._cases[["case_id", "relation_id"]].reset_index(drop=True),
+            cases=self._cases[case_keys(self._cases)].reset_index(drop=True),
             rescue=self.effects[:, columns],
             active=self.arrays.clean_active[:, columns],
             noised_active=self.arrays.noised_active[:, columns],

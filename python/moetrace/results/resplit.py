@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from moetrace.arguments import as_list
+from moetrace.cases import case_keys
 from moetrace.cases.positions import fold_positions, split_positions
 from moetrace.effects import required_cases
 from moetrace.errors import ArgumentError
@@ -226,6 +227,6 @@ def held_out(
             }
         )
     rows = pd.concat(parts).sort_index().reset_index(drop=True)
-    first = ["case_id", "relation_id", "fold", "star"]
+    first = [*case_keys(rows), "fold", "star"]
     rows = rows[first + [name for name in rows.columns if name not in first]]
     return HeldOut(most_frequent(stars), rows, pd.DataFrame(folds), gather_short(short))

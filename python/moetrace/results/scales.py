@@ -9,7 +9,7 @@ import pandas as pd
 
 from moetrace.arguments import as_choice
 from moetrace.effects import drop
-from moetrace.results.base import TraceResult
+from moetrace.results.base import TraceResult, summarise
 from moetrace.results.display import plain, plot_lines, refuse_groups, result_html, table_note
 
 if TYPE_CHECKING:
@@ -39,10 +39,15 @@ class ScaleTrace(TraceResult):
         return rows
 
     def table(self, patch: str = "expert", **summary: Any) -> pd.DataFrame:
-        """Table 13: scale, active cases, mean drop, then the summary of the rescue."""
+        """Table 13: scale, active cases, mean drop, then the summary of the rescue.
+
+        ``patch``: "expert", or "block" for its whole layer. ``summary``: arguments of :meth:`summary` but
+        ``by``; a correction is over the scales.
+        """
         patch = as_choice(patch, "patch", ("expert", "block"))
-        table = self.summary(**summary)
-        table = table[table.patch == patch].drop(columns=["layer", "patch"]).reset_index(drop=True)
+        refuse_groups(summary, "a row for each scale, over all cases", ".summary(by=...)")
+        own = (self._sites.patch == patch).to_numpy()
+        table = summarise(self.effects[:, own], self._sites.loc[own, ["scale"]], self._cases, **summary)
         noised = np.stack([self._cases[f"noised_{scale:g}"] for scale in self.scales], axis=1)
         table.insert(1, "active", int(np.sum(self._cases.clean_active)))
         table.insert(2, "drop", drop(self._cases.clean.to_numpy(), noised).mean(axis=0))
