@@ -132,6 +132,9 @@ def test_summary_refuses_what_the_statistics_refuse():
         summary_table(X[:, None], correction="step_down")
     with pytest.raises(StatisticsError, match="ci is"):
         summary_table(X[:, None], ci="none")
+    for wrong in ({"confidence": None}, {"n_flips": 0}, {"n_resamples": 1}, {"seed": -1}, {"statistic": "f"}):
+        with pytest.raises(StatisticsError, match=f"{next(iter(wrong))} is"):
+            summary_table(np.ones((1, 2)), **wrong)
 
 
 def test_all_errors_are_the_packages_own():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,9 +12,9 @@ import pandas as pd
 
 from moetrace.arguments import as_choice
 from moetrace.cases import case_keys
-from moetrace.errors import ArgumentError
+from moetrace.errors import ArgumentError, FewClustersWarning
 from moetrace.results.saved import Saved, write_saved
-from moetrace.stats import summary_table
+from moetrace.stats import sign_flip, summary_table
 from moetrace.stats.flips import FlipStatistic
 
 INTERVALS = ("percentile", "bca", "basic")
@@ -217,3 +218,47 @@ def summarise(
         table.insert(0, by, relation)
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
+
+
+def summarise_first(
+    effects: npt.NDArray[np.float64],
+    sites: pd.DataFrame,
+    cases: pd.DataFrame,
+    limit: int,
+    *,
+    correction: str | None = None,
+    **options: Any,
+) -> pd.DataFrame:
+    """:func:`summarise` of the first ``limit`` columns, whose p_adjusted is over all of them.
+
+    For tables of the best ones: they were chosen among all, and that is what a correction must account for.
+    """
+    as_choice(correction, "correction", CORRECTIONS)
+    table = summarise(effects[:, :limit], sites.iloc[:limit], cases, **options)
+    if correction is not None:
+        own = {name: options[name] for name in ("n_flips", "seed", "cluster", "statistic") if name in options}
+        p = adjusted_p_values(effects, cases, correction=correction, **own)
+        table.insert(len(table.columns) - 1, "p_adjusted", p[:limit])
+    return table
+
+
+def adjusted_p_values(
+    effects: npt.NDArray[np.float64],
+    cases: pd.DataFrame,
+    cluster: str | None = None,
+    correction: str | None = None,
+    **options: Any,
+) -> npt.NDArray[np.float64]:
+    """The p-values of a summary without its intervals, adjusted where there is a correction.
+
+    ``options``: n_flips, seed and statistic. NaN where there are fewer than two cases.
+    """
+    as_choice(correction, "correction", CORRECTIONS)
+    as_choice(cluster, "cluster", (None, "relation_id"))
+    if len(effects) < 2 or not effects.shape[1]:
+        return np.full(effects.shape[1], np.nan)
+    labels = None if cluster is None else cases[cluster].to_numpy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FewClustersWarning)  # the summary beside it says so
+        found = sign_flip(effects, cluster=labels, correction=correction, **options)  # type: ignore[arg-type]
+    return np.asarray(found.p_value if correction is None else found.p_adjusted)

@@ -17,7 +17,7 @@ from moetrace.stats.results import SignFlipResult, unwrap
 FlipStatistic = Literal["mean", "t"]
 Correction = Literal["max_t", "max_t_single", "holm", "bh"]
 
-_STATISTICS: tuple[FlipStatistic, ...] = ("mean", "t")
+STATISTICS: tuple[FlipStatistic, ...] = ("mean", "t")
 CORRECTIONS: tuple[Correction, ...] = ("max_t", "max_t_single", "holm", "bh")
 
 
@@ -75,7 +75,7 @@ def sign_flip(
             don't fit, arguments out of range.
     """
     if statistic is not None:
-        checks.choice(statistic, "statistic", _STATISTICS)
+        checks.choice(statistic, "statistic", STATISTICS)
     checks.choice(nan, "nan", ("raise", "omit"))
     if correction is not None:
         checks.choice(correction, "correction", CORRECTIONS)

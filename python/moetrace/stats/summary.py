@@ -11,8 +11,8 @@ import numpy.typing as npt
 from moetrace.stats import checks
 from moetrace.stats.checks import Clusters, Floats
 from moetrace.stats.errors import DegenerateWarning, FewClustersWarning, StatisticsError
-from moetrace.stats.flips import CORRECTIONS, Correction, FlipStatistic, sign_flip
-from moetrace.stats.intervals import Interval, bootstrap
+from moetrace.stats.flips import CORRECTIONS, STATISTICS, Correction, FlipStatistic, sign_flip
+from moetrace.stats.intervals import INTERVALS, Interval, bootstrap
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,8 +70,17 @@ def summary_table(
 
     values, groups = _checked(effects, cluster)
     checks.warn_of_few(groups, stacklevel=2)
+    # All of them here, since without a site that can be tested nothing else looks at them.
+    checks.choice(ci, "ci", INTERVALS)
+    checks.whole(n_resamples, "n_resamples", 2, checks.MAX_RESAMPLES)
+    checks.whole(n_flips, "n_flips", 1, 2**31 - 1)
+    checks.seed(seed)
+    checks.fraction(confidence, "confidence", closed=False)
+    checks.threads(threads)
     if correction is not None:
         checks.choice(correction, "correction", CORRECTIONS)
+    if statistic is not None:
+        checks.choice(statistic, "statistic", STATISTICS)
     known = ~np.isnan(values)
     n = known.sum(axis=0)
     names = ["mean", "positive_fraction", "ci_low", "ci_high", "p_value"]
