@@ -108,7 +108,7 @@ def measure(name: str, x: np.ndarray, options: argparse.Namespace) -> dict[str, 
     signs = np.sign(np.random.default_rng(1).standard_normal((FLIPS, CASES))).astype(np.float32)
 
     def flip() -> object:
-        return stats.sign_flip(x, n_flips=FLIPS, correction="step_down", threads=options.threads)
+        return stats.sign_flip(x, n_flips=FLIPS, correction="max_t", threads=options.threads)
 
     def boot() -> object:
         return stats.bootstrap(x, ci="bca", n_resamples=RESAMPLES, threads=options.threads)

@@ -70,7 +70,8 @@ def parts() -> dict[str, Any]:
     """A model, cases, and a result of every kind."""
     model = make_model("qwen3_moe")
     cases = mt.CaseSet(make_cases(6))
-    star = mt.trace_experts(model, cases, layer=1).select(min_active=1)
+    experts = mt.trace_experts(model, cases, layer=1)
+    star = experts.select(min_active=1)
     demo, tokenizer = mt.load_demo()
     return {
         "demo": demo,
@@ -83,6 +84,8 @@ def parts() -> dict[str, Any]:
         "experts": mt.trace_experts(model, cases, layer=1, union=True),
         "matched": mt.trace_matched(model, cases, star),
         "scales": mt.trace_noise_scales(model, cases, star, scales=[1.0, 2.0]),
+        "specificity": experts.specificity(star, controls=1),
+        "ranks": experts.ranks(star),
         "coalitions": mt.trace_coalitions(model, cases, layer=1, sets="all"),
         "planted": planted.plant("single", n=4),
         "report": mt.run_protocol(model, None, cases, "quick", **PROTOCOL),
@@ -108,10 +111,10 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
     plain = {key: value for key, value in options.items() if key != "noise"}
     summary = {
         "by": None, "ci": "percentile", "n_resamples": 20, "n_flips": 20, "seed": 0, "cluster": None,
-        "correction": None, "confidence": 0.9,
+        "correction": None, "confidence": 0.9, "statistic": None,
     }  # fmt: skip
     case = {"input_ids": [5, 6, 7], "subject": (0, 1), "true_id": 8, "foil_id": 9, "case_id": 0,
-            "relation_id": "", "prompt": ""}  # fmt: skip
+            "relation_id": "", "prompt": "", "true": "a", "foil": ""}  # fmt: skip
     records = [{"prompt": "{} speaks", "subject": "Zola", "target_true": "a", "target_new": "b"}]
     boot = {"y": None, "statistic": "mean", "ci": "percentile", "confidence": 0.95, "n_resamples": 20,
             "seed": 0, "cluster": None, "two_stage": False, "nan": "raise", "threads": 1,
@@ -169,10 +172,10 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "LayerTrace.summary": (layers.summary, summary),
         "LayerTrace.by": (layers.by, {"column": "relation_id"}),
         "LayerTrace.save": (layers.save, {"folder": "saved"}),
-        "LayerTrace.plot": (layers.plot, {"ax": None, **summary}),
+        "LayerTrace.plot": (layers.plot, {"ax": None, "kind": "curve", "limit": 2, **summary}),
         "ExpertTrace.summary": (experts.summary, summary),
         "ExpertTrace.plot": (experts.plot, {"layer": None, "ax": None, "min_active": 0.5, "limit": 3,
-                                            **summary}),
+                                            "kind": "experts", **summary}),
         "ExpertTrace.close_calls": (experts.close_calls, {"margin": None}),
         "ExpertTrace.candidates": (experts.candidates, {"layer": None, "min_active": 1, "mean": "active"}),
         "ExpertTrace.select": (experts.select, {"layer": None, "min_active": 1, "top": 1, "mean": "active"}),
@@ -189,9 +192,15 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "ExpertTrace.held_out": (experts.held_out, {"by": "relation_id", "folds": 2, "seed": 0,
                                                     "min_active": 1, "layer": None, "controls": "auto",
                                                     "mean": "active"}),
-        "MatchedTrace.plot": (p["matched"].plot, {"ax": None, **summary}),
-        "ScaleTrace.plot": (p["scales"].plot, {"ax": None, **summary}),
-        "CoalitionTrace.plot": (p["coalitions"].plot, {"ax": None, **summary}),
+        "MatchedTrace.plot": (p["matched"].plot, {"ax": None, "kind": "paired", **summary}),
+        "ScaleTrace.plot": (p["scales"].plot, {"ax": None, "kind": "cases", **summary}),
+        "CoalitionTrace.plot": (p["coalitions"].plot, {"ax": None, "kind": "shapley", "limit": 3, **summary}),
+        "CoalitionTrace.shapley_summary": (p["coalitions"].shapley_summary, {"limit": 3, **summary,
+                                                                            "by": "expert"}),
+        "Specificity.summary": (p["specificity"].summary, summary),
+        "Specificity.plot": (p["specificity"].plot, {"ax": None, "kind": "cases", **summary}),
+        "ActiveRanks.summary": (p["ranks"].summary, summary),
+        "ActiveRanks.plot": (p["ranks"].plot, {"ax": None}),
         "MatchedTrace.table": (p["matched"].table, summary),
         "ScaleTrace.table": (p["scales"].table, {"patch": "expert", **summary}),
         "CoalitionTrace.summary": (p["coalitions"].summary, summary),
@@ -207,7 +216,7 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "stats.ranks": (stats.ranks, {"effects": p["x"], "selected": 0, "active": None, "ties": "worst"}),
         "stats.summary_table": (stats.summary_table, {"effects": p["x"], "ci": "percentile",
                                                       "n_resamples": 20, "n_flips": 20, "seed": 0,
-                                                      "clusters": None,
+                                                      "cluster": None,
                                                       "correction": None, "confidence": 0.9,
                                                       "statistic": "mean", "threads": 1}),
         "stats.philox_integers": (stats.philox_integers, {"n": 2, "size": 3, "seed": 0, "stream": 0}),

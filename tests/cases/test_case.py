@@ -33,7 +33,9 @@ def test_token_ids_of_any_kind_become_a_tuple_of_ints(ids: object) -> None:
 
 def test_positional_order_is_the_contract() -> None:
     names = [field.name for field in dataclasses.fields(Case)]
-    assert names == ["input_ids", "subject", "true_id", "foil_id", "case_id", "relation_id", "prompt"]
+    assert names == [
+        "input_ids", "subject", "true_id", "foil_id", "case_id", "relation_id", "prompt", "true", "foil",
+    ]  # fmt: skip
 
 
 def test_a_case_is_frozen() -> None:

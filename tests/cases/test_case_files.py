@@ -161,6 +161,43 @@ def test_an_edited_origin_or_order_is_refused_by_name(
         CaseSet.load(path)
 
 
+TOLD = CaseSet(
+    [Case([1, 2], (0, 1), 4, 5, 11, true="Zürich", foil="<i>Bern"), Case([1, 2], (0, 1), 4, 5, 12)]
+)
+
+
+@pytest.mark.parametrize("name", ["cases.json", "cases.parquet"])
+def test_objects_as_text_come_back_and_are_verified(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    TOLD.save(path)
+    assert [(case.true, case.foil) for case in CaseSet.load(path)] == [("Zürich", "<i>Bern"), ("", "")]
+    if name == "cases.json":
+        path.write_text(path.read_text().replace("<i>Bern", "<i>Genf"))
+    else:
+        table = pq.read_table(path)
+        place = table.schema.get_field_index("foil")
+        pq.write_table(table.set_column(place, "foil", pa.array(["<i>Genf", ""])), path)
+    with pytest.raises(RecordError, match=r"cases\.\w+: texts changed after the set was saved"):
+        CaseSet.load(path)
+
+
+def test_a_file_from_before_texts_were_kept_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "cases.json"
+    CASES.save(path)
+    document = json.loads(path.read_text())
+    assert "texts" not in document["sha256"]
+    for name in ("true", "foil"):
+        assert document["cases"].pop(name) == ["", ""]
+    path.write_text(json.dumps(document))
+    assert CaseSet.load(path) == CASES
+    TOLD.save(path)
+    document = json.loads(path.read_text())
+    del document["cases"]["true"]
+    path.write_text(json.dumps(document))
+    with pytest.raises(RecordError, match="texts changed"):
+        CaseSet.load(path)
+
+
 def test_what_can_not_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(RecordError, match="can't be written"):

@@ -194,6 +194,21 @@ def test_the_frame_has_a_row_for_each_case() -> None:
     assert list(CaseSet([]).frame().columns) == list(frame.columns)
 
 
+def test_objects_as_text_are_shown_where_they_are_known_and_decide_nothing() -> None:
+    told = CaseSet([Case([1, 2], (0, 1), 3, 4, 0, true="Paris", foil="<b>Rome")])
+    plain = CaseSet([Case([1, 2], (0, 1), 3, 4, 0)])
+    assert told == plain
+    assert hash(told) == hash(plain)
+    assert told.fingerprint() == plain.fingerprint()
+    assert told.frame()[["true", "foil"]].values.tolist() == [["Paris", "<b>Rome"]]
+    assert "true" not in plain.frame()
+    html = told._repr_html_()
+    assert "Paris" in html
+    assert "&lt;b&gt;Rome" in html
+    assert "true_id" not in html
+    assert "true_id" in plain._repr_html_()
+
+
 def test_how_it_shows_itself() -> None:
     cases = CaseSet([Case([1, 2], (0, 1), 3, 4, 0, prompt="<b>R&D</b>")], {"records": 1234}, {"why": 2})
     assert repr(cases) == "CaseSet(1 cases: records 1,234)"

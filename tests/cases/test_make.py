@@ -31,6 +31,7 @@ def test_a_case_by_hand() -> None:
         "subject_tokens": 1,
     }
     assert not cases.dropped
+    assert [(case.true, case.foil) for case in cases] == [("Paris", "Rome")]
 
 
 REASONS = {

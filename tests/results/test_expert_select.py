@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -13,9 +12,15 @@ from moetrace.cases.positions import split_positions
 from moetrace.effects import required_cases
 from moetrace.errors import ArgumentError, LayerRangeError, MoetraceError, NoCasesError
 from moetrace.results.expert_name import Expert
-from moetrace.results.experts import ExpertTrace
 from moetrace.results.selection import NoRecurrentExpertError
-from tests.results.expert_traces import oracle_selection, random_trace, small_trace, take
+from tests.results.expert_traces import (
+    case_table,
+    make_trace,
+    oracle_selection,
+    random_trace,
+    small_trace,
+    take,
+)
 
 
 @pytest.mark.parametrize("mean", ["active", "all"])
@@ -108,9 +113,9 @@ def test_equal_means_go_to_the_higher_recurrence_then_to_the_lower_expert() -> N
 
 
 def test_equal_experts_of_two_layers_go_to_the_lower_layer() -> None:
-    trace = random_trace(0, layers=(2, 9), experts=2, k=2)
-    arrays = replace(trace.arrays, rescue=np.full_like(trace.arrays.rescue, 0.5))
-    trace = ExpertTrace(trace.cases, trace.sites, arrays, trace.failed, trace.provenance)
+    sites = [(2, 0), (2, 1), (9, 0), (9, 1)]
+    equal = {"clean_active": np.ones((12, 4), bool), "rescue": np.full((12, 4), 0.5)}
+    trace = make_trace(case_table(12, np.random.default_rng(0), 4), sites, **equal)
     assert trace.select(top=4) == [Expert(2, 0), Expert(2, 1), Expert(9, 0), Expert(9, 1)]
 
 

@@ -166,7 +166,7 @@ def test_summary_takes_clusters_and_corrections() -> None:
     spec = trace.specificity("L03E001", controls=2)
     options = {"ci": "bca", "correction": "holm", "n_resamples": 300, "n_flips": 300, "seed": 4}
     values = spec.rows[["star_rescue", "control_rescue", "specificity"]].to_numpy()
-    expected = summary_table(values, clusters=spec.rows.relation_id.to_numpy(), **options)
+    expected = summary_table(values, cluster=spec.rows.relation_id.to_numpy(), **options)
     found = spec.summary(cluster="relation_id", **options)
     pd.testing.assert_frame_equal(found.drop(columns="quantity"), expected)
     with pytest.raises(ArgumentError, match="ci is"):

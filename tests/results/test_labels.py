@@ -126,14 +126,19 @@ def test_the_interval_in_a_legend_is_the_one_that_was_asked_for(make: Callable[.
     with pytest.warns(FewClustersWarning):
         ax = result.plot(confidence=0.995, cluster="relation_id", **QUICK)
     assert "99.5 % percentile interval, clustered by relation" in legend(ax)
+
+
+@pytest.mark.parametrize("make", [matched, scales, coalitions, subsets, specificity, all_active, held_out])
+def test_a_picture_of_all_cases_refuses_groups(make: Callable[..., Any]) -> None:
     with pytest.raises(ArgumentError, match="by is 'relation_id'; a picture shows all cases together"):
-        result.plot(by="relation_id")
+        make().plot(by="relation_id")
 
 
 @pytest.mark.parametrize(
     ("correction", "words"),
     [
         ("max_t", "max-T over 3 layers"),
+        ("max_t_single", "single-step max-T over 3 layers"),
         ("holm", "Holm over 3 layers"),
         ("bh", "Benjamini-Hochberg over 3 layers"),
         (None, "uncorrected for 3 layers"),
@@ -178,19 +183,23 @@ def test_a_layer_that_could_not_be_tested_is_not_called_insignificant() -> None:
     assert "p ≥ 0.05" not in legend(ax)
 
 
+def test_the_unstudentised_maximum_is_named() -> None:
+    words = "sign-flip p < 0.05, max-T of means over 3 layers"
+    assert words in legend(layers().plot(statistic="mean", n_resamples=50))
+
+
 def test_points_are_the_means() -> None:
-    for trace, table in ((matched(), matched().table()), (coalitions(), coalitions().summary())):
-        found = np.concatenate(
-            [line.get_ydata() for line in trace.plot(**QUICK).lines if line.get_marker() == "o"]
-        )
-        np.testing.assert_allclose(sorted(found), sorted(table["mean"]))
+    trace = matched()
+    ax = trace.plot(kind="means", **QUICK)
+    found = np.concatenate([line.get_ydata() for line in ax.lines if line.get_marker() == "o"])
+    np.testing.assert_allclose(sorted(found), sorted(trace.table(**QUICK)["mean"]))
     trace = scales()
     found = {line.get_label(): line.get_ydata() for line in trace.plot(**QUICK).lines}
     np.testing.assert_allclose(found["expert L02E001"], trace.effects[:, :2].mean(axis=0))
     np.testing.assert_allclose(found["its whole block"], trace.effects[:, 2:].mean(axis=0))
     trace = subsets()
     means = trace.effects.mean(axis=0)
-    found = {line.get_label(): line.get_ydata() for line in trace.plot(**QUICK).lines}
+    found = {line.get_label(): line.get_ydata() for line in trace.plot(kind="sizes", **QUICK).lines}
     np.testing.assert_allclose(found["mean of the coalitions of a size"], [means[:2].mean(), means[2]])
     np.testing.assert_allclose(found["one coalition"], means)
     drawn = random_trace(3, n=20).ranks("L03E000")
@@ -203,7 +212,10 @@ def test_points_are_the_means() -> None:
 @pytest.mark.parametrize("make", SUMMARISED)
 def test_tables_say_what_their_intervals_and_p_values_are(make: Callable[..., Any]) -> None:
     html = make()._repr_html_()
-    assert "95 % percentile intervals; sign-flip p_value uncorrected for " in html
+    corrected = make in (layers, experts, coalitions, subsets)
+    words = ", p_adjusted max-T over " if corrected else " for "
+    assert f"95 % percentile intervals; sign-flip p_value uncorrected{words}" in html
+    assert ("<th>p_adjusted</th>" in html) == corrected
 
 
 def test_a_table_of_experts_says_that_they_were_chosen_by_it() -> None:
@@ -213,8 +225,8 @@ def test_a_table_of_experts_says_that_they_were_chosen_by_it() -> None:
     assert (
         f"The 10 with the highest mean over the cases where they are clean-active, of {found} experts" in html
     )
-    assert "chosen on these very cases, which no p_value here accounts for" in html
-    assert f"uncorrected for {found} experts" in html
+    assert "chosen on these very cases: p_adjusted accounts for that, p_value and the intervals don" in html
+    assert f"p_adjusted max-T over {found} experts" in html
 
 
 @pytest.mark.parametrize("make", EVERY)
@@ -243,7 +255,7 @@ def test_hostile_names_are_escaped_in_html_and_pictures(make: Callable[..., Any]
 def test_hostile_coalitions_are_one_line_of_plain_text() -> None:
     ax = coalitions((HOSTILE, "union")).plot(**QUICK)
     ax.figure.savefig("/dev/null", format="png")
-    assert ax.get_xticklabels()[0].get_text() == plain(HOSTILE)
+    assert ax.get_yticklabels()[0].get_text() == plain(HOSTILE)
     assert "<img" not in coalitions((HOSTILE, "union"))._repr_html_()
     assert "\n" not in plain("a\nb")
     assert plain("$x$") == r"\$x\$"
@@ -276,7 +288,7 @@ def test_few_clusters_warn_wherever_they_are_used(clusters: int) -> None:
     cases = trace.cases.assign(relation_id=[f"P{label}" for label in labels])
     trace = LayerTrace(cases, trace.sites, trace.effects, trace.effects, trace.failed, trace.provenance)
     calls: list[Callable[[], Any]] = [
-        lambda: mt.stats.summary_table(x, clusters=labels, **QUICK),
+        lambda: mt.stats.summary_table(x, cluster=labels, **QUICK),
         lambda: mt.stats.bootstrap(x, cluster=labels, n_resamples=50),
         lambda: mt.stats.sign_flip(x, cluster=labels, n_flips=50),
         lambda: trace.summary(cluster="relation_id", **QUICK),
@@ -308,5 +320,5 @@ def test_the_warning_points_at_the_caller() -> None:
             call(np.arange(6.0), cluster=[0, 0, 1, 1, 2, 2])
         assert caught[0].filename == __file__
     with pytest.warns(FewClustersWarning) as caught:
-        mt.stats.summary_table(np.arange(12.0).reshape(6, 2), clusters=[0, 0, 1, 1, 2, 2])
+        mt.stats.summary_table(np.arange(12.0).reshape(6, 2), cluster=[0, 0, 1, 1, 2, 2])
     assert caught[0].filename == __file__

@@ -127,11 +127,14 @@ def test_summary_refuses_what_the_statistics_refuse():
     with pytest.raises(StatisticsError, match="infinite"):
         summary_table(np.array([[1.0], [np.inf]]))
     with pytest.raises(TooFewClustersError):
-        summary_table(X[:, None], clusters=["P17"] * 6)
+        summary_table(X[:, None], cluster=["P17"] * 6)
     with pytest.raises(StatisticsError, match="correction"):
         summary_table(X[:, None], correction="step_down")
     with pytest.raises(StatisticsError, match="ci is"):
         summary_table(X[:, None], ci="none")
+    for wrong in ({"confidence": None}, {"n_flips": 0}, {"n_resamples": 1}, {"seed": -1}, {"statistic": "f"}):
+        with pytest.raises(StatisticsError, match=f"{next(iter(wrong))} is"):
+            summary_table(np.ones((1, 2)), **wrong)
 
 
 def test_all_errors_are_the_packages_own():

@@ -45,7 +45,7 @@ def test_threads_do_not_matter_to_the_bootstrap(x, seed, ci):
 @given(MATRICES, SEEDS)
 def test_threads_do_not_matter_to_sign_flips(x, seed):
     results = [
-        stats.sign_flip(x, n_flips=1100, seed=seed, threads=threads, correction="step_down")
+        stats.sign_flip(x, n_flips=1100, seed=seed, threads=threads, correction="max_t")
         for threads in (1, 2, 4)
     ]
     assert_same(results[0], results[1])
@@ -58,7 +58,7 @@ def test_order_of_columns_does_not_matter(x, seed, random):
     order = np.array(random.sample(range(x.shape[1]), x.shape[1]))
     plain = stats.bootstrap(x, ci="bca", n_resamples=200, seed=seed)
     assert_same(plain, stats.bootstrap(x[:, order], ci="bca", n_resamples=200, seed=seed), order)
-    for correction in ("max_t", "step_down"):
+    for correction in ("max_t_single", "max_t"):
         plain = stats.sign_flip(x, n_flips=200, seed=seed, correction=correction)
         shuffled = stats.sign_flip(x[:, order], n_flips=200, seed=seed, correction=correction)
         assert_same(plain, shuffled, order)
@@ -96,8 +96,8 @@ def test_scale_stretches_the_interval_and_leaves_p(x, seed, factor):
         stretched = stats.bootstrap(factor * x, ci=ci, n_resamples=200, seed=seed)
         np.testing.assert_array_equal(stretched.ci_low, factor * plain.ci_low)
         np.testing.assert_array_equal(stretched.ci_high, factor * plain.ci_high)
-    plain = stats.sign_flip(x, n_flips=200, seed=seed, correction="max_t")
-    stretched = stats.sign_flip(factor * x, n_flips=200, seed=seed, correction="max_t")
+    plain = stats.sign_flip(x, n_flips=200, seed=seed, correction="max_t_single")
+    stretched = stats.sign_flip(factor * x, n_flips=200, seed=seed, correction="max_t_single")
     np.testing.assert_array_equal(stretched.p_adjusted, plain.p_adjusted)
 
 
@@ -123,7 +123,7 @@ def test_the_sign_mirrors_the_interval_and_leaves_p(x, seed):
 @quick
 @given(MATRICES, SEEDS)
 def test_p_values_are_probabilities_above_zero(x, seed):
-    found = stats.sign_flip(x, n_flips=99, seed=seed, correction="step_down")
+    found = stats.sign_flip(x, n_flips=99, seed=seed, correction="max_t")
     assert ((found.p_value > 0) & (found.p_value <= 1)).all()
     assert (found.p_adjusted >= found.p_value).all()
 

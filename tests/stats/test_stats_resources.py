@@ -28,7 +28,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
     ("rows", "columns", "call"),
     [
         (128, 6144, "stats.bootstrap(x, ci='bca', n_resamples=5000, threads=2)"),
-        (128, 6144, "stats.sign_flip(x, n_flips=10_000, correction='step_down', threads=2)"),
+        (128, 6144, "stats.sign_flip(x, n_flips=10_000, correction='max_t', threads=2)"),
         (128, 8, "stats.bootstrap(x, n_resamples=1_000_000, threads=4)"),
         (20, 2, "stats.bootstrap(x, statistic='quantile', n_resamples=1_000_000, threads=4)"),
         (20_000, 2, "stats.bootstrap(x, n_resamples=12_000, threads=4)"),

@@ -17,7 +17,7 @@ X = np.random.default_rng(0).normal(0.3, 1, (30, 4))
 def results(x):
     return [
         stats.bootstrap(x, n_resamples=50),
-        stats.sign_flip(x, n_flips=50, correction="step_down"),
+        stats.sign_flip(x, n_flips=50, correction="max_t"),
     ]
 
 

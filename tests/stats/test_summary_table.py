@@ -34,18 +34,19 @@ def test_it_is_made_of_the_statistics(effects):
     assert table["n"].tolist() == [40] * 6
 
 
-@pytest.mark.parametrize(("correction", "expected"), [("max_t", "step_down"), ("holm", "holm"), ("bh", "bh")])
-def test_corrections(effects, correction, expected):
-    table = stats.summary_table(effects, correction=correction, n_flips=500)
+@pytest.mark.parametrize("statistic", [None, "mean", "t"])
+@pytest.mark.parametrize("correction", ["max_t", "max_t_single", "holm", "bh"])
+def test_corrections(effects, correction, statistic):
+    how = {"correction": correction, "statistic": statistic, "n_flips": 500}
+    table = stats.summary_table(effects, **how)
     assert list(table.columns) == [*COLUMNS[:5], "p_adjusted", "n"]
-    adjusted = stats.sign_flip(effects, correction=expected, n_flips=500).p_adjusted
-    np.testing.assert_array_equal(table["p_adjusted"], adjusted)
+    np.testing.assert_array_equal(table["p_adjusted"], stats.sign_flip(effects, **how).p_adjusted)
 
 
 def test_arguments_reach_the_statistics(effects):
     labels = np.arange(40) % 7
     arguments = {"ci": "bca", "n_resamples": 300, "seed": 5, "confidence": 0.8}
-    table = stats.summary_table(effects, clusters=labels, n_flips=64, **arguments)
+    table = stats.summary_table(effects, cluster=labels, n_flips=64, **arguments)
     expected = stats.bootstrap(effects, cluster=labels, **arguments)
     np.testing.assert_array_equal(table["ci_low"], expected.ci_low)
     assert (
@@ -75,7 +76,7 @@ def test_sites_with_holes_keep_their_row(effects):
 def test_a_site_whose_cases_are_of_one_cluster_has_no_interval(effects):
     labels = np.repeat(["P17", "P27", "P30", "P36"], 10)
     effects[10:, 1] = np.nan
-    table = stats.summary_table(effects, clusters=labels, n_resamples=100)
+    table = stats.summary_table(effects, cluster=labels, n_resamples=100)
     assert np.isnan(table.loc[1, "ci_low"])
     assert not np.isnan(table.loc[0, "ci_low"])
 

@@ -117,8 +117,8 @@ def flip_p_values(x: np.ndarray, signs: np.ndarray, exact: bool) -> dict[str, np
     step_down[order] = np.maximum.accumulate(share((largest >= threshold[order]).sum(axis=0)))
     return {
         "own": share((found >= threshold).sum(axis=0)),
-        "max_t": share((found.max(axis=1)[:, None] >= threshold).sum(axis=0)),
-        "step_down": step_down,
+        "max_t_single": share((found.max(axis=1)[:, None] >= threshold).sum(axis=0)),
+        "max_t": step_down,
     }
 
 

@@ -6,7 +6,7 @@
 >>> discovery, validation = usable.split(seed=0)
 """
 
-from moetrace.cases.case import Case, validate_cases
+from moetrace.cases.case import Case, case_columns, case_keys, validate_cases
 from moetrace.cases.case_set import CaseSet, as_case_set
 from moetrace.cases.make import make_cases
 from moetrace.cases.record import Record
@@ -18,6 +18,8 @@ __all__ = [
     "Record",
     "Records",
     "as_case_set",
+    "case_columns",
+    "case_keys",
     "load_records",
     "make_cases",
     "validate_cases",

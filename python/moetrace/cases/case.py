@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import index
 from typing import Any, Literal
 
@@ -20,6 +20,9 @@ from moetrace.errors import (
     SubjectSpanError,
     TokenIdError,
 )
+
+KEYS = ("case_id", "relation_id")
+TEXTS = ("true", "foil")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,9 @@ class Case:
         relation_id: Relation of the fact, as ``"P103"``; groups of cases in tables and folds. None and a
             missing value of a table are no relation, "".
         prompt: The text, for people; tracing never reads it.
+        true: The true object as text, for people; "" where it isn't known. Two cases are equal, and have one
+            fingerprint, whatever these two say: the ids decide.
+        foil: The false object as text.
 
     Raises:
         CaseError: A field can't be read as integers, or as text.
@@ -52,6 +58,8 @@ class Case:
     case_id: int
     relation_id: str = ""
     prompt: str = ""
+    true: str = field(default="", compare=False)
+    foil: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         case_id = _integer(self.case_id, "case_id", self.case_id)
@@ -67,7 +75,7 @@ class Case:
             "true_id": _integer(self.true_id, "true_id", case_id),
             "foil_id": _integer(self.foil_id, "foil_id", case_id),
             "relation_id": _text(self.relation_id, "relation_id", case_id),
-            "prompt": _text(self.prompt, "prompt", case_id),
+            **{name: _text(getattr(self, name), name, case_id) for name in ("prompt", "true", "foil")},
         }
         for name, value in coerced.items():
             object.__setattr__(self, name, value)
@@ -99,6 +107,25 @@ def _text(value: Any, name: str, case_id: int) -> str:
     if any("\ud800" <= letter <= "\udfff" for letter in text):
         raise CaseError(f"case {case_id}: {name} holds half a character (a lone surrogate); expected text")
     return text
+
+
+def case_columns(cases: Iterable[Case]) -> dict[str, list[Any]]:
+    """What tables of results say of each case: case_id, relation_id and, where any is known, true and foil.
+
+    >>> pd.DataFrame(case_columns(cases))
+    """
+    held = list(cases)
+    known = any(case.true or case.foil for case in held)
+    return {name: [getattr(case, name) for case in held] for name in (*KEYS, *(TEXTS if known else ()))}
+
+
+def case_keys(columns: Iterable[str]) -> list[str]:
+    """Of a table's columns those that say which case a row is of: the ones of :func:`case_columns`.
+
+    >>> rows = cases[case_keys(cases)]
+    """
+    there = set(columns)
+    return [name for name in (*KEYS, *TEXTS) if name in there]
 
 
 def validate_cases(

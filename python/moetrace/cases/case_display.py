@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SHOWN = 5
-COLUMNS = ["case_id", "relation_id", "prompt", "n_tokens", "true_id", "foil_id"]
+COLUMNS = ["case_id", "relation_id", "prompt", "n_tokens"]
+IDS, TEXTS = ["true_id", "foil_id"], ["true", "foil"]
 
 
 def case_set_html(first: pd.DataFrame, n: int, funnel: Mapping[str, int], dropped: Counter[str]) -> str:
@@ -22,7 +23,8 @@ def case_set_html(first: pd.DataFrame, n: int, funnel: Mapping[str, int], droppe
     if dropped:
         parts.append(_counts("dropped for", dict(dropped.most_common())))
     if n:
-        parts.append(first[COLUMNS].to_html(index=False))
+        known = set(TEXTS) <= set(first) and first[TEXTS].ne("").all(axis=None)
+        parts.append(first[COLUMNS + (TEXTS if known else IDS)].to_html(index=False))
     return "<div>" + "<br>".join(parts) + "</div>"
 
 

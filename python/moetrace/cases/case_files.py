@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from moetrace.arguments import as_path
-from moetrace.cases.case import Case, fingerprint
+from moetrace.cases.case import TEXTS, Case, case_columns, fingerprint
 from moetrace.errors import CaseError, RecordError
 from moetrace.files import write_atomically
 from moetrace.integrity import json_digest
@@ -49,6 +49,7 @@ def case_frame(cases: Sequence[Case], record_indices: Sequence[int]) -> pd.DataF
             "subject_stop": [case.subject[1] for case in cases],
             "true_id": [case.true_id for case in cases],
             "foil_id": [case.foil_id for case in cases],
+            **{name: values for name, values in case_columns(cases).items() if name in TEXTS},
             "record_index": list(record_indices),
         }
     )
@@ -88,6 +89,8 @@ def read_case_set(path: str | os.PathLike[str], build: Callable[..., _Set]) -> _
         )
     try:
         columns = document["cases"]
+        for name in TEXTS:  # which files of before they were kept lack
+            columns.setdefault(name, [""] * len(columns["case_id"]))
         cases = [Case(*row) for row in zip(*(columns[name] for name in _FIELDS), strict=True)]
         origin = Origin(
             funnel=dict(document["funnel"]),
@@ -97,11 +100,19 @@ def read_case_set(path: str | os.PathLike[str], build: Callable[..., _Set]) -> _
         )
         built = build(cases, **origin)
         found, told = _digests(cases, origin), dict(document["sha256"])
-    except (KeyError, TypeError, ValueError, OverflowError, RecursionError, CaseError) as error:
+    except (
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        OverflowError,
+        RecursionError,
+        CaseError,
+    ) as error:
         raise RecordError(
             f"{source}: the case set is incomplete or damaged ({error}); save it anew"
         ) from error
-    if changed := sorted(field for field in found if found[field] != told.get(field)):
+    if changed := sorted(field for field in {*found, *told} if found.get(field) != told.get(field)):
         raise RecordError(
             f"{source}: {', '.join(changed)} changed after the set was saved, since the digest is another;"
             " save it anew"
@@ -127,7 +138,8 @@ def _write(cases: Sequence[Case], origin: Origin, path: Path, suffix: str) -> No
 
 def _digests(cases: Sequence[Case], origin: Origin) -> dict[str, str]:
     """Of the cases in their order and of all that says where they came from, filters in their order too."""
-    return {
+    texts = {name: values for name, values in case_columns(cases).items() if name in TEXTS}
+    return ({"texts": json_digest(texts)} if texts else {}) | {
         "cases": fingerprint(cases),
         "record_index": json_digest(origin["record_indices"]),
         "n_records": json_digest(origin["n_records"]),
@@ -146,7 +158,8 @@ def _write_parquet(cases: Sequence[Case], origin: Origin, head: dict[str, Any], 
     import pyarrow.parquet as pq
 
     ids, text = pa.int64(), pa.string()
-    types = {"input_ids": pa.list_(ids), "subject": pa.list_(ids), "relation_id": text, "prompt": text}
+    types = {name: pa.list_(ids) for name in ("input_ids", "subject")}
+    types |= dict.fromkeys(("relation_id", "prompt", *TEXTS), text)
     columns = {
         name: pa.array(values, types.get(name, ids)) for name, values in _columns(cases, origin).items()
     }

@@ -56,7 +56,7 @@ def make_cases(
         seed: For ``foil="relation"``.
 
     Returns:
-        The cases, in the order of the records; empty if all were dropped.
+        The cases, in the order of the records, with the objects' texts; empty if all were dropped.
 
     Raises:
         TokenizerError: The tokenizer isn't one, or can't tell where the subject lies.
@@ -96,6 +96,7 @@ class _Draft:
     ids: list[int] = field(default_factory=list)
     true_id: int = -1
     foil_id: int = -1
+    foil: str = ""
     span: tuple[int, int] = (0, 0)
 
     def case(self, start: tuple[int, ...]) -> Case:
@@ -108,6 +109,8 @@ class _Draft:
             case_id=self.record.case_id,
             relation_id=self.record.relation_id,
             prompt=self.prompt.text,
+            true=self.record.target_true.strip(),
+            foil=self.foil.strip(),
         )
 
 
@@ -156,7 +159,7 @@ def _add_objects(drafts: list[_Draft], encoder: Encoder, foil: FoilRule, seed: i
         elif foil_id is None:
             reasons.append("foil_not_single_token" if text else "no_foil")
         else:
-            draft.ids, draft.true_id, draft.foil_id = row, true_id, foil_id
+            draft.ids, draft.true_id, draft.foil_id, draft.foil = row, true_id, foil_id, text
             reasons.append(None)
     return reasons
 

@@ -14,7 +14,8 @@ import pandas as pd
 
 from moetrace.arguments import as_choice
 from moetrace.protocol.tables import relation_counts
-from moetrace.results.display import axes_of, plain
+from moetrace.results.display import plain
+from moetrace.results.pictures.axes import axes_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,13 +13,16 @@ import pandas as pd
 from typing_extensions import Self
 
 from moetrace.arguments import as_choice
-from moetrace.cases import CaseSet
+from moetrace.cases import CaseSet, case_keys
+from moetrace.errors import ArgumentError, FewClustersWarning
 from moetrace.results.positions import positions_of
 from moetrace.results.saved import Saved, write_saved
-from moetrace.stats import summary_table
+from moetrace.stats import sign_flip, summary_table
+from moetrace.stats.flips import FlipStatistic
 
 INTERVALS = ("percentile", "bca", "basic")
-CORRECTIONS = (None, "max_t", "holm", "bh")
+CORRECTIONS = (None, "max_t", "max_t_single", "holm", "bh")
+STATISTICS = (None, "mean", "t")
 _LEFT_OUT = ("failed_case_ids", "inactive_case_ids")  # of a provenance: traced, and not among the rows
 
 
@@ -50,7 +54,7 @@ class TraceResult:
 
     @property
     def cases(self) -> pd.DataFrame:
-        """One row for each case: case_id, relation_id, clean, noised, null_rescue."""
+        """One row for each case: case_id, relation_id, [true, foil,] clean, noised, null_rescue."""
         return self._cases.copy()
 
     @property
@@ -109,11 +113,13 @@ class TraceResult:
 
     @property
     def rows(self) -> pd.DataFrame:
-        """Tidy: one row for each case and site, with clean, noised, patched and rescue in logits."""
+        """Tidy: one row for each case and site, with clean, noised, patched and rescue in logits.
+
+        Where the cases have their objects as text, columns true and foil follow relation_id.
+        """
         n, m = self.effects.shape
-        cases = self._cases.loc[self._cases.index.repeat(m), ["case_id", "relation_id"]].reset_index(
-            drop=True
-        )
+        keys = self._cases[case_keys(self._cases)]
+        cases = keys.loc[keys.index.repeat(m)].reset_index(drop=True)
         sites = pd.concat([self._sites] * n, ignore_index=True)
         values = pd.DataFrame(
             {
@@ -135,20 +141,33 @@ class TraceResult:
         cluster: str | None = None,
         correction: str | None = None,
         confidence: float = 0.95,
+        statistic: FlipStatistic | None = None,
     ) -> pd.DataFrame:
         """Mean rescue of every site with its interval and test (section 4.3, Table 2).
 
         >>> layers.summary(cluster="relation_id", correction="max_t")
 
         One row for each site: its columns, then mean, positive_fraction, ci_low, ci_high (bootstrap of the
-        mean, ``n_resamples``), p_value (two-sided sign-flip test, ``n_flips``), n, and p_adjusted with a
-        ``correction`` over the sites. ``by="relation_id"``: the same for each relation, which comes first.
-        ``cluster="relation_id"``: whole relations are resampled and flipped; fewer than ten are a
-        FewClustersWarning. The defaults are the paper's.
+        mean, ``n_resamples``), p_value, p_adjusted where there is a ``correction``, and n. The defaults are
+        the paper's.
+
+        p_value is the paper's two-sided sign-flip test of the mean (Table 2, ``n_flips``) for the site by
+        itself, whatever the other arguments but ``cluster``. p_adjusted accounts for the number of sites:
+
+        - ``correction``: "max_t", family-wise by the step-down maximum of the same flips; "max_t_single", by
+          the single-step maximum, never smaller; "holm", family-wise; "bh", the false discovery rate.
+        - ``statistic``: whose maximum. None is "t", the studentised mean, where there are several sites. With
+          "mean" the sites of the widest spread set the maximum and hide weaker, steadier ones. It changes no
+          p_value: no flip changes a case's square, so t and the mean order a site's flips alike.
+
+        ``by="relation_id"``: the same for each relation, which comes first; a correction is then over the
+        sites within each. ``cluster="relation_id"``: whole relations are resampled and flipped, so that no p
+        is below 2^(1 - relations); fewer than ten are a FewClustersWarning. Both together are refused, since
+        the cases of one relation are one cluster.
         """
         return summarise(
             self.effects, self._sites, self._cases, by, cluster, ci=ci, n_resamples=n_resamples,
-            n_flips=n_flips, seed=seed, correction=correction, confidence=confidence,
+            n_flips=n_flips, seed=seed, correction=correction, confidence=confidence, statistic=statistic,
         )  # fmt: skip
 
     def by(self, column: str = "relation_id") -> pd.DataFrame:
@@ -207,6 +226,7 @@ def summarise(
     *,
     ci: str = "percentile",
     correction: str | None = None,
+    statistic: str | None = None,
     **options: Any,
 ) -> pd.DataFrame:
     """:meth:`TraceResult.summary` of any effects.
@@ -218,16 +238,67 @@ def summarise(
     """
     as_choice(ci, "ci", INTERVALS)
     as_choice(correction, "correction", CORRECTIONS)
+    as_choice(statistic, "statistic", STATISTICS)
     as_choice(by, "by", (None, "relation_id"))
     as_choice(cluster, "cluster", (None, "relation_id"))
-    options |= {"ci": ci, "correction": correction}
+    if by is not None and by == cluster:
+        raise ArgumentError(
+            f"by and cluster are both {by!r}: all cases of one relation are one cluster, which has no spread "
+            "to resample. Give by= for each relation by itself, its cases independent, or cluster= for all "
+            "relations together"
+        )
+    options |= {"ci": ci, "correction": correction, "statistic": statistic}
     heads = sites.reset_index(drop=True)
     if by is None:
         labels = None if cluster is None else cases[cluster].to_numpy()
-        return pd.concat([heads, summary_table(effects, clusters=labels, **options)], axis=1)
+        return pd.concat([heads, summary_table(effects, cluster=labels, **options)], axis=1)
     tables = []
     for relation, index in cases.reset_index(drop=True).groupby(by, sort=True).indices.items():
         table = pd.concat([heads, summary_table(effects[index], **options)], axis=1)
         table.insert(0, by, relation)
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
+
+
+def summarise_first(
+    effects: npt.NDArray[np.float64],
+    sites: pd.DataFrame,
+    cases: pd.DataFrame,
+    limit: int,
+    *,
+    correction: str | None = None,
+    **options: Any,
+) -> pd.DataFrame:
+    """:func:`summarise` of the first ``limit`` columns, whose p_adjusted is over all of them.
+
+    For tables of the best ones: they were chosen among all, and that is what a correction must account for.
+    """
+    as_choice(correction, "correction", CORRECTIONS)
+    table = summarise(effects[:, :limit], sites.iloc[:limit], cases, **options)
+    if correction is not None:
+        own = {name: options[name] for name in ("n_flips", "seed", "cluster", "statistic") if name in options}
+        p = adjusted_p_values(effects, cases, correction=correction, **own)
+        table.insert(len(table.columns) - 1, "p_adjusted", p[:limit])
+    return table
+
+
+def adjusted_p_values(
+    effects: npt.NDArray[np.float64],
+    cases: pd.DataFrame,
+    cluster: str | None = None,
+    correction: str | None = None,
+    **options: Any,
+) -> npt.NDArray[np.float64]:
+    """The p-values of a summary without its intervals, adjusted where there is a correction.
+
+    ``options``: n_flips, seed and statistic. NaN where there are fewer than two cases.
+    """
+    as_choice(correction, "correction", CORRECTIONS)
+    as_choice(cluster, "cluster", (None, "relation_id"))
+    if len(effects) < 2 or not effects.shape[1]:
+        return np.full(effects.shape[1], np.nan)
+    labels = None if cluster is None else cases[cluster].to_numpy()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FewClustersWarning)  # the summary beside it says so
+        found = sign_flip(effects, cluster=labels, correction=correction, **options)  # type: ignore[arg-type]
+    return np.asarray(found.p_value if correction is None else found.p_adjusted)

@@ -8,12 +8,20 @@ import numpy as np
 import pandas as pd
 
 from moetrace import coalition
+from moetrace.arguments import as_choice, as_count
+from moetrace.cases import case_keys
 from moetrace.errors import ArgumentError
-from moetrace.results.base import TraceResult, summarise
-from moetrace.results.display import plot_lines, plot_points, refuse_groups, result_html, table_note
+from moetrace.results.base import TraceResult, summarise, summarise_first
+from moetrace.results.display import refuse_groups, result_html, table_note
+from moetrace.results.expert_name import Expert
+from moetrace.results.pictures import plot_bars, plot_lines, plot_strips
+from moetrace.results.pictures.axes import GREY, axes_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+
+_MOST_BARS = 16
 
 
 class CoalitionTrace(TraceResult):
@@ -79,7 +87,7 @@ class CoalitionTrace(TraceResult):
         """
         values = self.values()
         first, second = np.triu_indices(self.players, k=1)
-        table = self._cases.loc[self._cases.index.repeat(len(first)), ["case_id", "relation_id"]]
+        table = self._keys.loc[self._cases.index.repeat(len(first))]
         table = table.reset_index(drop=True)
         experts = self._experts()
         table["expert_a"] = experts[:, first].ravel()
@@ -99,7 +107,7 @@ class CoalitionTrace(TraceResult):
             [int(e) for slot, e in enumerate(line) if int(mask) >> slot & 1]
             for line, mask in zip(experts, found.coalition, strict=True)
         ]
-        table = self._cases[["case_id", "relation_id"]].copy()
+        table = self._keys
         return table.assign(size=found.size, experts=chosen, rescue=found.value)
 
     def additivity(self) -> pd.DataFrame:
@@ -108,33 +116,113 @@ class CoalitionTrace(TraceResult):
         if not self.players:
             raise ArgumentError("single experts weren't patched; trace with sets='all' or 'sampled'")
         found = coalition.additivity(self.effects, coalitions=masks)
-        table = self._cases[["case_id", "relation_id"]].copy()
+        table = self._keys
         return table.assign(singles=found.singles, grand=found.grand, difference=found.difference)
 
-    def plot(self, ax: Axes | None = None, **summary: Any) -> Axes:
-        """Mean rescue of each coalition; of subsets of the slots, by how many slots they take.
+    def shapley_summary(self, by: str = "expert", limit: int | None = None, **summary: Any) -> pd.DataFrame:
+        """Mean Shapley value of each expert, or of each slot, with interval and test; the largest first.
 
-        Of subsets each dot is one's mean over the cases, and the line with its interval the mean over all
-        patched ones of that size. ``summary``: arguments of :meth:`summary` but ``by``. Needs matplotlib.
+        >>> coal.shapley_summary(correction="max_t")
+
+        ``by="expert"``: a case in which an expert isn't among the players counts as 0, so that the means add
+        up to the mean rescue of the grand coalition; ``cases`` says in how many it is one. ``by="slot"``: of
+        the expert that each case's router weighs highest (slot 0), second and so on, in this order.
+        ``limit``: the first so many, whose p_adjusted is still over all. ``summary``: arguments of
+        :meth:`summary` but ``by``.
         """
+        by = as_choice(by, "by", ("expert", "slot"))
+        table = self.shapley()
+        values = table.pivot_table(index="case_id", columns=by, values="shapley", sort=True)
+        values = values.reindex(self._cases.case_id)
+        heads = pd.DataFrame({by: values.columns, "cases": values.notna().sum().to_numpy()})
+        effects = values.fillna(0.0).to_numpy()
+        order = np.argsort(-effects.mean(axis=0), kind="stable") if by == "expert" else np.arange(len(heads))
+        count = len(order) if limit is None else as_count(limit, "limit")
+        heads = heads.iloc[order].reset_index(drop=True)
+        return summarise_first(effects[:, order], heads, self._cases, count, **summary)
+
+    def plot(self, ax: Axes | None = None, kind: str | None = None, limit: int = 20, **summary: Any) -> Axes:
+        """Mean rescue of each coalition, or what each expert contributes to it.
+
+        >>> coal.plot(), coal.plot(kind="shapley")
+
+        ``kind``: "bars", one for each coalition, at most ``limit`` with the highest mean; "sizes", of subsets
+        of the slots: a dot for each one's mean, and the mean of all patched ones of a size as a line with its
+        interval; "shapley", bars of the ``limit`` experts with the highest mean Shapley value; "slots", the
+        same by rank of routing weight; "cases", a dot for each case and coalition. None is "sizes" where
+        there are more than 16 subsets, else "bars". Stars: the test is below 0.05, corrected ("max_t" unless
+        given) over all coalitions, experts or slots. ``summary``: arguments of :meth:`summary` but ``by``.
+        Needs matplotlib.
+        """
+        kind = as_choice(kind, "kind", (None, "bars", "sizes", "shapley", "slots", "cases"))
+        limit = as_count(limit, "limit")
         refuse_groups(summary)
-        layer, count = int(self._sites.layer.iloc[0]), self.effects.shape[1]
+        summary.pop("by", None)
+        given = {"correction": "max_t", **summary}
+        if kind is None:
+            kind = "sizes" if self.players and self.effects.shape[1] > _MOST_BARS else "bars"
+        if kind == "sizes":
+            return self._by_size(ax, summary)
+        if kind in ("shapley", "slots"):
+            return self._shapley_bars(ax, "expert" if kind == "shapley" else "slot", limit, given)
+        means = self.effects.mean(axis=0)
+        order = np.sort(np.argsort(-means, kind="stable")[:limit])
+        if self.players:  # by size, then by slots
+            masks = [int(mask) for mask in self.provenance["masks"]]
+            order = np.array(sorted(order, key=lambda column: (masks[column].bit_count(), masks[column])))
+        table = self.summary(**given).iloc[order]
+        names, count = self._sites.coalition.iloc[order].tolist(), len(means)
+        which = f", best {limit} of {count}" if count > limit else ""
+        title = f"Coalitions of experts of layer {self._layer}, {len(self)} cases{which}"
+        if kind == "cases":
+            effects = self.effects[:, order]
+            return plot_strips(effects, table, names, title, self.noise_floor, ax, None, "", given)
+        tested = (count, "coalitions")
+        return plot_bars(table, names, title, "mean rescue (logits)", tested, self.noise_floor, ax, given)
+
+    def _by_size(self, ax: Axes | None, summary: dict[str, Any]) -> Axes:
         if not self.players:
-            title = f"Coalitions of experts of layer {layer}, {len(self)} cases"
-            names = self._sites.coalition.tolist()
-            return plot_points(self.summary(**summary), names, title, self.noise_floor, ax, (), summary)
+            raise ArgumentError(
+                "kind is 'sizes', and these coalitions are named sets or lists, not subsets of the slots; "
+                "take kind='bars', or trace with sets='all' or 'sampled'"
+            )
         sizes = np.array([int(mask).bit_count() for mask in self.provenance["masks"]])
         found = np.unique(sizes)
         means = np.stack([self.effects[:, sizes == size].mean(axis=1) for size in found], axis=1)
         table = summarise(means, pd.DataFrame({"size": found}), self._cases, **summary)
-        which = "all" if self.complete else f"{count} sampled"
-        title = f"Coalitions of {self.players} routed experts of layer {layer} ({which}), {len(self)} cases"
+        which = "all" if self.complete else f"{self.effects.shape[1]} sampled"
+        title = f"Coalitions of {self.players} experts of layer {self._layer} ({which}), {len(self)} cases"
+        ax = axes_of(ax, 6.0, 3.6)
+        spread = sizes + 0.24 * ((np.arange(len(sizes)) * 0.618) % 1 - 0.5)
+        ax.plot(spread, self.effects.mean(axis=0), ".", color=GREY, alpha=0.5, mew=0, label="one coalition")
         lines = {"mean of the coalitions of a size": (found, table)}
-        ax = plot_lines(lines, title, "slots in the coalition", self.noise_floor, ax, summary)
-        ax.plot(sizes, self.effects.mean(axis=0), ".", color="#777777", alpha=0.6, label="one coalition")
+        ax = plot_lines(lines, title, "experts in the coalition", self.noise_floor, ax, summary)
         ax.set_xticks(found)
-        ax.legend(frameon=False, fontsize=8)
         return ax
+
+    def _shapley_bars(self, ax: Axes | None, by: str, limit: int, options: dict[str, Any]) -> Axes:
+        table = self.shapley_summary(by, limit, **options)
+        count = self.shapley()[by].nunique()
+        if by == "slot":
+            names = [f"slot {slot}" for slot in table.slot]
+        else:
+            stars = [str(Expert(self._layer, int(expert))) for expert in table.expert]
+            names = [f"{star} ({cases} cases)" for star, cases in zip(stars, table.cases, strict=True)]
+        which = f", best {limit} of {count}" if count > limit else ""
+        sampled = "" if self.complete else "sampled "
+        title = f"{sampled}Shapley value by {by}, layer {self._layer}, {len(self)} cases{which}"
+        label, tested = "mean Shapley value (logits)", (count, f"{by}s")
+        return plot_bars(
+            table, names, title[0].upper() + title[1:], label, tested, self.noise_floor, ax, options
+        )
+
+    @property
+    def _layer(self) -> int:
+        return int(self._sites.layer.iloc[0])
+
+    @property
+    def _keys(self) -> pd.DataFrame:
+        return self._cases[case_keys(self._cases)].copy()
 
     def _experts(self) -> np.ndarray:
         """(cases, players): expert of each slot."""
@@ -143,9 +231,7 @@ class CoalitionTrace(TraceResult):
     def _by_player(self, columns: dict[str, np.ndarray]) -> pd.DataFrame:
         """Tidy: one row for each case and player that is there."""
         k = self.players
-        table = self._cases.loc[self._cases.index.repeat(k), ["case_id", "relation_id"]].reset_index(
-            drop=True
-        )
+        table = self._keys.loc[self._cases.index.repeat(k)].reset_index(drop=True)
         table["layer"] = int(self._sites.layer.iloc[0])
         table["expert"] = self._experts().ravel()
         table["slot"] = np.tile(np.arange(k), len(self))
@@ -163,6 +249,6 @@ class CoalitionTrace(TraceResult):
         )
 
     def _repr_html_(self) -> str:
-        return result_html(
-            repr(self), self.summary(), self.failed, [table_note(self.effects.shape[1], "coalitions")]
-        )
+        options: dict[str, Any] = {} if len(self) < 2 else {"correction": "max_t"}
+        note = table_note(self.effects.shape[1], "coalitions", **options)
+        return result_html(repr(self), self.summary(**options), self.failed, [note])

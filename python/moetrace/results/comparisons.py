@@ -9,14 +9,16 @@ import numpy as np
 import pandas as pd
 
 from moetrace import effects
-from moetrace.arguments import refuse_type
+from moetrace.arguments import as_choice, refuse_type
+from moetrace.cases import case_keys
 from moetrace.errors import LayerRangeError
 from moetrace.results.base import summarise
 from moetrace.results.controls import Controls, ExpertInLayer
-from moetrace.results.display import plain, plot_counts, plot_points, refuse_groups, result_html, table_note
+from moetrace.results.display import interval_label, plain, refuse_groups, result_html, table_note
 from moetrace.results.expert_arrays import Floats
 from moetrace.results.expert_name import Expert
 from moetrace.results.layers import LayerTrace
+from moetrace.results.pictures import Pair, plot_counts, plot_pairs, plot_points
 from moetrace.results.positions import CaseMismatchError
 from moetrace.stats import bootstrap
 
@@ -66,15 +68,30 @@ class Contrast:
         values = self.rows[list(self.quantities.values())].to_numpy(dtype=float)
         return summarise(values, pd.DataFrame({"quantity": list(self.quantities)}), self.rows, **options)
 
-    def plot(self, ax: Axes | None = None, **summary: Any) -> Axes:
-        """Mean of each quantity with its interval. ``summary``: as :meth:`summary`, but ``by``.
+    def plot(self, ax: Axes | None = None, kind: str = "means", **summary: Any) -> Axes:
+        """Mean of each quantity with its interval, or every case.
 
-        Needs matplotlib.
+        ``kind``: "means", or "cases", a line for each case from the expert's rescue to its controls'.
+        ``summary``: as :meth:`summary`, but ``by``. Needs matplotlib.
         """
+        kind = as_choice(kind, "kind", ("means", "cases"))
         refuse_groups(summary)
         table = self.summary(**summary)
-        title = f"{type(self).__name__} of {plain(self.star)}, {len(self)} cases"
-        return plot_points(table, table.quantity.tolist(), title, 0.0, ax, (), summary)
+        if kind == "cases":
+            known = self.rows.dropna(subset="specificity")
+            title = f"{self._title}, each of {len(known)} cases"
+            first, second = (known[name].to_numpy(float) for name in ("star_rescue", "control_rescue"))
+            names = (plain(self.star), "mean of its controls")
+            return plot_pairs(
+                [Pair("", first, second, table)], names, title, (len(table), "quantities"), 0.0, ax, summary
+            )
+        tested = (len(table), "quantities")
+        names = table.quantity.tolist()
+        return plot_points(table, names, f"{self._title}, {len(self)} cases", 0.0, ax, (), summary, tested)
+
+    @property
+    def _title(self) -> str:
+        return f"{plain(self.star)} against other active experts"
 
     def _means(self) -> str:
         means = (f"{name} {self.rows[column].mean():+.3f}" for name, column in self.quantities.items())
@@ -85,7 +102,7 @@ class Contrast:
 
     def _repr_html_(self) -> str:
         notes = [*self._remarks(), table_note(len(self.quantities), "quantities")]
-        return result_html(repr(self), self.summary(), pd.DataFrame(), notes)
+        return result_html(repr(self), self.summary(), None, notes)
 
     def _remarks(self) -> list[str]:
         """What a reader should know beside the table."""
@@ -117,6 +134,10 @@ class Specificity(Contrast):
         rows = drawn.rows.dropna(subset="specificity").reset_index(drop=True)
         return cls(drawn.compared.star, rows, drawn.short, drawn.asked, seed)
 
+    @property
+    def _title(self) -> str:
+        return f"{plain(self.star)} against {self.controls} random active expert{'s'[: self.controls != 1]}"
+
     def _remarks(self) -> list[str]:
         active = int(self.rows.clean_active.sum())
         remarks = [
@@ -140,11 +161,15 @@ class AllActive(Contrast):
     others (how many); only the cases where the star and another expert of its layer are clean-active.
     """
 
+    @property
+    def _title(self) -> str:
+        return f"{plain(self.star)} against all other active experts"
+
     @classmethod
     def of(cls, compared: ExpertInLayer) -> AllActive:
         """Over the cases where the contrast is defined."""
         told = (compared.rescue, compared.active, compared.column)
-        rows = compared.cases[["case_id", "relation_id"]].assign(
+        rows = compared.cases[case_keys(compared.cases)].assign(
             star_rescue=compared.star_rescue,
             control_rescue=effects.all_active_rescue(*told),
             specificity=effects.all_active_specificity(*told),
@@ -184,7 +209,7 @@ class ActiveRanks:
         """Ranks over the cases where the star is clean-active beside another expert."""
         found = effects.all_active_ranks(compared.rescue, compared.active, compared.column)
         keep = ~np.isnan(found.rank)
-        rows = compared.cases.loc[keep, ["case_id", "relation_id"]].reset_index(drop=True)
+        rows = compared.cases.loc[keep, case_keys(compared.cases)].reset_index(drop=True)
         rows["rank"] = found.rank[keep].astype(np.int64)
         rows["percentile"] = found.percentile[keep]
         rows["active"] = compared.active.sum(axis=1)[keep]
@@ -198,6 +223,7 @@ class ActiveRanks:
 
         ``options``: those of :meth:`ExpertTrace.summary`, but ``by``.
         """
+        refuse_groups(options, "one row for each metric, over all cases", ".contrast.summary(by=...)")
         own = self.contrast.summary(**options).set_index("quantity").loc["specificity"]
         nan = float("nan")
         return pd.DataFrame(
@@ -213,12 +239,23 @@ class ActiveRanks:
         )
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """In how many cases the expert has each rank; 1 is the largest rescue. Needs matplotlib."""
-        counts = (
-            self.rows["rank"].value_counts().reindex(range(1, int(self.rows.active.max()) + 1), fill_value=0)
-        )
+        """In how many cases the expert has each rank; 1 is the largest rescue. Needs matplotlib.
+
+        Beside it how many would have it if each rank among a case's active experts were as likely.
+        """
+        places = range(1, int(self.rows.active.max()) + 1)
+        counts = self.rows["rank"].value_counts().reindex(places, fill_value=0)
+        active = self.rows.active.to_numpy()
+        chance = np.array([(1 / active[active >= place]).sum() for place in places])
         title = f"Rank of {plain(self.star)} among the active experts, {self.n_ranked} of {self.n} cases"
-        return plot_counts(counts.index.tolist(), counts.tolist(), title, ("rank of its rescue", "cases"), ax)
+        return plot_counts(
+            counts.index.tolist(), counts.tolist(), title, ("rank of its rescue (1 is the largest)", "cases"),
+            ax, (chance, "if every rank were as likely"),
+        )  # fmt: skip
+
+    def _repr_html_(self) -> str:
+        note = f"contrast: {interval_label()}, uncorrected; ranks are counts of cases"
+        return result_html(repr(self), self.summary(), None, [note])
 
     def __repr__(self) -> str:
         return (
@@ -259,6 +296,10 @@ class Activity:
             zero_rows=int(zero.sum()),
             zero_while_active=int((zero & counted.star_active).sum()),
         )
+
+    def _repr_html_(self) -> str:
+        counts = pd.DataFrame([{**vars(self), "star": str(self.star)}])
+        return result_html(f"Activity of {self.star} (Table 3)", counts, None, ["counts of cases"])
 
     def __str__(self) -> str:
         return f"{self.star} clean-active in {self.active}/{self.n}, {self.zero_rows} zero rows"

@@ -28,7 +28,7 @@ class ExpertInLayer:
     """What the comparisons read: all experts of the star's layer, in the order of their numbers.
 
     ``rescue`` and ``active``: (cases, experts of the layer), the rescue 0 where not clean-active.
-    ``cases``: case_id and relation_id. ``column``: the star's.
+    ``cases``: case_id, relation_id, and true and foil where known. ``column``: the star's.
     """
 
     star: Expert
@@ -96,16 +96,12 @@ class Controls:
     def rows(self) -> pd.DataFrame:
         """One row for each case; NaN where it has no control."""
         compared = self.compared
-        return pd.DataFrame(
-            {
-                "case_id": compared.cases.case_id,
-                "relation_id": compared.cases.relation_id,
-                "star_rescue": compared.star_rescue,
-                "control_rescue": mean_over_set(compared.rescue, self.drawn),
-                "specificity": self.specificity,
-                "clean_active": compared.star_active,
-                "controls": [tuple(compared.experts[own].tolist()) for own in self.drawn],
-            }
+        return compared.cases.assign(
+            star_rescue=compared.star_rescue,
+            control_rescue=mean_over_set(compared.rescue, self.drawn),
+            specificity=self.specificity,
+            clean_active=compared.star_active,
+            controls=[tuple(compared.experts[own].tolist()) for own in self.drawn],
         )
 
     @property

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from moetrace.cases import case_keys
 from moetrace.errors import ArgumentError
 
 Floats = npt.NDArray[np.float64]
@@ -108,7 +109,7 @@ def expert_rows(cases: pd.DataFrame, sites: pd.DataFrame, arrays: ExpertArrays) 
     """Tidy rows of the arrays but the router logits, one for each case and expert."""
     n, m = arrays.rescue.shape
     last = ("patched", "rescue", "direct", "indirect", "direct_linear")
-    table = {name: np.repeat(cases[name].to_numpy(), m) for name in ("case_id", "relation_id")}
+    table = {name: np.repeat(cases[name].to_numpy(), m) for name in case_keys(cases)}
     table |= {name: np.tile(sites[name].to_numpy(), n) for name in ("layer", "expert")}
     table |= {name: getattr(arrays, name).ravel() for name in arrays.names() if name not in (*last, *LOGITS)}
     table |= {name: np.repeat(cases[name].to_numpy(), m) for name in ("clean", "noised")}

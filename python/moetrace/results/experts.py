@@ -10,10 +10,11 @@ import pandas as pd
 from typing_extensions import Self
 
 from moetrace.arguments import as_choice, as_count, as_number
-from moetrace.effects import Mean, control_count, required_cases
+from moetrace.cases import case_keys
+from moetrace.effects import Mean, control_count
 from moetrace.errors import ArgumentError
 from moetrace.results import resplit
-from moetrace.results.base import TraceResult, summarise
+from moetrace.results.base import TraceResult, summarise_first
 from moetrace.results.comparisons import (
     ActiveRanks,
     Activity,
@@ -23,7 +24,7 @@ from moetrace.results.comparisons import (
     layer_share,
 )
 from moetrace.results.controls import ControlledRows, Controls, ExpertInLayer, warn_of_short
-from moetrace.results.display import expert_notes, plot_experts, refuse_groups, result_html
+from moetrace.results.display import expert_notes, result_html
 from moetrace.results.expert_arrays import (
     LOGITS,
     Counts,
@@ -35,6 +36,7 @@ from moetrace.results.expert_arrays import (
     routing_table,
 )
 from moetrace.results.expert_name import Expert, ExpertLike, ExpertRangeError
+from moetrace.results.expert_pictures import Asked, draw
 from moetrace.results.resplit import HeldOut, Stability
 from moetrace.results.selection import Candidates, SelectionRule
 from moetrace.results.settings import refuse_other_settings
@@ -141,8 +143,8 @@ class ExpertTrace(TraceResult):
 
         case_id, relation_id, layer, expert, clean_active, noised_active, clean_weight, noised_weight,
         delta_norm, clean, noised, patched, rescue (logits; as measured, see ``effects``), direct, indirect
-        (their sum is rescue) and direct_linear; and patched_active where experts of the noised routing were
-        patched too.
+        (their sum is rescue) and direct_linear; after relation_id true and foil where the cases have their
+        objects as text; and patched_active where experts of the noised routing were patched too.
         """
         return expert_rows(self._cases, self._sites, self.arrays)
 
@@ -365,23 +367,26 @@ class ExpertTrace(TraceResult):
         ax: Axes | None = None,
         min_active: float = 0.5,
         limit: int = 30,
+        kind: str = "experts",
+        by: str | None = None,
         **summary: Any,
     ) -> Axes:
         """Mean rescue of the experts that are ever clean-active, sorted, with intervals.
 
-        Filled marks: clean-active in at least ``min_active`` of the cases. At most the ``limit`` best by this
-        mean are shown. ``summary``: arguments of :meth:`summary` but ``by``. Needs matplotlib.
+        >>> experts.plot(layer=44)
+        >>> experts.plot(kind="heatmap")        # layer x expert
+        >>> experts.plot(by="relation_id")      # relation x expert
+
+        ``kind``: "experts", at most the ``limit`` best by this mean, filled where clean-active in at least
+        ``min_active`` of the cases; "cases", the same with a dot for each case; or "heatmap", layer x expert.
+        Stars and dots: the test is below 0.05, corrected ("max_t" unless given) over all experts of the
+        layers that are ever clean-active, so that choosing the best is accounted for.
+        ``by="relation_id"``: a map of the ``limit`` best by relation. ``summary``: other arguments of
+        :meth:`summary`. Needs matplotlib.
         """
-        limit = as_count(limit, "limit")
-        refuse_groups(summary)
         found = self.candidates(layer, mean="all")
-        table = self._summary_of(found.head(limit), **summary)
-        of = self.layers if layer is None else (layer,)
-        where = f"layer {of[0]}" if len(of) == 1 else "all traced layers"
-        shown = f"best {limit} of {len(found)}" if len(found) > limit else f"all {len(found)}"
-        title = f"Experts of {where}, {len(self)} cases ({shown} ever clean-active)"
-        required = required_cases(min_active, len(self))
-        return plot_experts(table, title, required, self.noise_floor, ax, summary)
+        asked = Asked(layer, min_active, limit, kind, by, {"correction": "max_t", **summary})
+        return draw(self, found, self._columns_of(found), asked, ax)
 
     def __repr__(self) -> str:
         layers = f"layer {self.layers[0]}" if len(self.layers) == 1 else f"{len(self.layers)} layers"
@@ -400,13 +405,16 @@ class ExpertTrace(TraceResult):
         if not len(self):
             return result_html(repr(self), pd.DataFrame(), self.failed)
         found = self.candidates()
-        table = self._summary_of(found.head(10))
-        return result_html(repr(self), table, self.failed, expert_notes(len(table), len(found)))
+        options = {"correction": "max_t"}
+        effects = self.effects[:, self._columns_of(found)]
+        table = summarise_first(effects, found[["star", "active"]], self._cases, 10, **options)
+        notes = expert_notes(len(table), len(found), **options)
+        return result_html(repr(self), table, self.failed, notes)
 
-    def _summary_of(self, found: pd.DataFrame, **options: Any) -> pd.DataFrame:
-        """Summary of the candidates in a table, with their names and recurrence."""
-        columns = [self._column[pair] for pair in zip(found.layer, found.expert, strict=True)]
-        return summarise(self.effects[:, columns], found[["star", "active"]], self._cases, **options)
+    def _columns_of(self, experts: pd.DataFrame) -> Counts:
+        """Columns of ``effects`` and ``arrays`` of the experts in a table with layer and expert."""
+        pairs = zip(experts.layer, experts.expert, strict=True)
+        return np.array([self._column[pair] for pair in pairs], dtype=np.int64)
 
     @property
     def _every(self) -> Counts:
@@ -424,7 +432,7 @@ class ExpertTrace(TraceResult):
             star=expert,
             column=int(np.flatnonzero(experts == expert.expert)[0]),
             experts=experts,
-            cases=self._cases[["case_id", "relation_id"]].reset_index(drop=True),
+            cases=self._cases[case_keys(self._cases)].reset_index(drop=True),
             rescue=self.effects[:, columns],
             active=self.arrays.clean_active[:, columns],
             noised_active=self.arrays.noised_active[:, columns],

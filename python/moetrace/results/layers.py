@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from moetrace.arguments import as_choice, as_count, shown
+from moetrace.errors import ArgumentError
 from moetrace.results.base import TraceResult, read_only
-from moetrace.results.display import plot_layers, refuse_groups, result_html, table_note
+from moetrace.results.display import LEVEL, result_html, table_note, tested_label
+from moetrace.results.pictures import CellMap, plot_layers, plot_map, plot_panels, plot_strips
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,6 +31,9 @@ class Sharpness:
     next_layer: int | None
     next_rescue: float
     gap: float
+
+    def _repr_html_(self) -> str:
+        return result_html("Sharpness (Table 6)", pd.DataFrame([asdict(self)]), None, ["rescues in logits"])
 
 
 class LayerTrace(TraceResult):
@@ -126,15 +132,86 @@ class LayerTrace(TraceResult):
             float(means[top] - means[runner_up]),
         )
 
-    def plot(self, ax: Axes | None = None, **summary: Any) -> Axes:
+    def plot(
+        self,
+        ax: Axes | None = None,
+        kind: str = "curve",
+        by: str | None = None,
+        limit: int = 12,
+        **summary: Any,
+    ) -> Axes:
         """Mean rescue by layer with its interval (Figure 1, left); filled marks are below 0.05 in the test.
 
-        Needs matplotlib (``pip install "moetrace[plot]"``). ``summary``: arguments of :meth:`summary` but
-        ``by``; ``correction`` is "max_t" unless given. The labels say which were used.
+        >>> layers.plot()
+        >>> layers.plot(by="relation_id")                    # a panel for each relation
+        >>> layers.plot(by="relation_id", kind="heatmap")    # layer x relation
+        >>> layers.plot(kind="cases")                        # every case
+
+        ``kind``: "curve"; "cases", a strip of dots for each layer; or "heatmap", layer x relation, with dots
+        where the test within the relation is below 0.05. ``by="relation_id"`` gives one panel of curves for
+        each relation, the mean of all cases dashed beside it; the Axes given back are the first panel's,
+        ``.figure`` has all, and ``ax`` can't be given. At most the ``limit`` relations with the most cases
+        are shown. ``summary``: arguments of :meth:`summary`; ``correction`` is "max_t" unless given. The
+        labels say which were used. Needs matplotlib (``pip install "moetrace[plot]"``).
         """
+        kind = as_choice(kind, "kind", ("curve", "cases", "heatmap"))
+        by = as_choice(by, "by", (None, "relation_id"))
+        limit = as_count(limit, "limit")
         options = {"correction": "max_t", **summary}
-        refuse_groups(options)
-        return plot_layers(self.summary(**options), self.noise_floor, ax, options)
+        if kind == "heatmap":
+            return self._relation_map(ax, limit, options)
+        if by is not None:
+            return self._panels(ax, kind, limit, options)
+        if kind == "curve":
+            return plot_layers(self.summary(**options), self.noise_floor, ax, options)
+        order = np.argsort(self.layers)
+        table = self.summary(**options).iloc[order]
+        title = f"Clean block output restored at one layer, each of {len(self)} cases"
+        names, effects = [self.layers[column] for column in order], self.effects[:, order]
+        return plot_strips(effects, table, names, title, self.noise_floor, ax, None, "layer", options)
+
+    def _panels(self, ax: Axes | None, kind: str, limit: int, options: dict[str, Any]) -> Axes:
+        if kind != "curve" or ax is not None:
+            found, remedy = ("kind", "'curve' or 'heatmap'") if kind != "curve" else ("ax", "None")
+            raise ArgumentError(
+                f"{found} is {shown(kind if kind != 'curve' else ax)}; by='relation_id' draws a figure of "
+                f"several panels, and {found} must be {remedy}"
+            )
+        shown_relations, title = self._relations(limit)
+        table = self.summary(by="relation_id", **options)
+        panels = [(name, table[table.relation_id == name]) for name in shown_relations]
+        title = f"Clean block output restored at one layer, {title}"
+        return plot_panels(panels, self.summary(**options), title, self.noise_floor, options)
+
+    def _relation_map(self, ax: Axes | None, limit: int, options: dict[str, Any]) -> Axes:
+        relations, title = self._relations(limit)
+        table = self.summary(by="relation_id", **options)
+        columns = sorted(self.layers)
+        means = table.pivot(index="relation_id", columns="layer", values="mean").loc[relations, columns]
+        p = "p_adjusted" if "p_adjusted" in table else "p_value"
+        below = table.pivot(index="relation_id", columns="layer", values=p).loc[relations, columns] < LEVEL
+        counts = self._cases.relation_id.value_counts()
+        cells = CellMap(
+            values=means.to_numpy(),
+            marked=below.to_numpy(),
+            rows=[f"{name or '(none)'} ({counts[name]})" for name in relations],
+            columns=columns,
+            labels=("layer", "relation (cases)"),
+            mark_label=f"{tested_label(len(columns), 'layers', **options)} within a relation",
+            empty_label="",
+            upward=False,
+            cell=(0.16, 0.24),
+        )
+        return plot_map(cells, f"Rescue by layer and relation, {title}", ax)
+
+    def _relations(self, limit: int) -> tuple[list[str], str]:
+        """The relations with the most cases, and what a title says of them."""
+        counts = self._cases.relation_id.value_counts()
+        order = sorted(counts.index, key=lambda name: (-counts[name], name))
+        which = f"{limit} of {len(order)} relations" if len(order) > limit else f"{len(order)} relations"
+        return order[:limit], f"{len(self)} cases of {which}" if len(
+            order
+        ) <= limit else f"the largest {which}"
 
     def __repr__(self) -> str:
         means = self.effects.mean(axis=0)
@@ -145,4 +222,7 @@ class LayerTrace(TraceResult):
         )
 
     def _repr_html_(self) -> str:
-        return result_html(repr(self), self.summary(), self.failed, [table_note(len(self.layers), "layers")])
+        if len(self) < 2:
+            return result_html(repr(self), self.summary(), self.failed)
+        note = table_note(len(self.layers), "layers", correction="max_t")
+        return result_html(repr(self), self.summary(correction="max_t"), self.failed, [note])

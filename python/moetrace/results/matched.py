@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pandas as pd
 
+from moetrace.arguments import as_choice
 from moetrace.effects import gate_specificity
 from moetrace.results.base import TraceResult, summarise
-from moetrace.results.display import plain, plot_points, refuse_groups, result_html, table_note
+from moetrace.results.display import plain, refuse_groups, result_html, table_note
+from moetrace.results.pictures import Pair, plot_pairs, plot_points
+from moetrace.results.pictures.axes import BLUE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,17 +50,31 @@ class MatchedTrace(TraceResult):
         heads = pd.DataFrame(names, columns=["quantity", "scaling"])
         return summarise(np.stack(values, axis=1), heads, self._cases, **summary)
 
-    def plot(self, ax: Axes | None = None, **summary: Any) -> Axes:
-        """Rescue of the expert, of its control and their difference, raw and at equal norm.
+    def plot(self, ax: Axes | None = None, kind: str = "paired", **summary: Any) -> Axes:
+        """Rescue of the expert beside its control's, case by case, raw and at equal norm.
 
-        ``summary``: arguments of :meth:`summary` but ``by``. Needs matplotlib.
+        ``kind``: "paired", a line for each case and below the mean difference (equation 9); or "means", the
+        six rows of :meth:`table`. ``summary``: arguments of :meth:`summary` but ``by``. Needs matplotlib.
         """
+        kind = as_choice(kind, "kind", ("paired", "means"))
         refuse_groups(summary)
         table = self.table(**summary)
+        if kind == "paired":
+            pairs = [
+                Pair(name, self._rescue("selected", scaling), self._rescue("matched", scaling), own)
+                for scaling, name in (("raw", "raw patch vectors"), ("equal_norm", "at equal norm"))
+                for own in (table[table.scaling == scaling],)
+            ]
+            title = f"{plain(self.star)} against its weight-matched control, {len(self)} active cases"
+            return plot_pairs(
+                pairs, (plain(self.star), "control"), title, (6, "rows"), self.noise_floor, ax, summary
+            )
         raw = (table.scaling == "raw").to_numpy()
-        marks = [(raw, "#1f5fa8", "raw patch vectors"), (~raw, "white", "at equal norm")]
+        marks = [(raw, BLUE, "raw patch vectors"), (~raw, "white", "at equal norm")]
         title = f"{plain(self.star)} and its weight-matched control, {len(self)} active cases"
-        return plot_points(table, table.quantity.tolist(), title, self.noise_floor, ax, marks, summary)
+        return plot_points(
+            table, table.quantity.tolist(), title, self.noise_floor, ax, marks, summary, (6, "rows")
+        )
 
     def _rescue(self, role: str, scaling: str) -> np.ndarray:
         return self.effects[:, SITES.index((role, scaling))]

@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from moetrace.arguments import as_list
+from moetrace.cases import case_keys
 from moetrace.cases.positions import fold_positions, split_positions
 from moetrace.effects import required_cases
 from moetrace.errors import ArgumentError
 from moetrace.results.comparisons import Contrast
 from moetrace.results.controls import ControlledRows, gather_short
-from moetrace.results.display import plot_counts
+from moetrace.results.display import result_html
 from moetrace.results.expert_name import Expert
+from moetrace.results.pictures import plot_counts
 from moetrace.results.selection import Candidates, SelectionRule
 
 if TYPE_CHECKING:
@@ -95,8 +96,8 @@ class Stability:
         )
 
     def _repr_html_(self) -> str:
-        table = self.rows.to_html(index=False, float_format="%.4g", escape=True)
-        return f"<p><b>{escape(repr(self))}</b></p>\n{table}"
+        note = "means over the validation half, in logits; uncorrected, and no p_value is given"
+        return result_html(repr(self), self.rows, None, [note])
 
 
 def stability(
@@ -173,6 +174,12 @@ class HeldOut(Contrast):
         """Held-out cases in which their fold's expert is clean-active."""
         return int(self.rows.clean_active.sum())
 
+    @property
+    def _title(self) -> str:
+        return (
+            f"Experts selected on other relations ({self.star} in {self.selected} of {len(self.folds)} folds)"
+        )
+
     def _remarks(self) -> list[str]:
         return [
             f"selected in {self.selected} of {len(self.folds)} folds; "
@@ -226,6 +233,6 @@ def held_out(
             }
         )
     rows = pd.concat(parts).sort_index().reset_index(drop=True)
-    first = ["case_id", "relation_id", "fold", "star"]
+    first = [*case_keys(rows), "fold", "star"]
     rows = rows[first + [name for name in rows.columns if name not in first]]
     return HeldOut(most_frequent(stars), rows, pd.DataFrame(folds), gather_short(short))

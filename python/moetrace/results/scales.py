@@ -9,11 +9,15 @@ import pandas as pd
 
 from moetrace.arguments import as_choice
 from moetrace.effects import drop
-from moetrace.results.base import TraceResult
-from moetrace.results.display import plain, plot_lines, refuse_groups, result_html, table_note
+from moetrace.results.base import TraceResult, summarise
+from moetrace.results.display import plain, refuse_groups, result_html, table_note
+from moetrace.results.pictures import plot_case_lines, plot_lines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+
+_XLABEL = "noise scale (standard deviations of the embedding)"
 
 
 class ScaleTrace(TraceResult):
@@ -39,21 +43,30 @@ class ScaleTrace(TraceResult):
         return rows
 
     def table(self, patch: str = "expert", **summary: Any) -> pd.DataFrame:
-        """Table 13: scale, active cases, mean drop, then the summary of the rescue."""
+        """Table 13: scale, active cases, mean drop, then the summary of the rescue.
+
+        ``patch``: "expert", or "block" for its whole layer. ``summary``: arguments of :meth:`summary` but
+        ``by``; a correction is over the scales.
+        """
         patch = as_choice(patch, "patch", ("expert", "block"))
-        table = self.summary(**summary)
-        table = table[table.patch == patch].drop(columns=["layer", "patch"]).reset_index(drop=True)
+        refuse_groups(summary, "a row for each scale, over all cases", ".summary(by=...)")
+        own = (self._sites.patch == patch).to_numpy()
+        table = summarise(self.effects[:, own], self._sites.loc[own, ["scale"]], self._cases, **summary)
         noised = np.stack([self._cases[f"noised_{scale:g}"] for scale in self.scales], axis=1)
         table.insert(1, "active", int(np.sum(self._cases.clean_active)))
         table.insert(2, "drop", drop(self._cases.clean.to_numpy(), noised).mean(axis=0))
         return table
 
-    def plot(self, ax: Axes | None = None, **summary: Any) -> Axes:
+    def plot(self, ax: Axes | None = None, kind: str = "curve", **summary: Any) -> Axes:
         """Mean rescue of the expert and of its whole block by noise scale, with intervals.
 
-        ``summary``: arguments of :meth:`summary` but ``by``. Needs matplotlib.
+        ``kind``: "curve", or "cases", a line for each case of the expert's rescue. ``summary``: arguments of
+        :meth:`summary` but ``by``. Needs matplotlib.
         """
+        kind = as_choice(kind, "kind", ("curve", "cases"))
         refuse_groups(summary)
+        if kind == "cases":
+            return self._case_lines(ax)
         table = self.summary(**summary).sort_values("scale", ignore_index=True)
         star = self.provenance["star"]
         lines = {
@@ -62,8 +75,14 @@ class ScaleTrace(TraceResult):
             for own in (table[table.patch == patch],)
         }
         title = f"{plain(star)} under several corruptions, {len(self)} cases"
-        xlabel = "noise scale (standard deviations of the embedding)"
-        return plot_lines(lines, title, xlabel, self.noise_floor, ax, summary)
+        return plot_lines(lines, title, _XLABEL, self.noise_floor, ax, summary)
+
+    def _case_lines(self, ax: Axes | None) -> Axes:
+        columns = np.flatnonzero(self._sites.patch == "expert")
+        order = columns[np.argsort(self._sites.scale.to_numpy()[columns])]
+        title = f"{plain(self.provenance['star'])} under several corruptions, each of {len(self)} cases"
+        place = self._sites.scale.to_numpy()[order]
+        return plot_case_lines(place, self.effects[:, order], title, _XLABEL, self.noise_floor, ax)
 
     def __repr__(self) -> str:
         means = ", ".join(

@@ -2,7 +2,7 @@
 
 >>> import moetrace as mt
 >>> mt.stats.bootstrap(rescue, ci="bca")
->>> mt.stats.sign_flip(effects, correction="step_down").p_adjusted
+>>> mt.stats.sign_flip(effects, correction="max_t").p_adjusted
 >>> mt.stats.adjust(p_values, method="holm").p_adjusted
 
 All draws come from Philox 4x32-10, a counter-based generator: draw i of resample b is a function of

@@ -15,10 +15,10 @@ from moetrace.stats.errors import TooFewCasesError, refusals
 from moetrace.stats.results import SignFlipResult, unwrap
 
 FlipStatistic = Literal["mean", "t"]
-Correction = Literal["max_t", "step_down", "holm", "bh"]
+Correction = Literal["max_t", "max_t_single", "holm", "bh"]
 
-_STATISTICS: tuple[FlipStatistic, ...] = ("mean", "t")
-_CORRECTIONS: tuple[Correction, ...] = ("max_t", "step_down", "holm", "bh")
+STATISTICS: tuple[FlipStatistic, ...] = ("mean", "t")
+CORRECTIONS: tuple[Correction, ...] = ("max_t", "max_t_single", "holm", "bh")
 
 
 def sign_flip(
@@ -27,7 +27,7 @@ def sign_flip(
     n_flips: int = 10_000,
     seed: int = 0,
     cluster: Any = None,
-    statistic: FlipStatistic = "mean",
+    statistic: FlipStatistic | None = None,
     correction: Correction | None = None,
     nan: NanPolicy = "raise",
     threads: int | None = None,
@@ -35,7 +35,7 @@ def sign_flip(
     """Test whether effects are symmetric around zero, by flipping the signs of cases.
 
     >>> mt.stats.sign_flip(rescue).p_value
-    >>> mt.stats.sign_flip(effects, correction="step_down").p_adjusted    # every site, family-wise
+    >>> mt.stats.sign_flip(effects, correction="max_t").p_adjusted    # every site, family-wise
 
     Two-sided: b flips of m have a statistic at least as extreme as the observed one, and
     p = (b + 1) / (m + 1). Where all 2^n assignments of signs are no more than ``n_flips``, they are
@@ -48,13 +48,19 @@ def sign_flip(
         x: cases, or cases x hypotheses. All columns share the flips.
         n_flips: 1 to 2^31 - 1; the paper has 10,000.
         seed: 0 to 2^64 - 1. The sign of case i in flip b depends on (seed, b, i) alone.
-        cluster: a label for each case; one sign for a cluster. 2^n is then of clusters.
+        cluster: a label for each case; one sign for a cluster. 2^n is then of clusters, and no p is below
+            2^(1 - clusters).
         statistic: ``"mean"`` as in the paper, or ``"t"``, its studentised form (over the sums of clusters
-            where there are any). For a single hypothesis both give the same p; between hypotheses of
-            unequal spread only ``"t"`` is balanced. Where columns lack different cases, a sum over the
-            root of its sum of squares stands for t in comparisons between columns.
-        correction: ``None``; ``"max_t"``, single-step, or ``"step_down"``, both with family-wise error
-            over the columns under any dependence between them; ``"holm"``; ``"bh"``.
+            where there are any). ``None`` is ``"t"`` where there is a correction over several columns, else
+            ``"mean"``. No flip changes a case's square, so t grows with the mean and a column's ``p_value``
+            is the same with both, the paper's (Table 2); so are Holm and Benjamini-Hochberg. They differ in
+            the maximum over columns of max-T: a mean's is taken by the columns of the widest spread, which
+            then hide narrow ones, and only ``"t"`` weighs columns alike. Where columns lack different
+            cases, a sum over the root of its sum of squares stands for t in comparisons between columns.
+        correction: ``None``; ``"max_t"``, the step-down maximum, or ``"max_t_single"``, the single-step
+            one, whose p are never smaller: both with family-wise error over the columns under any
+            dependence between them (Westfall and Young 1993, algorithms 2.8 and 2.5); ``"holm"``;
+            ``"bh"``, the false discovery rate.
         nan: ``"omit"`` leaves a case out of the columns in which it is NaN; a case that is NaN in all of
             them is dropped beforehand.
         threads: default all that this process may use. Results are the same to the last bit.
@@ -68,11 +74,14 @@ def sign_flip(
         StatisticsError: for fewer than two cases or clusters, values that are not finite, shapes that
             don't fit, arguments out of range.
     """
-    checks.choice(statistic, "statistic", _STATISTICS)
+    if statistic is not None:
+        checks.choice(statistic, "statistic", STATISTICS)
     checks.choice(nan, "nan", ("raise", "omit"))
     if correction is not None:
-        checks.choice(correction, "correction", _CORRECTIONS)
+        checks.choice(correction, "correction", CORRECTIONS)
     given = checks.columns(x, "x", nan)
+    if statistic is None:
+        statistic = "mean" if correction is None or given.values.shape[1] < 2 else "t"
     groups = checks.clusters(cluster, len(given.values))
     checks.warn_of_few(groups, stacklevel=2)
     values, groups, n = _without_missing(given.values, groups)
@@ -163,9 +172,9 @@ def _correct(
 ) -> Any:
     if correction is None:
         return None
-    if correction == "max_t":
+    if correction == "max_t_single":
         result = _share(counts.single_step, counts)
-    elif correction == "step_down":
+    elif correction == "max_t":
         result = _stats.monotone(_share(counts.step_down, counts), counts.order)
     else:
         result = adjusted(p_value, correction)

@@ -19,7 +19,7 @@ Statistic = Literal["mean", "ratio", "difference", "positive_fraction", "quantil
 Interval = Literal["percentile", "basic", "bca", "studentized"]
 
 _STATISTICS: tuple[Statistic, ...] = ("mean", "ratio", "difference", "positive_fraction", "quantile")
-_INTERVALS: tuple[Interval, ...] = ("percentile", "basic", "bca", "studentized")
+INTERVALS: tuple[Interval, ...] = ("percentile", "basic", "bca", "studentized")
 _Run = Callable[[Floats, Floats | None, Clusters], _stats.BootstrapIntervals]
 
 
@@ -74,7 +74,7 @@ def bootstrap(
     """
     two_stage = checks.flag(two_stage, "two_stage")
     checks.choice(statistic, "statistic", _STATISTICS)
-    checks.choice(ci, "ci", _INTERVALS)
+    checks.choice(ci, "ci", INTERVALS)
     checks.choice(nan, "nan", ("raise", "omit"))
     first = checks.columns(x, "x", nan)
     second = _second_sample(first, y, statistic, nan)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 Value = float | npt.NDArray[np.float64]
 Count = int | npt.NDArray[np.int64]
+_ROWS = 20  # of a table in a notebook
 
 
 class _Result:
@@ -44,6 +46,14 @@ class _Result:
             if (value := getattr(self, field)) is not None
         )
         return f"{name}({shown}, {self._settings()})"
+
+    def _repr_html_(self) -> str:
+        """The first rows, and with what they were made: correction, confidence, statistic."""
+        table = self.frame()
+        more = f"; the first {_ROWS} of {len(table)} rows" if len(table) > _ROWS else ""
+        heading = escape(f"{type(self).__name__} ({self._settings()}{more})")
+        shown = table.head(_ROWS).to_html(index=False, float_format="%.4g", border=0)
+        return f"<p><b>{heading}</b></p>\n{shown}"
 
 
 def _short(value: Any) -> str:

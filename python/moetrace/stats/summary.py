@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,14 +11,11 @@ import numpy.typing as npt
 from moetrace.stats import checks
 from moetrace.stats.checks import Clusters, Floats
 from moetrace.stats.errors import DegenerateWarning, FewClustersWarning, StatisticsError
-from moetrace.stats.flips import Correction, FlipStatistic, sign_flip
-from moetrace.stats.intervals import Interval, bootstrap
+from moetrace.stats.flips import CORRECTIONS, STATISTICS, Correction, FlipStatistic, sign_flip
+from moetrace.stats.intervals import INTERVALS, Interval, bootstrap
 
 if TYPE_CHECKING:
     import pandas as pd
-
-SummaryCorrection = Literal["max_t", "holm", "bh"]
-_TESTS: dict[str, Correction] = {"max_t": "step_down", "holm": "holm", "bh": "bh"}
 
 
 def summary_table(
@@ -28,10 +25,10 @@ def summary_table(
     n_resamples: int = 5000,
     n_flips: int = 10_000,
     seed: int = 0,
-    clusters: Any = None,
-    correction: SummaryCorrection | None = None,
+    cluster: Any = None,
+    correction: Correction | None = None,
     confidence: float = 0.95,
-    statistic: FlipStatistic = "mean",
+    statistic: FlipStatistic | None = None,
     threads: int | None = None,
 ) -> pd.DataFrame:
     """Mean, interval and test of every site.
@@ -50,11 +47,15 @@ def summary_table(
         n_resamples: the paper has 5,000.
         n_flips: the paper has 10,000.
         seed: 0 to 2^64 - 1; of the resamples and the flips, which are independent of each other.
-        clusters: a label for each case; resamples and flips then keep clusters together.
-        correction: ``"max_t"`` (step-down, family-wise over the sites), ``"holm"`` or ``"bh"``: adds
-            ``p_adjusted``.
+        cluster: a label for each case; resamples and flips then keep clusters together, and no p-value is
+            below 2^(1 - clusters).
+        correction: ``"max_t"`` (step-down) or ``"max_t_single"`` (single-step), both family-wise over the
+            sites, ``"holm"`` or ``"bh"``: adds ``p_adjusted``. See :func:`sign_flip`.
         confidence: of the interval.
-        statistic: of the sign flips, ``"mean"`` as in the paper or ``"t"``.
+        statistic: of the sign flips. ``None`` is ``"t"``, the studentised mean, where a correction runs
+            over several sites, else ``"mean"``. It changes ``p_adjusted`` of max-T alone: ``p_value`` is
+            the paper's test of the mean either way. ``"mean"`` under max-T lets the sites of the widest
+            spread hide the others.
         threads: default all that this process may use.
 
     Returns:
@@ -67,11 +68,19 @@ def summary_table(
     """
     import pandas as pd
 
-    values, groups = _checked(effects, clusters)
-    checks.fraction(confidence, "confidence", closed=False)  # also where no site has two cases
+    values, groups = _checked(effects, cluster)
     checks.warn_of_few(groups, stacklevel=2)
+    # All of them here, since without a site that can be tested nothing else looks at them.
+    checks.choice(ci, "ci", INTERVALS)
+    checks.whole(n_resamples, "n_resamples", 2, checks.MAX_RESAMPLES)
+    checks.whole(n_flips, "n_flips", 1, 2**31 - 1)
+    checks.seed(seed)
+    checks.fraction(confidence, "confidence", closed=False)
+    checks.threads(threads)
     if correction is not None:
-        checks.choice(correction, "correction", ("max_t", "holm", "bh"))
+        checks.choice(correction, "correction", CORRECTIONS)
+    if statistic is not None:
+        checks.choice(statistic, "statistic", STATISTICS)
     known = ~np.isnan(values)
     n = known.sum(axis=0)
     names = ["mean", "positive_fraction", "ci_low", "ci_high", "p_value"]
@@ -84,20 +93,14 @@ def summary_table(
 
     usable = _testable(known, n, groups)
     if usable.any():
-        cluster = groups.labels if groups.given else None
         chosen = values[:, usable]
-        common: dict[str, Any] = {"seed": seed, "cluster": cluster, "nan": "omit", "threads": threads}
+        labels = groups.labels if groups.given else None
+        common: dict[str, Any] = {"seed": seed, "cluster": labels, "nan": "omit", "threads": threads}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DegenerateWarning)
             warnings.simplefilter("ignore", FewClustersWarning)  # said above, once
             interval = bootstrap(chosen, ci=ci, confidence=confidence, n_resamples=n_resamples, **common)
-            test = sign_flip(
-                chosen,
-                n_flips=n_flips,
-                statistic=statistic,
-                correction=None if correction is None else _TESTS[correction],
-                **common,
-            )
+            test = sign_flip(chosen, n_flips=n_flips, statistic=statistic, correction=correction, **common)
         table["mean"][usable] = interval.estimate
         table["ci_low"][usable] = interval.ci_low
         table["ci_high"][usable] = interval.ci_high
@@ -108,13 +111,13 @@ def summary_table(
     return pd.DataFrame({**table, "n": n})
 
 
-def _checked(effects: npt.ArrayLike, clusters: Any) -> tuple[Floats, Clusters]:
+def _checked(effects: npt.ArrayLike, cluster: Any) -> tuple[Floats, Clusters]:
     values = checks.reals(effects, "effects")
     if values.ndim != 2:
         raise StatisticsError(f"effects has shape {values.shape}; expected cases x sites")
     if np.isinf(values).any():
         raise StatisticsError("effects has infinite values; expected finite ones, or NaN for those to omit")
-    return values, checks.clusters(clusters, len(values))
+    return values, checks.clusters(cluster, len(values))
 
 
 def _testable(

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from moetrace.cases import CaseSet, as_case_set, validate_cases
+from moetrace.cases import CaseSet, as_case_set, case_columns, validate_cases
 from moetrace.effects import rescue
 from moetrace.engines.engine_choice import EngineChoice, EngineName, choose_engine, confirmed
 from moetrace.engines.job import (
@@ -59,8 +59,7 @@ def case_table(session: Session, null: int = -1) -> pd.DataFrame:
     drift = rescue(outcome.patched[:, null], outcome.noised)
     return pd.DataFrame(
         {
-            "case_id": [case.case_id for case in session.cases],
-            "relation_id": [case.relation_id for case in session.cases],
+            **case_columns(session.cases),
             "clean": outcome.clean,
             "noised": outcome.noised.mean(axis=1),
             "null_rescue": drift[np.arange(len(drift)), np.abs(drift).argmax(axis=1)],
