@@ -30,7 +30,7 @@ def plot_points(
     ``marks``: which rows, fill and label; all alike where there are none. ``tested``: over how many of what
     the p-values are corrected; points below 0.05 then get a star.
     """
-    ax = axes_of(ax, max(6.0, 1.6 + 0.26 * len(summary)), 3.8)
+    ax = axes_of(ax, max(6.5, 1.6 + 0.26 * len(summary)), 3.8)
     place, mean = np.arange(len(summary)), summary["mean"].to_numpy()
     if len(summary):
         label = interval_label(**(options or {}))
