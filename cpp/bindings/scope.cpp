@@ -302,7 +302,12 @@ struct ExpertsExit : Experts {
 class HookScope {
  public:
   py::object hook(const py::object& module, const char* kind, const py::object& function, bool kwargs) {
-    handles_.append(module.attr(kind)(function, py::arg("with_kwargs") = kwargs));
+    try {
+      handles_.append(module.attr(kind)(function, py::arg("with_kwargs") = kwargs));
+    } catch (const py::error_already_set&) {  // an interrupt may come when the hook hangs already
+      forget(module, function);
+      throw;
+    }
     return function;
   }
 
@@ -320,12 +325,34 @@ class HookScope {
         last.attr("remove")();
       } catch (const py::error_already_set&) {
         if (!failure) failure = std::current_exception();
+        remove_again(last);
       }
     }
     if (failure) std::rethrow_exception(failure);
   }
 
  private:
+  /// Once more after an interrupt, which may have come before the hook was gone. What fails twice stays.
+  static void remove_again(const py::object& handle) {
+    try {
+      handle.attr("remove")();
+    } catch (const py::error_already_set&) {  // the first failure is the one that is told
+    }
+  }
+
+  /// Take a hook without a handle off a module.
+  static void forget(const py::object& module, const py::object& function) {
+    for (const char* name : {"_forward_hooks", "_forward_pre_hooks"}) {
+      const py::object hooks = module.attr(name);
+      for (const py::handle key : py::list(hooks)) {
+        const py::object own = hooks[key];
+        if (!own.is(function)) continue;
+        hooks.attr("pop")(key);
+        module.attr((std::string(name) + "_with_kwargs").c_str()).attr("pop")(key, py::none());
+      }
+    }
+  }
+
   template <typename Function>
   void behind(const py::object& module, Function function, bool kwargs = false) {
     hook(module, "register_forward_hook", py::cpp_function(std::move(function)), kwargs);

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from moetrace._native import _core
 from moetrace.counts import count_forward
 from moetrace.errors import EngineError
 from moetrace.models.anatomy import Anatomy
-from moetrace.models.readout import HeadTap, Readout, tapped
+from moetrace.models.readout import HeadTap, Readout
 
 
 def accepted(model: nn.Module) -> frozenset[str]:
@@ -41,7 +42,8 @@ def read_differences(
     if "logits_to_keep" in known:
         call["logits_to_keep"] = keep.to(inputs["input_ids"].device)
     tap = HeadTap(readout, len(rows), keep)
-    with tapped(anatomy.head, tap):
+    with _core.HookScope() as scope:
+        scope.before(anatomy.head, tap)
         count_forward(inputs["input_ids"].numel() + joining)
         logits = anatomy.model(**call).logits
     if tap.hidden is None:

@@ -7,8 +7,7 @@ own logits; where nothing fits, the model's own head is used for every row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -137,20 +136,12 @@ class HeadTap:
         self._narrow, self._rows, self._index = not readout.own_head, rows, index
         self.hidden: torch.Tensor | None = None
 
-    def __call__(self, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def __call__(
+        self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """As a forward pre-hook of the head."""
         hidden = args[0]
         if hidden.shape[1] != self._rows and self._index is not None:
             hidden = hidden.index_select(1, self._index.to(hidden.device))  # no logits_to_keep in this model
         self.hidden = hidden
-        return (hidden[:, :1] if self._narrow else hidden, *args[1:])
-
-
-@contextmanager
-def tapped(head: nn.Module, tap: HeadTap) -> Iterator[None]:
-    """Hang ``tap`` before the head for the time of a pass."""
-    handle = head.register_forward_pre_hook(tap)
-    try:
-        yield
-    finally:
-        handle.remove()
+        return (hidden[:, :1] if self._narrow else hidden, *args[1:]), kwargs
