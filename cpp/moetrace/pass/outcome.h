@@ -19,7 +19,7 @@ struct LayerOutcome {
   std::vector<double> clean_weight, noised_weight;  ///< as applied, 0 where not routed
   std::vector<double> delta_norm;  ///< of the patch vector (equation 6) at the block's output
   std::vector<double> patched;     ///< logit difference of the sweep's run, NaN where there is none
-  std::vector<double> direct, direct_linear;  ///< of the sweep's run, see Readings
+  std::vector<double> direct, direct_linear;      ///< of the sweep's run, see Readings
   std::vector<double> clean_logit, noised_logit;  ///< of the router; empty where it isn't understood
 };
 

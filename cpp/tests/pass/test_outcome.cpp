@@ -274,7 +274,8 @@ TEST_CASE("an outcome takes what fits it alone") {
   for (LayerFacts& layer : few) layer.expert_count = 1;
   const Pass wrong(own, few, cases_of(true), 0, 4, Join::kStart);
   const auto found = HookedModel(model, wrong).run();
-  CHECK_THROWS_WITH_AS(same.take(wrong, {found, {}, {}}, {}), doctest::Contains("of 1"), std::invalid_argument);
+  CHECK_THROWS_WITH_AS(same.take(wrong, {found, {}, {}}, {}), doctest::Contains("of 1"),
+                       std::invalid_argument);
 }
 
 TEST_CASE("direct effects go where the logit difference of their run goes") {
