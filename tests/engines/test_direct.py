@@ -19,6 +19,7 @@ from moetrace.engines.job import Patch, Sweep, make_job
 from moetrace.engines.reference import ReferenceEngine
 from moetrace.engines.tree import TreeEngine
 from moetrace.models.anatomy import find_anatomy
+from moetrace.models.ending import Ending
 from moetrace.models.experts import top_k_of
 from moetrace.models.state import prepared
 from tests.engines import oracle
@@ -410,3 +411,28 @@ def test_weights_that_come_into_memory_as_they_are_used(absent, tmp_path):
         assert np.isnan(found.direct_linear).all()
     else:
         np.testing.assert_allclose(found.direct_linear, expected.direct_linear, atol=1e-3)
+
+
+@pytest.mark.parametrize("plus_one", [False, True])
+@pytest.mark.parametrize("centred", [False, True])
+def test_forms_of_norms_are_told_apart_where_the_stream_has_no_mean(centred, plus_one):
+    width = 16
+
+    class Norm(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.linspace(-1.5, 1.0, width), requires_grad=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = x - x.mean(dim=-1, keepdim=True) if centred else x
+            return (self.weight + plus_one) * x / (x.square().mean(dim=-1, keepdim=True) + 1e-5).sqrt()
+
+    norm = Norm()
+    hidden = torch.randn(3, width, generator=torch.Generator().manual_seed(1))
+    hidden -= hidden.mean(dim=1, keepdim=True)
+    hidden[2] = torch.nan
+    gain, centres, scale = Ending(norm).form_of(hidden)
+    torch.testing.assert_close(gain, norm.weight.double() + plus_one)
+    assert centres == centred
+    torch.testing.assert_close(scale[:2], hidden[:2].square().mean(dim=1).add(1e-5).sqrt().double())
+    assert torch.isnan(scale[2])

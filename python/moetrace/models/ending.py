@@ -43,7 +43,7 @@ class Ending:
         model gave it. A case where norm and read-out give another difference has NaN.
         """
         assert self.readout is not None
-        cases, runs, draws, width = deltas.shape
+        cases, _, draws, width = deltas.shape
         tokens, noised = tokens.to(noised.device), noised.unsqueeze(1)
         deltas = deltas.to(noised.device)
         wide = noised.dtype if noised.dtype is torch.float64 else torch.float32
@@ -51,7 +51,7 @@ class Ending:
         before = self.readout(start, tokens)
         base = contrast(before)
         found = []
-        for part in deltas.split(max(1, _ROWS // (cases * draws)), dim=1):
+        for part in torch.split(deltas, max(1, _ROWS // (cases * draws)), dim=1):
             moved = self.normed(noised.to(wide) + part.to(wide))
             after = self.readout(moved.reshape(cases, -1, width), tokens)
             found.append(contrast(after).reshape(cases, -1, draws) - base.unsqueeze(1))
@@ -86,10 +86,12 @@ class Ending:
         """A norm as gain * x / scale + bias, x centred or not, from what it makes of rows (n, width).
 
         The gain (width), whether it centres, and the scale (n) at each row: NaN where the form doesn't fit
-        the row. None where it fits no row.
+        the row. None where it doesn't fit a drawn row whose mean is far from 0, which tells forms apart.
         """
-        given = hidden.to(torch.float64)
-        found = self.normed(hidden if hidden.dtype is torch.float64 else hidden.float()).to(torch.float64)
+        wide = hidden if hidden.dtype is torch.float64 else hidden.float()
+        drawn = torch.randn(wide.shape[1], generator=torch.Generator().manual_seed(0)).to(wide) + 1.0
+        wide = torch.cat([wide, drawn[None]])
+        given, found = wide.to(torch.float64), self.normed(wide).to(torch.float64)
         bias = getattr(self.norm, "bias", None)
         if isinstance(bias, torch.Tensor):
             found = found - bias.to(found)
@@ -98,8 +100,8 @@ class Ending:
             scale = (expected**2).sum(dim=1) / (expected * found).sum(dim=1)
             off = (found - expected / scale.unsqueeze(1)).norm(dim=1)
             fits = off <= _FITS * found.norm(dim=1)
-            if bool(fits.any()):
-                return gain, centred, scale.masked_fill(~fits, torch.nan)
+            if bool(fits[-1]):
+                return gain, centred, scale.masked_fill(~fits, torch.nan)[:-1]
         return None
 
     def _forms(self, like: torch.Tensor) -> Iterator[tuple[torch.Tensor, bool]]:
