@@ -20,7 +20,7 @@ from moetrace.engines.self_check import widened
 from moetrace.models.anatomy import Anatomy
 from moetrace.models.ending import Ending
 from moetrace.models.forward import read_differences
-from moetrace.models.readout import make_readout
+from moetrace.models.readout import make_readout, plain_weight
 from moetrace.models.state import first_tensor
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ def _found(job: Job, case: Case) -> Ending | str:
     if stream is None or vector is None:
         return "its layers don't pass on one stream of (batch, tokens, width)"
     if seen.readout.own_head:
+        if plain_weight(job.anatomy.head) is None:
+            return "its head isn't a plain matrix in memory"
         return "what it does between its head and its logits isn't recognised"
     norm = next((norm for norm, given, gave in seen.called if seen.ends(given, gave)), None)
     if norm is None:
@@ -73,9 +75,11 @@ def _found(job: Job, case: Case) -> Ending | str:
         return "its final norm and read-out give other logits by themselves than in its forward"
     if bool(torch.isfinite(linear).all()):
         return ending
+    absent = any(weight.is_meta for weight in norm.parameters())
+    why = "has weights that aren't in memory" if absent else "isn't a gain times its input over a scale"
     fault = (
         f"linear direct effects aren't available for {type(job.anatomy.model).__name__}: its final norm "
-        f"({type(norm).__name__}) isn't a gain times its input over a scale"
+        f"({type(norm).__name__}) {why}"
     )
     return Ending(norm, seen.readout, linear_fault=fault)
 

@@ -15,6 +15,7 @@ from torch import nn
 from moetrace.models.readout import Readout
 
 _PLAIN = (torch.Tensor, nn.Parameter)
+_ROWS = 1024  # rows that go through the norm at once
 _FITS = 1e-4  # by how much of its size a norm's output may differ from the form that is linearised
 
 
@@ -42,44 +43,55 @@ class Ending:
         model gave it. A case where norm and read-out give another difference has NaN.
         """
         assert self.readout is not None
-        cases, runs, draws, width = deltas.shape
+        cases, _, draws, width = deltas.shape
         tokens, noised = tokens.to(noised.device), noised.unsqueeze(1)
         deltas = deltas.to(noised.device)
         wide = noised.dtype if noised.dtype is torch.float64 else torch.float32
         start = self.normed(noised.to(wide)).reshape(cases, draws, width)
-        moved = self.normed(noised.to(wide) + deltas.to(wide))
         before = self.readout(start, tokens)
-        after = self.readout(moved.reshape(cases, runs * draws, width), tokens)
         base = contrast(before)
-        direct = contrast(after).reshape(cases, runs, draws) - base.unsqueeze(1)
+        found = []
+        for part in torch.split(deltas, max(1, _ROWS // (cases * draws)), dim=1):
+            moved = self.normed(noised.to(wide) + part.to(wide))
+            after = self.readout(moved.reshape(cases, -1, width), tokens)
+            found.append(contrast(after).reshape(cases, -1, draws) - base.unsqueeze(1))
+        direct = torch.cat(found, dim=1)
         linear = self._linear(noised.squeeze(1), start, deltas, tokens)
-        size = before.abs().amax(dim=2).clamp(min=1.0)
-        rounding = torch.finfo(noised.dtype).eps
-        apart = (base - differences.to(base)).abs() > 64 * rounding * size
-        direct = direct.masked_fill(apart.unsqueeze(1), torch.nan)
-        return direct, linear.masked_fill(apart.unsqueeze(1), torch.nan)
+        # Rounding of what the norm gives, and of the logits.
+        lengths = self.readout.rows(tokens).norm(dim=2).amax(dim=1, keepdim=True) * start.norm(dim=2).to(base)
+        size = 4 * lengths + 64 * before.abs().amax(dim=2).clamp(min=1.0)
+        apart = (base - differences.to(base)).abs() > torch.finfo(noised.dtype).eps * size
+        unknown = apart.unsqueeze(1)
+        return (
+            direct.masked_fill(unknown, torch.nan),
+            linear.masked_fill(unknown.to(linear.device), torch.nan),
+        )
 
     def normed(self, hidden: torch.Tensor) -> torch.Tensor:
-        """What the final norm makes of rows, in their precision where its weights are in memory."""
+        """What the final norm makes of rows, in their precision if it can."""
         assert self.norm is not None
         held = dict(self.norm.named_parameters())
-        if "forward" in vars(self.norm) or any(w.is_meta or type(w) not in _PLAIN for w in held.values()):
-            weight = next(iter(held.values()), None)
-            given = hidden if weight is None else hidden.to(weight.dtype)
-            found: torch.Tensor = self.norm(given)
+        found: torch.Tensor
+        if not any(w.is_meta or type(w) not in _PLAIN for w in held.values()):
+            wide = {name: weight.to(hidden.dtype) for name, weight in held.items()}
+            found = torch.func.functional_call(self.norm, wide, (hidden,))
             return found
-        wide = {name: weight.to(hidden.dtype) for name, weight in held.items()}
-        called: torch.Tensor = torch.func.functional_call(self.norm, wide, (hidden,))
-        return called
+        try:  # weights that only the module's own forward brings into memory
+            found = self.norm(hidden)
+        except RuntimeError:  # a layer norm takes their precision alone
+            found = self.norm(hidden.to(next(iter(held.values())).dtype)).to(hidden.dtype)
+        return found
 
     def form_of(self, hidden: torch.Tensor) -> tuple[torch.Tensor, bool, torch.Tensor] | None:
         """A norm as gain * x / scale + bias, x centred or not, from what it makes of rows (n, width).
 
         The gain (width), whether it centres, and the scale (n) at each row: NaN where the form doesn't fit
-        the row. None where it fits no row.
+        the row. None where it doesn't fit a drawn row whose mean is far from 0, which tells forms apart.
         """
-        given = hidden.to(torch.float64)
-        found = self.normed(hidden if hidden.dtype is torch.float64 else hidden.float()).to(torch.float64)
+        wide = hidden if hidden.dtype is torch.float64 else hidden.float()
+        drawn = torch.randn(wide.shape[1], generator=torch.Generator().manual_seed(0)).to(wide) + 1.0
+        wide = torch.cat([wide, drawn[None]])
+        given, found = wide.to(torch.float64), self.normed(wide).to(torch.float64)
         bias = getattr(self.norm, "bias", None)
         if isinstance(bias, torch.Tensor):
             found = found - bias.to(found)
@@ -88,8 +100,8 @@ class Ending:
             scale = (expected**2).sum(dim=1) / (expected * found).sum(dim=1)
             off = (found - expected / scale.unsqueeze(1)).norm(dim=1)
             fits = off <= _FITS * found.norm(dim=1)
-            if bool(fits.any()):
-                return gain, centred, scale.masked_fill(~fits, torch.nan)
+            if bool(fits[-1]):
+                return gain, centred, scale.masked_fill(~fits, torch.nan)[:-1]
         return None
 
     def _forms(self, like: torch.Tensor) -> Iterator[tuple[torch.Tensor, bool]]:

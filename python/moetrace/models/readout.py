@@ -35,7 +35,7 @@ def _candidates(config: Any) -> dict[str, Elementwise]:
     return found
 
 
-def _plain_weight(head: nn.Module) -> torch.Tensor | None:
+def plain_weight(head: nn.Module) -> torch.Tensor | None:
     """The head's (vocabulary, width) matrix, where it is a plain one that is in memory."""
     weight = getattr(head, "weight", None)
     if not isinstance(weight, torch.Tensor) or weight.is_meta or not weight.is_floating_point():
@@ -74,7 +74,7 @@ class Readout:
         size = float(logits.abs().max()) if logits.numel() else 0.0
         tolerance = 64 * torch.finfo(logits.dtype).eps * max(1.0, size)
         for name, function in self._candidates.items():
-            if _plain_weight(self._head) is None or not len(logits):
+            if plain_weight(self._head) is None or not len(logits):
                 break
             mine = function(self._linear(hidden, tokens))
             if bool(((mine - logits.to(mine.device, mine.dtype)).abs() <= tolerance).all()):
@@ -92,7 +92,7 @@ class Readout:
 
     def rows(self, tokens: torch.Tensor) -> torch.Tensor:
         """Rows of the unembedding, float64 (n, m, width)."""
-        weight = _plain_weight(self._head)
+        weight = plain_weight(self._head)
         assert weight is not None
         return weight[tokens.to(weight.device)].to(torch.float64)
 

@@ -49,9 +49,11 @@ def trace_experts(
 
     An expert's contribution c_e is the ablation difference under fixed routing (equation 5), its patch vector
     delta_e = c_e(clean) - c_e(noised) (equation 6). An expert that isn't clean-active in a case has rescue
-    exactly 0 there, and the row counts. Errors: as trace_layers; LayerRangeError for a layer without experts
-    that can be traced one by one; ContributionError where the contributions don't sum to the block's routed
-    output.
+    exactly 0 there, and the row counts. ``.direct`` and ``.indirect`` say what of a rescue goes straight to
+    the logits and what through later layers: see :class:`ExpertTrace`.
+
+    Errors: as trace_layers; LayerRangeError for a layer without experts that can be traced one by one;
+    ContributionError where the contributions don't sum to the block's routed output.
     """
     common = checked(dict(options), trace_experts)
     anatomy = find_anatomy(model)

@@ -47,6 +47,8 @@ def trace_layers(
     ``final_subject``: "refuse" or "keep" cases whose final token belongs to the subject.
     ``readout``: "exact" takes logits in float64 from what enters the head; "model" as the model's own head
     and dtype give them: in half precision rounded, so that some rescues come out as exactly zero (Table 3).
+    What of a rescue goes straight to the logits and what through later layers, ``.direct`` and ``.indirect``,
+    comes with it: see :class:`LayerTrace`.
 
     Errors: CaseError and its children for cases, ModelError for models and layouts, LayerRangeError for
     layers, EngineError and HookError for engines, RunFolderError for ``out``. A case with NaN or infinite
