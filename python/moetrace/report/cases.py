@@ -30,7 +30,9 @@ def cases_section(source: Source) -> Section:
     whole = source.case_set("usable")
     funnel = whole.funnel if whole is not None else {}
     dropped = dict(whole.dropped.most_common()) if whole is not None else {}
-    sizes = {name: len(own) for name in ("discovery", "validation") if (own := source.case_set(name)) is not None}
+    sizes = {
+        name: len(own) for name in ("discovery", "validation") if (own := source.case_set(name)) is not None
+    }
     lead = [f"{counted(len(usable), 'case')} passed every filter."]
     if sizes:
         lead.append(

@@ -33,7 +33,9 @@ def coalitions_section(source: Source) -> Section:
         + (_size_caption(trace) if trace.players else "Each mark is one coalition. ")
         + f"Bars: {interval_label()}s."
     )
-    tables = [Table.of(table.drop(columns="layer"), "Rescue of coalitions in logits; sign-flip p, uncorrected")]
+    tables = [
+        Table.of(table.drop(columns="layer"), "Rescue of coalitions in logits; sign-flip p, uncorrected")
+    ]
     shares, share_caption, share_tables = _shares(trace)
     return Section(
         "coalitions", title, _lead(trace, layer), caption,
@@ -102,7 +104,9 @@ def shapley_table(trace: CoalitionTrace) -> pd.DataFrame:
         }
     )
     table = summarise(wide.fillna(0.0).to_numpy(), heads, trace.cases, correction=CORRECTION)
-    return table.sort_values("mean", ascending=False, ignore_index=True).rename(columns={"mean": "Shapley value"})
+    return table.sort_values("mean", ascending=False, ignore_index=True).rename(
+        columns={"mean": "Shapley value"}
+    )
 
 
 def _shares(trace: CoalitionTrace) -> tuple[dict[str, Any] | None, str, list[Table]]:
@@ -133,4 +137,8 @@ def _shares(trace: CoalitionTrace) -> tuple[dict[str, Any] | None, str, list[Tab
         "active": shown.active.tolist(),
         "n": len(trace),
     }
-    return data, caption, [Table.of(table, f"Shapley values in logits; {interval_label()}s; sign-flip p, {of}")]
+    return (
+        data,
+        caption,
+        [Table.of(table, f"Shapley values in logits; {interval_label()}s; sign-flip p, {of}")],
+    )

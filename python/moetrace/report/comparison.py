@@ -56,5 +56,5 @@ def comparison_section(source: Source, name: str | None) -> Section:
         "where it prints one. No test is made here: the table says whether the run's interval covers the "
         "printed mean." if data else "",
         f"Dot chart of this run's figures and the paper's for {model}",
-        [Table.of(table, f"This run and the paper, {model}")], data,
+        [Table.of(table, f"This run and the paper, {model}", open=True)], data,
     )  # fmt: skip

@@ -49,10 +49,10 @@ def controls_section(source: Source) -> Section:
     active = int(rows.clean_active.sum())
     lead = [
         f"{star} is taken by the router of the clean run in {active} of {counted(len(rows), f'{half} case')}. "
-        f"It restores {number(contrast.mean, sign=True)} logits more than other active experts of its layer "
-        f"({interval(own.ci_low, own.ci_high)}; two-sided sign-flip test, one hypothesis fixed on the "
-        f"discovery half, {p_text(own.p_value)}), and more in "
-        f"{100 * contrast.positive_fraction:.0f} % of the cases."
+        f"On average it restores {number(abs(contrast.mean))} logits {'less' if contrast.mean < 0 else 'more'} "
+        f"than other active experts of its layer (difference {number(contrast.mean, sign=True)}, "
+        f"{interval(own.ci_low, own.ci_high)}; two-sided sign-flip test, {p_text(own.p_value)}, {_fixed(half)}), "
+        f"and more than they in {100 * contrast.positive_fraction:.0f} % of the cases.",
     ]
     if len(contrast.short_cases):
         without = int((contrast.short_cases.used == 0).sum())
@@ -66,7 +66,9 @@ def controls_section(source: Source) -> Section:
         f"seed {contrast.seed}). Where the router doesn't take {star}, its rescue is 0. Hover for the fact; "
         "select a mark to open the case below."
     )
-    tables = [Table.of(summary, f"{star} and its controls in logits; {interval_label()}s; sign-flip p, uncorrected")]
+    tables = [
+        Table.of(summary, f"{star} and its controls in logits; {interval_label()}s; sign-flip p, uncorrected")
+    ]
     matched, matched_table = _matched(source)
     direct = _direct(trace, source)
     return Section(
@@ -76,6 +78,13 @@ def controls_section(source: Source) -> Section:
         {"star": str(star), **_pairs(rows), "matched": matched},
         {"matched": matched_caption(source) if matched else "", "direct": direct},
     )  # fmt: skip
+
+
+def _fixed(half: str) -> str:
+    """What the test may claim."""
+    if half == "validation":
+        return "one hypothesis, fixed before these cases were looked at"
+    return "on the very cases that selected it, which the test doesn't account for"
 
 
 def _pairs(rows: pd.DataFrame) -> dict[str, Any]:
@@ -109,7 +118,9 @@ def _matched(source: Source) -> tuple[dict[str, Any] | None, list[Table]]:
         }
         for scaling, own in table.groupby("scaling", sort=False)
     }
-    caption = f"{trace.star} and the active expert of nearest gate weight, in logits; sign-flip p, uncorrected"
+    caption = (
+        f"{trace.star} and the active expert of nearest gate weight, in logits; sign-flip p, uncorrected"
+    )
     return data, [Table.of(table, caption)]
 
 

@@ -34,7 +34,8 @@ def experts_section(source: Source) -> Section:
     caption = (
         f"Mean rescue of each expert's own contribution over {counted(len(trace), f'{half} case')}; a case "
         "in which the router doesn't take the expert counts as 0, and a cell without colour is an expert "
-        f"that is never clean-active. Dots: two-sided sign-flip test, adjusted p < {LEVEL:g}, {of}. Ring: "
+        f"that is never clean-active. The colour goes with the square root of the mean, so that small ones are "
+        f"seen too. Dots: two-sided sign-flip test, adjusted p < {LEVEL:g}, {of}. Ring: "
         "the selected expert."
     )
     star = source.star
@@ -91,9 +92,9 @@ def map_data(trace: ExpertTrace, table: pd.DataFrame) -> dict[str, Any]:
 def _lead(trace: ExpertTrace, table: pd.DataFrame, kept: pd.DataFrame) -> list[str]:
     lines = [
         f"{counted(len(trace.sites), 'expert')} of {counted(len(trace.layers), 'layer')} were patched one by "
-        f"one, with nothing but their own contribution; {len(table)} are ever clean-active.",
-        f"{counted(len(kept), 'expert')} "
-        f"{'differs' if len(kept) == 1 else 'differ'} from zero after correction for all of them"
+        f"one, with nothing but their own contribution; {len(table):,} are ever clean-active.",
+        f"{counted(len(kept), 'expert') if len(kept) else 'No expert'} "
+        f"{'differ' if len(kept) > 1 else 'differs'} from zero after correction for all of them"
         + (f"; the strongest is {kept.loc[kept['mean'].abs().idxmax(), 'star']} with "
            f"{number(kept.loc[kept['mean'].abs().idxmax(), 'mean'], sign=True)} logits." if len(kept) else "."),
     ]  # fmt: skip
@@ -112,6 +113,4 @@ def _listed(table: pd.DataFrame) -> pd.DataFrame:
 
 def _listed_caption(table: pd.DataFrame, half: str, of: str) -> str:
     few = f"The {LISTED} largest of {len(table)} experts" if len(table) > LISTED else "All experts"
-    return (
-        f"{few} by absolute mean rescue in logits on {half} cases; {interval_label()}s; sign-flip p, {of}"
-    )
+    return f"{few} by absolute mean rescue in logits on {half} cases; {interval_label()}s; sign-flip p, {of}"

@@ -121,7 +121,11 @@ def _largest(trace: ExpertTrace, place: int) -> list[list[Any]]:
     direct = getattr(arrays, "direct", None)
     rows = []
     for site in order:
-        values = [trace.effects[place, site], arrays.clean_weight[place, site], arrays.delta_norm[place, site]]
+        values = [
+            trace.effects[place, site],
+            arrays.clean_weight[place, site],
+            arrays.delta_norm[place, site],
+        ]
         if direct is not None:
             values.append(direct[place, site])
         rows.append([str(Expert(int(layers[site]), int(experts[site]))), *floats(values, digits=5)])

@@ -23,6 +23,24 @@ SOFTWARE = f"""@software{{moetrace,
   version = {{{__version__}}},
   year    = {{2026}}
 }}"""
+TITLES = {
+    "1": "Main validation results",
+    "2": "Protocol",
+    "3": "Activity of the selected expert, and rows with zero rescue",
+    "4": "Most frequent relations",
+    "5": "By relation",
+    "6": "Sharpness of the layer sweep",
+    "7": "Relative to the layer's rescue",
+    "8": "Case ids",
+    "9": "Gate-weight-matched and equal-norm control",
+    "10": "Rank among the active experts",
+    "11": "Active pair at equal norm",
+    "12": "Relations held out",
+    "13": "Noise scales",
+    "14": "Relaxed filters",
+    "15": "Relaxed filters, by overlap with the strict set",
+    "16": "Coalitions",
+}
 _UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
@@ -93,9 +111,9 @@ def settings_section(source: Source) -> Section:
     tables = []
     settings, counts = source.named("settings"), source.named("counts")
     if settings:
-        tables.append(Table.pairs(settings, "Settings of the run"))
+        tables.append(Table.pairs(settings, "Settings of the run", open=True))
     if counts:
-        tables.append(Table.pairs(_readable(counts), "What it cost"))
+        tables.append(Table.pairs(_readable(counts), "What it cost", open=True))
     if provenance:
         tables.append(Table.pairs(provenance, "Where the numbers come from"))
     if not tables:
@@ -111,10 +129,16 @@ def tables_section(source: Source) -> Section:
     tables = source.get("tables") or {}
     if not tables:
         return Section.without("tables", title, "The run holds no tables.")
-    order = sorted(tables, key=lambda name: (not str(name).isdigit(), int(name) if str(name).isdigit() else 0, str(name)))
-    shown = [Table.of(tables[name], f"Table {name}", plain=False) for name in order]
+    order = sorted(
+        tables, key=lambda name: (not str(name).isdigit(), int(name) if str(name).isdigit() else 0, str(name))
+    )
+    shown = [Table.of(tables[name], _caption(str(name)), plain=False) for name in order]
     lead = ["Numbered as in the paper. A head sorts its column; the files of the run hold every digit."]
     return Section("tables", title, lead, tables=shown)
+
+
+def _caption(name: str) -> str:
+    return f"Table {name}. {TITLES[name]}" if name in TITLES else f"Table {name}"
 
 
 def cite_section(_: Source) -> Section:

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from moetrace.report.embed import floats
-from moetrace.report.parts import Section, Table, counted, interval, number, relation_text
+from moetrace.report.parts import Section, Table, counted, interval, number, relation_text, tiny
 from moetrace.report.source import Source
 from moetrace.results.display import correction_label, interval_label
 from moetrace.results.layers import LayerTrace
@@ -29,7 +29,7 @@ def layers_section(source: Source) -> Section:
     caption = (
         f"Mean rescue by layer over {counted(len(trace), f'{half} case')}. Band: {interval_label()} "
         f"(bootstrap over cases). Filled marks: two-sided sign-flip test, adjusted p < {LEVEL:g}, {of}: "
-        f"{kept} of {len(table)} layers. Grey strip: the numerical floor, ±{trace.noise_floor:.1e} logits, "
+        f"{kept} of {len(table)} layers. Grey strip: the numerical floor, ±{tiny(trace.noise_floor)} logits, "
         "below which nothing is told from rounding."
     )
     data: dict[str, Any] = {

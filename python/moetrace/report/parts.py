@@ -15,7 +15,7 @@ MINUS, NO_NUMBER = "\u2212", "\u2013"
 HEADS = {
     "relation_id": "relation", "case_id": "case", "ci_low": "interval from", "ci_high": "to",
     "p_value": "p", "p_adjusted": "adjusted p", "positive_fraction": "share above 0", "n": "cases",
-    "star": "expert", "mean": "mean rescue", "clean_active": "clean-active",
+    "star": "expert", "clean_active": "clean-active", "star_rescue": "rescue", "control_rescue": "controls, mean",
 }  # fmt: skip
 
 
@@ -39,7 +39,23 @@ def p_text(value: float) -> str:
     """A p-value, no finer than the sign flips can tell."""
     if value != value:
         return "no test (too few cases)"
-    return f"p = {value:.4f}" if value >= 0.0001 else "p < 0.0001"
+    return f"p\u00a0=\u00a0{p_number(value)}"
+
+
+def p_number(value: float) -> str:
+    """A p-value alone: 1 of 10,000 flips is 0.0001."""
+    return number(value, 4) if not value < 0.00005 else tiny(value)
+
+
+def tiny(value: float) -> str:
+    """A small number as a power of ten.
+
+    >>> tiny(2.04e-06)
+    '2.0 × 10⁻⁶'
+    """
+    digits, power = f"{value:.1e}".split("e")
+    raised = str(int(power)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"{digits}\u00a0×\u00a010{raised}"
 
 
 def counted(count: int, thing: str) -> str:
@@ -79,14 +95,15 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Text cells under heads, as the template shows them."""
+    """Text cells under heads, as the template shows them; folded away unless ``open``."""
 
     caption: str
     columns: Sequence[Column]
     rows: Sequence[Sequence[str]]
+    open: bool = False
 
     @classmethod
-    def of(cls, frame: pd.DataFrame, caption: str, plain: bool = True) -> Table:
+    def of(cls, frame: pd.DataFrame, caption: str, plain: bool = True, open: bool = False) -> Table:
         """From a DataFrame; ``plain`` turns the package's column names into words."""
         columns = []
         for place, name in enumerate(frame.columns):
@@ -94,14 +111,18 @@ class Table:
             numeric = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_bool_dtype(values)
             head = HEADS.get(str(name), str(name).replace("_", " ")) if plain else str(name)
             columns.append(Column(head, bool(numeric)))
-        rows = [[cell(value) for value in row] for row in frame.itertuples(index=False, name=None)]
-        return cls(caption, columns, rows)
+        texts = [p_number if str(name) in ("p_value", "p_adjusted") else cell for name in frame.columns]
+        rows = [
+            [text(value) for text, value in zip(texts, row, strict=True)]
+            for row in frame.itertuples(index=False, name=None)
+        ]
+        return cls(caption, columns, rows, open)
 
     @classmethod
-    def pairs(cls, values: Mapping[str, Any], caption: str) -> Table:
+    def pairs(cls, values: Mapping[str, Any], caption: str, open: bool = False) -> Table:
         """Names and values, one pair a row; mappings inside are unfolded."""
         rows = [[name.replace("_", " "), cell(value)] for name, value in _unfolded(values)]
-        return cls(caption, [Column("name", False), Column("value", False)], rows)
+        return cls(caption, [Column("name", False), Column("value", False)], rows, open)
 
 
 def _unfolded(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -119,7 +140,7 @@ class Section:
     """One part of the page.
 
     ``lead``: sentences above it. ``caption``: what its chart shows, with test and correction. ``tables``: the
-    chart's numbers, folded away unless ``open``. ``data``: what the page's script reads under the section's
+    chart's numbers. ``data``: what the page's script reads under the section's
     id. ``absent``: why there is nothing to show.
     """
 

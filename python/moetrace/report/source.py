@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, is_dataclass
+from pathlib import PurePath
 from typing import Any
 
+from moetrace.arguments import refuse_type
 from moetrace.cases import Case, CaseSet
 from moetrace.results.base import TraceResult
 from moetrace.results.expert_name import Expert
@@ -17,10 +19,15 @@ class Source:
     """The attributes of a report that the page shows, each of which may be missing or None.
 
     settings, cases (all, usable, discovery, validation), traces, tables, star, layer, counts, stability,
-    held_out, compare, provenance, texts.
+    held_out, compare, provenance, texts. ArgumentTypeError for what is no report at all.
     """
 
     def __init__(self, report: Any) -> None:
+        if not hasattr(report, "traces"):
+            refuse_type(report, "report", "the report of a run, as run_protocol gives it")
+        for name in ("traces", "cases", "tables", "texts"):
+            if not isinstance(getattr(report, name, None), Mapping | None):
+                refuse_type(getattr(report, name), f"report.{name}", "a dict, or None")
         self._report = report
 
     def get(self, name: str) -> Any:
@@ -100,7 +107,9 @@ class Source:
         model = self.provenance.get("model", {})
         if not isinstance(model, Mapping):
             return str(model)
-        return str(model.get("name") or model.get("class") or "an unnamed model")
+        name = str(model.get("name") or model.get("class") or "an unnamed model")
+        # Where a model lay on somebody's disk is no title; its last two folders mostly name it.
+        return "/".join(PurePath(name).parts[-2:]) if PurePath(name).is_absolute() else name
 
     def comparison(self) -> Callable[[str], Any] | None:
         """The report's own ``compare``, or None."""

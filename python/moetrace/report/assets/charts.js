@@ -166,17 +166,22 @@ const Charts = (() => {
       const test = chosen.experts ? ["one relation: no test"] : [range(cell.low, cell.high), tested(cell.p)];
       return [`${map.name(s)}: ${signed(cell.mean)} logits`, ...test, `clean-active in ${cell.active} of ${found.n} cases`];
     }));
-    const z = site.map((line) => line.map((s) => (s === undefined ? null : (found.of(s) || { mean: null }).mean)));
-    const most = z.flat().reduce((top, value) => Math.max(top, Math.abs(value || 0)), 1e-9);
+    // Colour goes with the square root: one strong expert among thousands would leave the others blank.
+    const root = (value) => Math.sign(value) * Math.sqrt(Math.abs(value));
+    const z = site.map((line) => line.map((s) => { const cell = s === undefined ? null : found.of(s); return cell && root(cell.mean); }));
+    const most = Math.max(1e-9, z.flat().reduce((top, value) => Math.max(top, value * value), 0));
+    const shown = [-1, -0.5, -0.1, 0, 0.1, 0.5, 1].map((share) => share * most);
+    const levels = { tickvals: shown.map(root), ticktext: shown.map((value) => (value ? signed(value, most < 0.05 ? 4 : 2) : "0")) };
+    const gap = map.width > 32 ? 0 : 1;
     const [red, blue, middle] = ["red", "blue", "ground"].map(color);
     const where = new Map(site.flatMap((line, row) => line.map((s, place) => [s, [map.layers[place], row]])));
     const kept = chosen.experts ? [] : Array.from(map.table.site).filter((s, row) => map.table.p[row] < 0.05);
     const traces = [
       {
-        type: "heatmap", x: map.layers, y: rows, z, text: lines.map((line) => line.map(hover)), meta: lines, xgap: 1, ygap: 1,
-        hovertemplate: "%{text}<extra></extra>", hoverongaps: true, zmin: -most, zmax: most, sites: site,
-        colorscale: [[0, red], [0.4, mix(red, middle, 0.45)], [0.5, mix(color("grey"), middle, 0.22)], [0.6, mix(blue, middle, 0.45)], [1, blue]],
-        colorbar: { title: { text: "logits", side: "top", font: { size: 12 } }, thickness: 10, len: 0.9, outlinewidth: 0, tickfont: { size: 11 } },
+        type: "heatmap", x: map.layers, y: rows, z, text: lines.map((line) => line.map(hover)), meta: lines,
+        xgap: gap, ygap: gap, hovertemplate: "%{text}<extra></extra>", hoverongaps: true, zmin: -root(most), zmax: root(most), sites: site,
+        colorscale: [[0, red], [0.4, mix(red, middle, 0.4)], [0.5, mix(color("grey"), middle, 0.22)], [0.6, mix(blue, middle, 0.4)], [1, blue]],
+        colorbar: { title: { text: "mean rescue (logits)", side: "right", font: { size: 12 } }, thickness: 10, len: 0.9, outlinewidth: 0, tickfont: { size: 11 }, ...levels },
       },
       {
         type: "scatter", mode: "markers", x: kept.map((s) => where.get(s)[0]), y: kept.map((s) => where.get(s)[1]), hoverinfo: "skip",
@@ -194,7 +199,7 @@ const Charts = (() => {
     const title = byRescue ? "rank within the layer" : "expert";
     const x = axis("layer", { showgrid: false, dtick: map.layers.length < 16 ? 1 : undefined });
     const y = axis(title, { showgrid: false, autorange: byRescue ? "reversed" : true, dtick: map.width < 20 ? 1 : undefined });
-    return { traces, layout: layout(x, y, { height }), main: 0, open: (point) => Page.chooseExpert(point.site) };
+    return { traces, layout: layout(x, y, { height, showlegend: true }), main: 0, open: (point) => Page.chooseExpert(point.site) };
   }
   function mix(hex, other, share) {
     const part = (text, place) => parseInt(text.slice(1 + 2 * place, 3 + 2 * place), 16);
@@ -211,11 +216,11 @@ const Charts = (() => {
     const lines = found.map((own) => fact(own.id, [`${map.name(chosen.expert)}: ${signed(own.rescue)} logits`, own.relation]));
     const blue = color("blue"), red = color("red");
     const traces = [points(lines, {
-      type: "bar", x: found.map((_, place) => place + 1), y: found.map((own) => own.rescue), ids: found.map((own) => own.id),
+      type: "bar", textposition: "none", x: found.map((_, place) => place + 1), y: found.map((own) => own.rescue), ids: found.map((own) => own.id),
       marker: { color: found.map((own) => (own.rescue < 0 ? red : blue)), opacity: 0.85 },
     })];
-    const x = axis(`cases in which ${map.name(chosen.expert)} is clean-active, sorted`, { showgrid: false, rangemode: "tozero" });
-    const more = { height: 300, showlegend: false, shapes: [strip(data.experts.floor)], margin: { l: 56, r: 20, t: 20, b: 52 } };
+    const x = axis(`its ${found.length} active cases, sorted`, { showgrid: false, range: [0.3, Math.max(found.length, 12) + 0.7], tickformat: "d", dtick: found.length < 16 ? 1 : undefined });
+    const more = { height: 300, showlegend: false, shapes: [strip(data.experts.floor)], margin: { l: 56, r: 20, t: 20, b: 52 }, bargap: 0.35 };
     return { traces, layout: layout(x, logits("rescue (logits)"), more), main: 0, open: (point) => Page.openCase(point.id) };
   }
 
@@ -303,7 +308,7 @@ const Charts = (() => {
     const hue = own.mean.map((mean) => (mean < 0 ? red : blue));
     const fill = own.p.map((p, place) => (known(p) && p < 0.05 ? hue[place] : fade(hue[place], 0.18)));
     const traces = [points(lines, {
-      type: "bar", orientation: "h", y: flip(own.expert), x: flip(own.mean),
+      type: "bar", textposition: "none", orientation: "h", y: flip(own.expert), x: flip(own.mean),
       marker: { color: flip(fill), line: { color: flip(hue), width: 1 } },
       error_x: bars(flip(own.mean), flip(own.low), flip(own.high), color("text")),
     })];

@@ -29,7 +29,7 @@ const Page = (() => {
     addEventListener("beforeprint", () => {
       theme = root.dataset.theme;
       setTheme("light");
-      opened = [...document.querySelectorAll("#tables details:not([open])")];
+      opened = [...document.querySelectorAll("#tables details:not([open]), #settings details:not([open])")];
       opened.forEach((details) => { details.open = true; });
       drawAll(660);
     });
@@ -161,10 +161,11 @@ const Page = (() => {
     }));
     const best = (fact.experts || [])[0];
     const told = [
-      ["true object", fact.true], ["foil", fact.foil], ["clean", `${signed(fact.clean)} logits`], ["noised", `${signed(fact.noised)} logits`],
-      ["carried most by", best ? `${best[0]} (${signed(best[1])})` : "–"], [`specificity of ${data.explorer.star || "the expert"}`, signed(fact.specificity)],
+      ["true object", fact.true.trim() || fact.true], ["foil", fact.foil.trim() || fact.foil], ["clean", `${signed(fact.clean)} logits`], ["noised", `${signed(fact.noised)} logits`],
+      ["carried most by", best ? `${best[0]} (${signed(best[1])})` : "–"],
       ["relation", fact.relation], ["case", `${fact.id}, ${fact.half}`],
     ];
+    if (fact.specificity !== undefined) told.push([`specificity of ${data.explorer.star}`, signed(fact.specificity)]);
     byId("case-facts").replaceChildren(...told.map(([name, value]) => { const pair = element("div"); pair.append(element("dt", name), element("dd", value)); return pair; }));
     expertsOf(fact);
     draw("case-chart");
