@@ -124,7 +124,8 @@ def wide_report(cases: int = 128, layers: int = 48, experts: int = 128, k: int =
         [
             mt.Case(
                 rng.integers(5, 900, 12).tolist(), (3, 6), 7, 8, case_id=int(case),
-                relation_id=f"P{int(12 * rng.random() ** 2)}", prompt=f"The fact number {case} about a subject is",
+                relation_id=f"P{int(12 * rng.random() ** 2)}",
+                prompt=f"The fact number {case} about a subject is",
             )
             for case in range(2 * cases)
         ],

@@ -70,7 +70,8 @@ class Opened:
             "node => node.scrollIntoView({block: 'center', behavior: 'instant'})"
         )
         code = """([id, x, y]) => {
-            const node = document.getElementById(id), at = node.getBoundingClientRect(), full = node._fullLayout;
+            const node = document.getElementById(id), at = node.getBoundingClientRect();
+            const full = node._fullLayout;
             return [at.left + full._size.l + full.xaxis.d2p(x), at.top + full._size.t + full.yaxis.d2p(y)];
         }"""
         self.page.wait_for_timeout(100)
@@ -112,7 +113,7 @@ def test_every_chart_is_drawn_and_the_page_is_quiet(opened):
         assert opened.page.locator(f"#{chart} svg.main-svg").count() >= 1, chart
         marks = f"#{chart} .point, #{chart} .js-line, #{chart} .hm image"
         assert opened.page.locator(marks).count() >= 1, chart
-    drawn = opened.js("Object.keys(Charts.data)")
+    drawn = opened.js("Object.keys(Look.data)")
     assert {"layers", "experts", "controls", "coalitions", "checks", "explorer", "paper"} <= set(drawn)
 
 
@@ -357,7 +358,7 @@ def test_dark_and_back(browser, file):
     opened.page.emulate_media(color_scheme="light")
     opened.page.wait_for_timeout(200)
     opened.page.emulate_media(color_scheme="dark")
-    opened.page.wait_for_function("document.documentElement.dataset.theme === 'dark'")
+    opened.page.wait_for_selector("html[data-theme=dark]")
     assert ground(opened) < 60
     context.close()
 

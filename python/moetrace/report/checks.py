@@ -45,8 +45,8 @@ def checks_section(source: Source) -> Section:
         label = "Line chart of mean rescue in logits by noise scale"
         caption = (
             f"Mean rescue of {data['star']} and of its whole block when the subject is noised more or less, "
-            f"{counted(len(scales), 'case')}; nothing is selected anew. Bands: {interval_label()}s. The scale "
-            "is in standard deviations of the embedding; tests in the table, uncorrected."
+            f"{counted(len(scales), 'case')}; nothing is selected anew. Bands: {interval_label()}s. The "
+            "scale is in standard deviations of the embedding; tests in the table, uncorrected."
         )
     else:
         missing.append("noise scales")

@@ -10,7 +10,7 @@ import pandas as pd
 from moetrace.errors import MoetraceError
 from moetrace.report.embed import floats
 from moetrace.report.layers import CORRECTION, LEVEL
-from moetrace.report.parts import Section, Table, counted, interval, number
+from moetrace.report.parts import Section, Table, counted, number
 from moetrace.report.source import Source
 from moetrace.results.base import summarise
 from moetrace.results.coalitions import CoalitionTrace
@@ -52,8 +52,8 @@ def _lead(trace: CoalitionTrace, layer: int) -> list[str]:
     size = small["size"].to_numpy()
     lines = [
         f"All {trace.players} experts that the clean run takes in layer {layer} restore "
-        f"{number(float(found.grand.mean()), sign=True)} logits together; one at a time their rescues add up to "
-        f"{number(float(found.singles.mean()), sign=True)}."
+        f"{number(float(found.grand.mean()), sign=True)} logits together; one at a time their rescues add up "
+        f"to {number(float(found.singles.mean()), sign=True)}."
     ]
     if (size > 0).any():
         lines.append(

@@ -49,12 +49,15 @@ def comparison_section(source: Source, name: str | None) -> Section:
             if own is not None
         }
     model = MODELS.get(chosen, chosen)
+    caption = (
+        f"Blue: this run, with its 95 % interval. Grey: as the paper prints it for {model}, with its "
+        "interval where it prints one. No test is made here: the table says whether the run's interval "
+        "covers the printed mean."
+    )
     return Section(
         "paper", title,
         [f"The figures that the paper prints for {model}, beside those of this run."],
-        f"Blue: this run, with its 95 % interval. Grey: as the paper prints it for {model}, with its interval "
-        "where it prints one. No test is made here: the table says whether the run's interval covers the "
-        "printed mean." if data else "",
+        caption if data else "",
         f"Dot chart of this run's figures and the paper's for {model}",
         [Table.of(table, f"This run and the paper, {model}", open=True)], data,
     )  # fmt: skip

@@ -47,12 +47,13 @@ def controls_section(source: Source) -> Section:
     summary = contrast.summary()
     own = summary.set_index("quantity").loc["specificity"]
     active = int(rows.clean_active.sum())
+    relative = "less" if contrast.mean < 0 else "more"
     lead = [
-        f"{star} is taken by the router of the clean run in {active} of {counted(len(rows), f'{half} case')}. "
-        f"On average it restores {number(abs(contrast.mean))} logits {'less' if contrast.mean < 0 else 'more'} "
-        f"than other active experts of its layer (difference {number(contrast.mean, sign=True)}, "
-        f"{interval(own.ci_low, own.ci_high)}; two-sided sign-flip test, {p_text(own.p_value)}, {_fixed(half)}), "
-        f"and more than they in {100 * contrast.positive_fraction:.0f} % of the cases.",
+        f"{star} is taken by the router of the clean run in {active} of "
+        f"{counted(len(rows), f'{half} case')}. On average it restores {number(abs(contrast.mean))} logits "
+        f"{relative} than other active experts of its layer (difference {number(contrast.mean, sign=True)}, "
+        f"{interval(own.ci_low, own.ci_high)}; two-sided sign-flip test, {p_text(own.p_value)}, "
+        f"{_fixed(half)}), and more than they in {100 * contrast.positive_fraction:.0f} % of the cases.",
     ]
     if len(contrast.short_cases):
         without = int((contrast.short_cases.used == 0).sum())
@@ -128,9 +129,9 @@ def matched_caption(source: Source) -> str:
     """What the second chart of the section shows."""
     trace = source.trace("matched")
     return (
-        f"{trace.star} and, in each of the {counted(len(trace), 'case')} where it is active, the other active "
-        "expert whose clean gate weight is nearest; at equal norm both patch vectors are scaled to the "
-        f"shorter one. Means with {interval_label()}s; tests in the table, uncorrected."
+        f"{trace.star} and, in each of the {counted(len(trace), 'case')} where it is active, the other "
+        "active expert whose clean gate weight is nearest; at equal norm both patch vectors are scaled to "
+        f"the shorter one. Means with {interval_label()}s; tests in the table, uncorrected."
     )
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from moetrace.errors import MissingPackageError
 
-# Inside a script element only these can end it, open a comment or start an entity; in JSON they are the same text.
+# Only these can end a script element or open a comment in it; in JSON the escapes are the same text.
 _ESCAPES = {ord("<"): "\\u003c", ord(">"): "\\u003e", ord("&"): "\\u0026"}
 
 

@@ -34,20 +34,18 @@ def experts_section(source: Source) -> Section:
     caption = (
         f"Mean rescue of each expert's own contribution over {counted(len(trace), f'{half} case')}; a case "
         "in which the router doesn't take the expert counts as 0, and a cell without colour is an expert "
-        f"that is never clean-active. The colour goes with the square root of the mean, so that small ones are "
-        f"seen too. Dots: two-sided sign-flip test, adjusted p < {LEVEL:g}, {of}. Ring: "
+        "that is never clean-active. The colour goes with the square root of the mean, so that small ones "
+        f"are seen too. Dots: two-sided sign-flip test, adjusted p < {LEVEL:g}, {of}. Ring: "
         "the selected expert."
     )
+    data = map_data(trace, table) | {"half": half, "floor": trace.noise_floor, "star": None}
     star = source.star
-    chosen = star is not None and star.layer in trace.layers
+    if star is not None and star.layer in trace.layers:
+        data["star"] = [star.layer, star.expert]
     return Section(
         "experts", title, _lead(trace, table, kept), caption,
         f"Heat map of mean rescue in logits by layer and expert, {len(trace.layers)} layers",
-        [Table.of(_listed(table), _listed_caption(table, half, of))],
-        {
-            **map_data(trace, table), "half": half, "star": [star.layer, star.expert] if chosen and star else None,
-            "floor": trace.noise_floor,
-        },
+        [Table.of(_listed(table), _listed_caption(table, half, of))], data,
     )  # fmt: skip
 
 
@@ -90,14 +88,19 @@ def map_data(trace: ExpertTrace, table: pd.DataFrame) -> dict[str, Any]:
 
 
 def _lead(trace: ExpertTrace, table: pd.DataFrame, kept: pd.DataFrame) -> list[str]:
+    """What the map says, in words."""
+    how_many = counted(len(kept), "expert") if len(kept) else "No expert"
+    found = (
+        f"{how_many} {'differ' if len(kept) > 1 else 'differs'} from zero after correction for all of them"
+    )
+    if len(kept):
+        top = kept.loc[kept["mean"].abs().idxmax()]
+        found += f"; the strongest is {top.star} with {number(top['mean'], sign=True)} logits"
     lines = [
         f"{counted(len(trace.sites), 'expert')} of {counted(len(trace.layers), 'layer')} were patched one by "
         f"one, with nothing but their own contribution; {len(table):,} are ever clean-active.",
-        f"{counted(len(kept), 'expert') if len(kept) else 'No expert'} "
-        f"{'differ' if len(kept) > 1 else 'differs'} from zero after correction for all of them"
-        + (f"; the strongest is {kept.loc[kept['mean'].abs().idxmax(), 'star']} with "
-           f"{number(kept.loc[kept['mean'].abs().idxmax(), 'mean'], sign=True)} logits." if len(kept) else "."),
-    ]  # fmt: skip
+        f"{found}.",
+    ]
     if "direct" in table:
         lines.append(
             "Direct is the part of an expert's rescue that goes straight to the logits; indirect is what "

@@ -23,6 +23,15 @@ SOFTWARE = f"""@software{{moetrace,
   version = {{{__version__}}},
   year    = {{2026}}
 }}"""
+TERMS = {
+    "logit difference": "logit of the true object minus logit of the foil, at the last token.",
+    "rescue": "logit difference of the restored run minus that of the noised run, in logits. Above zero, "
+    "the part carries something of the fact.",
+    "clean-active": "the router takes the expert in the clean run. Where it doesn't, the expert's rescue is "
+    "exactly zero, and the case still counts.",
+    "specificity": "rescue of an expert minus the mean rescue of other active experts of its layer.",
+    "discovery, validation": "the halves of the cases: what is selected on one is tested on the other.",
+}
 TITLES = {
     "1": "Main validation results",
     "2": "Protocol",
@@ -76,31 +85,16 @@ def cards(source: Source) -> list[dict[str, str]]:
 def asked_section(source: Source) -> Section:
     """The question and how it is put, for a reader who doesn't know the paper."""
     noise = source.provenance.get("noise", {})
-    scale = noise.get("scale", "3") if isinstance(noise, dict) else "3"
-    return Section(
-        "asked",
-        "What was asked",
-        [
-            f"A Mixture-of-Experts model, {source.model_name}, reads the start of a fact and should continue it "
-            "with the true object rather than a foil. Which of its layers, and which of the experts that its "
-            "routers choose, carry that recall?",
-            f"The prompt runs twice: clean, and with Gaussian noise of {scale} standard deviations of the "
-            "embedding on the subject's tokens, which makes the model lose the fact. Then one internal part of "
-            "the noised run gets its clean value back, at the last token alone, and the model runs on.",
-        ],
-        extra={
-            "terms": {
-                "logit difference": "logit of the true object minus logit of the foil, at the last token.",
-                "rescue": "logit difference of the restored run minus that of the noised run, in logits. "
-                "Above zero, the part carries something of the fact.",
-                "clean-active": "the router takes the expert in the clean run. Where it doesn't, the expert's "
-                "rescue is exactly zero, and the case still counts.",
-                "specificity": "rescue of an expert minus the mean rescue of other active experts of its layer.",
-                "discovery, validation": "the halves of the cases: what is selected on the first is tested on "
-                "the second.",
-            }
-        },
-    )
+    scale = noise.get("scale", 3) if isinstance(noise, dict) else 3
+    lead = [
+        f"A Mixture-of-Experts model, {source.model_name}, reads the start of a fact and should continue it "
+        "with the true object rather than a foil. Which of its layers, and which of the experts that its "
+        "routers choose, carry that recall?",
+        f"The prompt runs twice: clean, and with Gaussian noise of {scale} standard deviations of the "
+        "embedding on the subject's tokens, which makes the model lose the fact. Then one internal part of "
+        "the noised run gets its clean value back, at the last token alone, and the model runs on.",
+    ]
+    return Section("asked", "What was asked", lead, extra={"terms": TERMS})
 
 
 def settings_section(source: Source) -> Section:

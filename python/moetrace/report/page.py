@@ -81,7 +81,7 @@ def sections(source: Source, compare: str | None = None) -> list[Section]:
 
 
 def render(source: Source, compare: str | None = None) -> str:
-    """The page as text. Everything from data is escaped: in markup by jinja2, in data as JSON without ``<``."""
+    """The page as text. What comes from data is escaped, in markup by jinja2 and in JSON as ``<`` is."""
     try:
         from jinja2 import Environment, StrictUndefined
     except ImportError as failure:
@@ -89,7 +89,7 @@ def render(source: Source, compare: str | None = None) -> str:
             f'a report needs jinja2 ({failure}): pip install "moetrace[report]"'
         ) from failure
     theme = asset("theme.js")
-    scripts = (plotly_script(), asset("charts.js"), asset("page.js"))
+    scripts = (plotly_script(), *map(asset, ("look.js", "charts.js", "draw.js", "page.js")))
     template = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     ).from_string(asset("page.html"))

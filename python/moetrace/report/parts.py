@@ -15,7 +15,8 @@ MINUS, NO_NUMBER = "\u2212", "\u2013"
 HEADS = {
     "relation_id": "relation", "case_id": "case", "ci_low": "interval from", "ci_high": "to",
     "p_value": "p", "p_adjusted": "adjusted p", "positive_fraction": "share above 0", "n": "cases",
-    "star": "expert", "clean_active": "clean-active", "star_rescue": "rescue", "control_rescue": "controls, mean",
+    "star": "expert", "clean_active": "clean-active", "star_rescue": "rescue",
+    "control_rescue": "controls, mean",
 }  # fmt: skip
 
 

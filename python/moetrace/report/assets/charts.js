@@ -1,88 +1,11 @@
 "use strict";
-// Every chart of the page: a function of the data and of what is chosen gives traces, layout and what to say of a point.
+// Every chart: from the data and what is chosen to traces and a layout. `main` is the trace that the keyboard steps
+// through, `meta` of a trace the lines that are said of its points, `open` what a click on one does.
 const Charts = (() => {
-  const data = JSON.parse(document.getElementById("data").textContent);
-  const chosen = { layers: "", experts: "", controls: "", order: "number", expert: null, case: 0 };
-  const drawn = {};
-
-  // plotly reads a little markup in labels and hovers: what comes from data must not be taken for it.
-  const plain = (text) => String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
-  const short = (text, most = 90) => (text.length > most ? text.slice(0, most - 1) + "…" : text);
-  const minus = (text) => text.replace(/-/g, "\u2212");
-  const known = (value) => value !== null && value !== undefined && !Number.isNaN(value);
-  const signed = (value, digits = 3) =>
-    known(value) ? minus((value >= 0 ? "+" : "") + value.toFixed(digits)) : "–";
-  const range = (low, high) =>
-    known(low) ? `95 % interval ${signed(low)} to ${signed(high)}` : "no interval (too few cases)";
-  const tested = (p, name = "adjusted p") => (known(p) ? `${name} ${p.toPrecision(2)}` : "no test (too few cases)");
-  const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
-  const fade = (hex, alpha) => hex + Math.round(255 * alpha).toString(16).padStart(2, "0");
-
-  const KINDS = { f4: Float32Array, u2: Uint16Array, u4: Uint32Array };
-  function unpack(packed) {
-    const bytes = Uint8Array.from(atob(packed.base64), (mark) => mark.charCodeAt(0));
-    return new KINDS[packed.dtype](bytes.buffer);
-  }
-
-  const facts = new Map(((data.explorer || {}).cases || []).map((fact, place) => [fact.id, { ...fact, place }]));
-  function fact(id, more) {
-    const known = facts.get(id);
-    const lines = known ? [short(known.prompt), `${known.true.trim()} rather than ${known.foil.trim()}`] : [];
-    return [...lines, ...more, `case ${id}`];
-  }
-  const hover = (lines) => lines.map((line) => plain(line)).join("<br>");
-
-  // ---------------------------------------------------------------- what charts share
-
-  function axis(title, more = {}) {
-    return {
-      title: { text: title, standoff: 10, font: { size: 13 } }, gridcolor: color("grid"), zeroline: false,
-      linecolor: color("line"), tickcolor: color("line"), automargin: true, fixedrange: false, ...more,
-    };
-  }
-  const logits = (title, more = {}) =>
-    axis(title, { zeroline: true, zerolinecolor: color("grey"), zerolinewidth: 1, ...more });
-
-  function layout(xaxis, yaxis, more = {}) {
-    return {
-      height: 400, margin: { l: 56, r: 20, t: 44, b: 52 }, xaxis, yaxis,
-      paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-      font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: color("text") },
-      hoverlabel: {
-        bgcolor: color("surface"), bordercolor: color("grey"), align: "left",
-        font: { color: color("text"), size: 13, family: getComputedStyle(document.body).fontFamily },
-      },
-      legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", xanchor: "left", font: { size: 12 } },
-      hovermode: "closest", dragmode: matchMedia("(pointer: fine)").matches ? "zoom" : false, ...more,
-    };
-  }
-
-  function band(x, low, high, hue, name) {
-    const at = x.map((_, place) => place).filter((place) => known(low[place]));
-    return {
-      x: [...at.map((place) => x[place]), ...at.map((place) => x[place]).reverse()],
-      y: [...at.map((place) => low[place]), ...at.map((place) => high[place]).reverse()],
-      fill: "toself", fillcolor: fade(hue, 0.16), line: { width: 0 }, mode: "lines", hoverinfo: "skip", name,
-    };
-  }
-  const bars = (mean, low, high, hue) => ({
-    type: "data", symmetric: false, color: hue, thickness: 1.3, width: 0,
-    array: mean.map((value, place) => (known(high[place]) ? high[place] - value : 0)),
-    arrayminus: mean.map((value, place) => (known(low[place]) ? value - low[place] : 0)),
-  });
-  // Filled where the corrected test is below 0.05, as in the package's pictures.
-  const marks = (p, hue, size = 8) => ({
-    size, color: p.map((value) => (known(value) && value < 0.05 ? hue : color("surface"))), line: { color: hue, width: 1.6 },
-  });
-  const strip = (floor) => ({
-    type: "rect", xref: "paper", x0: 0, x1: 1, y0: -floor, y1: floor, line: { width: 0 },
-    fillcolor: fade(color("grey"), 0.3), layer: "below",
-  });
-  const points = (lines, more) => ({
-    type: "scatter", mode: "markers", hovertemplate: "%{text}<extra></extra>", text: lines.map(hover), meta: lines, ...more,
-  });
-
-  // ---------------------------------------------------------------- the charts
+  const {
+    data, chosen, plain, short, known, signed, range, tested, color, fade, unpack, fact, hover, axis, logits, layout, band, bars,
+    marks, strip, points,
+  } = Look;
 
   function layers() {
     const own = data.layers, group = own.groups[chosen.layers] || own.groups[""], blue = color("blue");
@@ -358,61 +281,10 @@ const Charts = (() => {
     return { traces, layout: layout(logits("value (logits, or a ratio)"), y, { height: 140 + 34 * rows.length }), main: 0 };
   }
 
-  // ---------------------------------------------------------------- drawing, and stepping through the points
-
   const all = {
     "layers-chart": layers, "experts-chart": experts, "expert-chart": expert, "controls-chart": controls, "matched-chart": matched,
     "coalitions-chart": coalitions, "shares-chart": shares, "checks-chart": checks, "case-chart": oneCase, "paper-chart": paper,
   };
-  const config = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
 
-  function draw(id, width) {
-    const node = document.getElementById(id);
-    if (!node || !all[id]) return;
-    const made = all[id](), fresh = !drawn[id];
-    const narrow = (width || node.clientWidth) < 520;
-    if (narrow) { made.layout.margin = { ...made.layout.margin, l: 44, r: 12 }; }
-    if (width) made.layout.width = width;
-    drawn[id] = made;
-    node.style.minHeight = `${made.layout.height}px`;
-    Plotly.react(node, made.traces, made.layout, config);
-    if (!fresh) return;
-    let at = -1;
-    node.on("plotly_click", (event) => { if (drawn[id].open) drawn[id].open(meaning(id, event.points[0])); });
-    node.addEventListener("keydown", (event) => {
-      const steps = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: 1, ArrowUp: -1, Home: -Infinity, End: Infinity };
-      if (event.key in steps) { at = step(id, at, event.key, steps[event.key]); event.preventDefault(); }
-      if (event.key === "Enter" && at >= 0 && drawn[id].open) drawn[id].open(meaning(id, pointAt(id, at)));
-      if (event.key === "Escape") { at = -1; say(id, []); Plotly.Fx.unhover(node); }
-    });
-    node.addEventListener("blur", () => say(id, []));
-  }
-  const say = (id, lines) => { document.getElementById(`${id}-readout`).textContent = lines.join("\n"); };
-  const mainTrace = (id) => drawn[id].traces[drawn[id].main];
-  const isMap = (id) => mainTrace(id).type === "heatmap";
-  function pointAt(id, at) {
-    const width = isMap(id) ? mainTrace(id).x.length : 1;
-    return { curveNumber: drawn[id].main, pointNumber: isMap(id) ? [Math.floor(at / width), at % width] : at };
-  }
-  function meaning(id, point) {
-    const trace = drawn[id].traces[point.curveNumber];
-    if (trace.type === "heatmap") return { site: trace.sites[point.pointNumber[0]][point.pointNumber[1]] };
-    return { id: (trace.ids || [])[point.pointNumber] };
-  }
-  function step(id, at, key, by) {
-    const trace = mainTrace(id);
-    if (!trace || !trace.meta) return at;
-    const width = isMap(id) ? trace.x.length : 1, count = isMap(id) ? width * trace.y.length : trace.meta.length;
-    const upward = isMap(id) && key.startsWith("Arrow") && /Up|Down/.test(key) ? width * (chosen.order === "rescue" ? 1 : -1) : 1;
-    const to = at < 0 ? (by === Infinity ? count - 1 : 0) : Math.min(count - 1, Math.max(0, at + by * upward));
-    const point = pointAt(id, to), lines = isMap(id) ? trace.meta[point.pointNumber[0]][point.pointNumber[1]] : trace.meta[to];
-    say(id, lines);
-    const node = document.getElementById(id);
-    if (isMap(id)) Plotly.Fx.hover(node, { xval: trace.x[point.pointNumber[1]], yval: trace.y[point.pointNumber[0]] });
-    else Plotly.Fx.hover(node, [{ curveNumber: point.curveNumber, pointNumber: to }]);
-    return to;
-  }
-  const drawAll = (width) => Object.keys(all).forEach((id) => draw(id, width));
-
-  return { data, chosen, facts, map, draw, drawAll, signed, short };
+  return { all, map };
 })();

@@ -1,7 +1,7 @@
 "use strict";
 // What a reader can do: theme, sorting, filters, the case explorer, printing.
 const Page = (() => {
-  const { data, chosen, facts, map, draw, drawAll, signed, short } = Charts;
+  const { data, chosen, facts, signed, short } = Look, { map } = Charts, { draw, drawAll } = Draw;
   const root = document.documentElement, byId = (id) => document.getElementById(id);
 
   function element(name, text = "", className = "") {
