@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,19 +35,29 @@ class StandIn:
     provenance: Any = None
     texts: dict[int, dict[str, Any]] = field(default_factory=dict)
 
-    def compare(self, name: str) -> pd.DataFrame:
-        return pd.DataFrame(
-            {
-                "quantity": ["layer rescue", "expert rescue", "specificity"],
-                "mean": [0.91, 0.41, 0.38],
-                "ci_low": [0.74, 0.30, 0.26],
-                "ci_high": [1.05, 0.55, 0.52],
-                "paper": [0.901, 0.463, 0.4],
-                "paper_low": [0.752, 0.344, 0.276],
-                "paper_high": [1.053, 0.59, 0.533],
-                "covered": [True, True, True],
-            }
-        )
+    def compare(self, name: str) -> Any:
+        """As a report's: the printed figures beside the run's."""
+        head = [
+            "table",
+            "row",
+            "figure",
+            "printed",
+            "printed_low",
+            "printed_high",
+            "run",
+            "run_low",
+            "run_high",
+        ]
+        rows = [
+            ("1", "", "layer", None, None, None, None, None, None),
+            ("1", "", "layer_rescue", 0.901, 0.752, 1.053, 0.91, 0.74, 1.05),
+            ("1", "", "spec", 0.4, 0.276, 0.533, 0.2, 0.1, 0.3),
+            ("7", "quantity Expert/layer", "value", 0.515, 0.411, 0.613, 0.5, 0.4, 0.6),
+        ]
+        frame = pd.DataFrame(rows, columns=head)
+        frame[head[3:]] = frame[head[3:]].astype(float)
+        covers = pd.array([None, True, False, True], "boolean")
+        return SimpleNamespace(rows=frame.assign(covers=covers, printed_text="a", run_text="b", note=name))
 
 
 def texts_of(cases: CaseSet, tokenizer: Any) -> dict[int, dict[str, Any]]:

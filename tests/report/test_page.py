@@ -89,7 +89,7 @@ def test_survivors_are_those_of_the_corrected_summary():
     kept = set(np.flatnonzero(found.p_adjusted < 0.05))
     from moetrace.report.experts import expert_table
 
-    table = expert_table(trace)
+    table = expert_table(trace, {})
     assert set(table.site[table.p_adjusted < 0.05]) == kept
     assert len(kept) == 1
     assert trace.sites.loc[kept.pop()].tolist() == [2, 21]
@@ -304,7 +304,7 @@ def test_a_missing_package_is_named_with_its_remedy(package, monkeypatch, tmp_pa
 def test_the_paper_is_found_by_the_models_name(tmp_path):
     report = without(provenance={"model": {"name": "Qwen/Qwen3-30B-A3B-Base"}})
     text = write_html(report, tmp_path / "r.html").read_text(encoding="utf-8")
-    assert data_of(text)["paper"]["paper"] == [0.901, 0.463, 0.4]
+    assert data_of(text)["paper"]["printed"] == [0.901, 0.4, 0.515]
     text = write_html(demo_report(), tmp_path / "r.html", compare="mixtral-8x7b").read_text(encoding="utf-8")
     assert "Mixtral-8x7B-v0.1" in text
 

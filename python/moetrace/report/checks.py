@@ -9,7 +9,6 @@ import pandas as pd
 from moetrace.report.embed import floats
 from moetrace.report.parts import Section, Table, counted, number
 from moetrace.report.source import Source
-from moetrace.results.display import interval_label
 
 COLUMNS = ("seed", "min_active", "star", "recurrence", "rescue", "specificity", "active", "n")
 
@@ -33,19 +32,23 @@ def checks_section(source: Source) -> Section:
     else:
         missing.append("selection on other splits")
     if held is not None:
-        tables.append(Table.of(_frame(held), "Experts selected on other relations than they are tested on"))
+        tables.append(
+            Table.of(
+                _frame(held, source.statistics), "Experts selected on other relations than they are tested on"
+            )
+        )
     else:
         missing.append("held-out relations")
     if scales is not None and len(scales):
-        expert = scales.table("expert")
+        expert = scales.table("expert", **source.statistics)
         data = {"star": scales.star if hasattr(scales, "star") else str(scales.provenance["star"])}
-        data |= {patch: _line(scales.table(patch)) for patch in ("expert", "block")}
+        data |= {patch: _line(scales.table(patch, **source.statistics)) for patch in ("expert", "block")}
         data["floor"] = scales.noise_floor
         tables.append(Table.of(expert, f"{data['star']} by noise scale, in logits; sign-flip p, uncorrected"))
         label = "Line chart of mean rescue in logits by noise scale"
         caption = (
             f"Mean rescue of {data['star']} and of its whole block when the subject is noised more or less, "
-            f"{counted(len(scales), 'case')}; nothing is selected anew. Bands: {interval_label()}s. The "
+            f"{counted(len(scales), 'case')}; nothing is selected anew. Bands: {source.interval}s. The "
             "scale is in standard deviations of the embedding; tests in the table, uncorrected."
         )
     else:
@@ -63,7 +66,7 @@ def _line(table: pd.DataFrame) -> dict[str, Any]:
     return {short: floats(own[name]) for short, name in names.items()}
 
 
-def _frame(result: Any) -> pd.DataFrame:
+def _frame(result: Any, statistics: dict[str, Any]) -> pd.DataFrame:
     """The table of a result: its summary, or its rows."""
-    found = result.summary() if hasattr(result, "summary") else getattr(result, "rows", result)
+    found = result.summary(**statistics) if hasattr(result, "summary") else getattr(result, "rows", result)
     return found if isinstance(found, pd.DataFrame) else pd.DataFrame(found)

@@ -14,7 +14,6 @@ from moetrace.report.parts import Section, Table, counted, interval, number, p_t
 from moetrace.report.source import Source
 from moetrace.results.comparisons import Specificity
 from moetrace.results.controls import FewControlsWarning
-from moetrace.results.display import interval_label
 from moetrace.results.experts import ExpertTrace
 
 TITLE = "The selected expert against its controls"
@@ -27,7 +26,10 @@ def specificity_of(source: Source) -> tuple[str, ExpertTrace, Specificity] | str
         return "The run selected no expert."
     for half, trace in source.experts().items():
         if star.layer in trace.layers:
-            options = {"controls": source.setting("controls", "auto"), "seed": source.setting("seed", 0)}
+            options = {
+                "controls": source.setting("controls", "auto"),
+                "seed": source.setting("controls_seed", source.setting("seed", 0)),
+            }
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", FewControlsWarning)  # the text names those cases
@@ -44,7 +46,7 @@ def controls_section(source: Source) -> Section:
         return Section.without("controls", TITLE, found)
     half, trace, contrast = found
     rows, star = contrast.rows, contrast.star
-    summary = contrast.summary()
+    summary = contrast.summary(**source.statistics)
     own = summary.set_index("quantity").loc["specificity"]
     active = int(rows.clean_active.sum())
     relative = "less" if contrast.mean < 0 else "more"
@@ -68,7 +70,7 @@ def controls_section(source: Source) -> Section:
         "select a mark to open the case below."
     )
     tables = [
-        Table.of(summary, f"{star} and its controls in logits; {interval_label()}s; sign-flip p, uncorrected")
+        Table.of(summary, f"{star} and its controls in logits; {source.interval}s; sign-flip p, uncorrected")
     ]
     matched, matched_table = _matched(source)
     direct = _direct(trace, source)
@@ -109,7 +111,7 @@ def _matched(source: Source) -> tuple[dict[str, Any] | None, list[Table]]:
     trace = source.trace("matched")
     if trace is None or not len(trace):
         return None, []
-    table = trace.table()
+    table = trace.table(**source.statistics)
     data = {
         scaling: {
             "quantity": own.quantity.tolist(),
@@ -131,7 +133,7 @@ def matched_caption(source: Source) -> str:
     return (
         f"{trace.star} and, in each of the {counted(len(trace), 'case')} where it is active, the other "
         "active expert whose clean gate weight is nearest; at equal norm both patch vectors are scaled to "
-        f"the shorter one. Means with {interval_label()}s; tests in the table, uncorrected."
+        f"the shorter one. Means with {source.interval}s; tests in the table, uncorrected."
     )
 
 

@@ -12,7 +12,7 @@ from moetrace.report.layers import CORRECTION, LEVEL
 from moetrace.report.parts import Section, Table, counted, number, relation_text
 from moetrace.report.source import Source
 from moetrace.results.base import summarise
-from moetrace.results.display import correction_label, interval_label
+from moetrace.results.display import correction_label
 from moetrace.results.expert_name import Expert
 from moetrace.results.experts import ExpertTrace
 
@@ -23,12 +23,12 @@ _MOST_ENTRIES = 64_000  # single rescues in the page: 0.5 MB
 def experts_section(source: Source) -> Section:
     """The map, or why there is none."""
     title = "Which experts carry it"
-    traces = source.experts()
+    traces = source.widest_experts()
     if not traces:
         return Section.without("experts", title, "The run holds no expert trace.")
     # Of equally many layers the validation half, which comes first: nothing was selected on it.
     half, trace = max(traces.items(), key=lambda item: len(item[1].layers))
-    table = expert_table(trace)
+    table = expert_table(trace, source.statistics)
     kept = table[table.p_adjusted < LEVEL]
     of = correction_label(len(table), "ever clean-active experts", correction=CORRECTION)
     caption = (
@@ -42,14 +42,15 @@ def experts_section(source: Source) -> Section:
     star = source.star
     if star is not None and star.layer in trace.layers:
         data["star"] = [star.layer, star.expert]
+    how = f"{source.interval}s; sign-flip p, {of}"
     return Section(
         "experts", title, _lead(trace, table, kept), caption,
         f"Heat map of mean rescue in logits by layer and expert, {len(trace.layers)} layers",
-        [Table.of(_listed(table), _listed_caption(table, half, of))], data,
+        [Table.of(_listed(table), _listed_caption(table, half, how))], data,
     )  # fmt: skip
 
 
-def expert_table(trace: ExpertTrace) -> pd.DataFrame:
+def expert_table(trace: ExpertTrace, statistics: dict[str, Any]) -> pd.DataFrame:
     """Summary of every expert that is ever clean-active, with its column in the trace as ``site``."""
     active = trace.arrays.clean_active.sum(axis=0)
     ever = np.flatnonzero(active)
@@ -61,7 +62,7 @@ def expert_table(trace: ExpertTrace) -> pd.DataFrame:
         if values is not None:
             own = np.where(trace.arrays.clean_active, values, 0.0)[:, ever]
             heads[name] = own.mean(axis=0)
-    return summarise(trace.effects[:, ever], heads, trace.cases, correction=CORRECTION)
+    return summarise(trace.effects[:, ever], heads, trace.cases, **statistics, correction=CORRECTION)
 
 
 def map_data(trace: ExpertTrace, table: pd.DataFrame) -> dict[str, Any]:
@@ -114,6 +115,6 @@ def _listed(table: pd.DataFrame) -> pd.DataFrame:
     return table.loc[order].drop(columns="site")
 
 
-def _listed_caption(table: pd.DataFrame, half: str, of: str) -> str:
-    few = f"The {LISTED} largest of {len(table)} experts" if len(table) > LISTED else "All experts"
-    return f"{few} by absolute mean rescue in logits on {half} cases; {interval_label()}s; sign-flip p, {of}"
+def _listed_caption(table: pd.DataFrame, half: str, how: str) -> str:
+    few = f"The {LISTED} largest of {len(table):,} experts" if len(table) > LISTED else "All experts"
+    return f"{few} by absolute mean rescue in logits on {half} cases; {how}"

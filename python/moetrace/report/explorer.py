@@ -59,7 +59,7 @@ def explorer_section(source: Source) -> Section:
     return Section(
         "explorer", title, lead, caption, "Line chart of one case's rescue in logits by layer",
         data={"cases": cases, "layer": source.layer, "star": None if star is None else str(star),
-              "means": _means(source)},
+              "means": _means(source), "scope": _scope(source)},
     )  # fmt: skip
 
 
@@ -105,10 +105,19 @@ def _means(source: Source) -> dict[str, Any]:
     return means
 
 
+def _scope(source: Source) -> dict[str, str]:
+    """Of each half, among which experts the largest rescues are."""
+    found = {}
+    for half, trace in source.widest_experts().items():
+        layers = trace.layers
+        found[half] = f"of layer {layers[0]}" if len(layers) == 1 else f"of {len(layers)} layers"
+    return found
+
+
 def _experts(source: Source) -> dict[int, list[list[Any]]]:
     """Case id -> the experts with the largest rescues: name, rescue, clean weight, norm, direct part."""
     found: dict[int, list[list[Any]]] = {}
-    for trace in source.experts().values():
+    for trace in source.widest_experts().values():
         for place, case_id in enumerate(trace.cases.case_id.tolist()):
             found[case_id] = _largest(trace, place)
     return found

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
+
+import pandas as pd
 
 from moetrace import __version__
 from moetrace.report.controls import specificity_of
@@ -50,6 +53,10 @@ TITLES = {
     "15": "Relaxed filters, by overlap with the strict set",
     "16": "Coalitions",
 }
+BEYOND = {
+    "clustered": "intervals over cases beside intervals over whole relations",
+    "floor": "the numerical floor of each trace",
+}
 _UNITS = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
@@ -63,7 +70,7 @@ def cards(source: Source) -> list[dict[str, str]]:
     sweeps, layer = source.sweeps(), source.layer
     if sweeps and layer is not None:
         half, trace = next(iter(sweeps.items()))
-        own = trace.summary()
+        own = trace.summary(**source.statistics)
         own = own[own.layer == layer]
         if len(own):
             row = own.iloc[0]
@@ -72,7 +79,7 @@ def cards(source: Source) -> list[dict[str, str]]:
     contrast = specificity_of(source)
     if not isinstance(contrast, str):
         half, _, spec = contrast
-        table = spec.summary().set_index("quantity")
+        table = spec.summary(**source.statistics).set_index("quantity")
         for name, quantity in (("Selected expert", "rescue"), ("Its specificity", "specificity")):
             row = table.loc[quantity]
             value = str(spec.star) if quantity == "rescue" else number(row["mean"], sign=True)
@@ -86,6 +93,7 @@ def asked_section(source: Source) -> Section:
     """The question and how it is put, for a reader who doesn't know the paper."""
     noise = source.provenance.get("noise", {})
     scale = noise.get("scale", 3) if isinstance(noise, dict) else 3
+    scale = source.setting("noise_scale", scale)
     lead = [
         f"A Mixture-of-Experts model, {source.model_name}, reads the start of a fact and should continue it "
         "with the true object rather than a foil. Which of its layers, and which of the experts that its "
@@ -100,14 +108,18 @@ def asked_section(source: Source) -> Section:
 def settings_section(source: Source) -> Section:
     """Settings, what it cost, and where it comes from."""
     title = "Settings and provenance"
-    lengthy = ("case_ids", "failed_case_ids")
-    provenance = {name: value for name, value in source.provenance.items() if name not in lengthy}
+    # Ids are in Table 8, settings in a table of their own.
+    elsewhere = ("case_ids", "failed_case_ids", "settings")
+    provenance = {name: value for name, value in source.provenance.items() if name not in elsewhere}
     tables = []
     settings, counts = source.named("settings"), source.named("counts")
-    if settings:
-        tables.append(Table.pairs(settings, "Settings of the run", open=True))
     if counts:
         tables.append(Table.pairs(_readable(counts), "What it cost", open=True))
+    stages = source.get("stages")
+    if isinstance(stages, pd.DataFrame) and len(stages):
+        tables.append(Table.of(stages, "What each stage cost: bytes of weights, seconds"))
+    if settings:
+        tables.append(Table.pairs(settings, "Settings of the run"))
     if provenance:
         tables.append(Table.pairs(provenance, "Where the numbers come from"))
     if not tables:
@@ -118,21 +130,29 @@ def settings_section(source: Source) -> Section:
 
 
 def tables_section(source: Source) -> Section:
-    """The paper's tables, as this run fills them."""
+    """The paper's tables, as this run fills them, and what the run has beyond them."""
     title = "The paper's tables"
     tables = source.get("tables") or {}
     if not tables:
         return Section.without("tables", title, "The run holds no tables.")
-    order = sorted(
-        tables, key=lambda name: (not str(name).isdigit(), int(name) if str(name).isdigit() else 0, str(name))
-    )
-    shown = [Table.of(tables[name], _caption(str(name)), plain=False) for name in order]
+    order = sorted(map(str, tables), key=lambda name: (not name.isdigit(), name.zfill(3)))
+    named = {str(name): table for name, table in tables.items()}
+    shown = [_table(named[name], name) for name in order]
+    beyond = source.get("beyond") or {}
+    shown += [_beyond(beyond[name], text) for name, text in BEYOND.items() if name in beyond]
     lead = ["Numbered as in the paper. A head sorts its column; the files of the run hold every digit."]
     return Section("tables", title, lead, tables=shown)
 
 
-def _caption(name: str) -> str:
-    return f"Table {name}. {TITLES[name]}" if name in TITLES else f"Table {name}"
+def _table(frame: pd.DataFrame, name: str) -> Table:
+    """One of the paper's, with its caption and note where it brings them."""
+    title = frame.attrs.get("caption") or TITLES.get(name, "")
+    note = frame.attrs.get("note") or ("" if len(frame) else "This run has nothing for it.")
+    return replace(Table.of(frame, f"Table {name}. {title}".strip(". "), plain=False), note=str(note))
+
+
+def _beyond(frame: pd.DataFrame, text: str) -> Table:
+    return Table.of(frame, f"Beyond the paper: {text}")
 
 
 def cite_section(_: Source) -> Section:

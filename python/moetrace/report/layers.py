@@ -9,7 +9,7 @@ import pandas as pd
 from moetrace.report.embed import floats
 from moetrace.report.parts import Section, Table, counted, interval, number, relation_text, tiny
 from moetrace.report.source import Source
-from moetrace.results.display import correction_label, interval_label
+from moetrace.results.display import correction_label
 from moetrace.results.layers import LayerTrace
 
 LEVEL = 0.05
@@ -23,11 +23,11 @@ def layers_section(source: Source) -> Section:
     if not sweeps:
         return Section.without("layers", title, "The run holds no layer sweep.")
     half, trace = next(iter(sweeps.items()))
-    table = trace.summary(correction=CORRECTION).sort_values("layer", ignore_index=True)
+    table = trace.summary(**source.statistics, correction=CORRECTION).sort_values("layer", ignore_index=True)
     kept = int((table.p_adjusted < LEVEL).sum())
     of = correction_label(len(table), "layers", correction=CORRECTION)
     caption = (
-        f"Mean rescue by layer over {counted(len(trace), f'{half} case')}. Band: {interval_label()} "
+        f"Mean rescue by layer over {counted(len(trace), f'{half} case')}. Band: {source.interval} "
         f"(bootstrap over cases). Filled marks: two-sided sign-flip test, adjusted p < {LEVEL:g}, {of}: "
         f"{kept} of {len(table)} layers. Grey strip: the numerical floor, ±{tiny(trace.noise_floor)} logits, "
         "below which nothing is told from rounding."
@@ -36,7 +36,7 @@ def layers_section(source: Source) -> Section:
         "half": half,
         "floor": trace.noise_floor,
         "selected": source.layer,
-        "groups": {"": curve(table), **by_relation(trace)},
+        "groups": {"": curve(table), **by_relation(trace, source.statistics)},
     }
     if half == "validation" and "discovery" in sweeps:
         found = sweeps["discovery"]
@@ -67,11 +67,11 @@ def curve(table: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def by_relation(trace: LayerTrace) -> dict[str, Any]:
+def by_relation(trace: LayerTrace, statistics: dict[str, Any]) -> dict[str, Any]:
     """The same curve for each relation, the tests corrected within it."""
     if trace.cases.relation_id.nunique() < 2:
         return {}
-    table = trace.summary(by="relation_id", correction=CORRECTION)
+    table = trace.summary(**statistics, by="relation_id", correction=CORRECTION)
     groups = table.sort_values("layer", kind="stable").groupby("relation_id", sort=True)
     return {relation_text(name): curve(own) for name, own in groups}
 

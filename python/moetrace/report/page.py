@@ -94,17 +94,20 @@ def render(source: Source, compare: str | None = None) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     ).from_string(asset("page.html"))
     parts = sections(source, compare)
+    data: dict[str, Any] = {part.id: part.data for part in parts if part.data}
+    data["level"] = source.level
     return template.render(
         title=f"{source.model_name} – moetrace",
         model=source.model_name,
         cards=cards(source),
+        notes=[str(note) for note in source.named("notes").values()],
         sections=parts,
         versions=source.provenance.get("versions", {}),
         # Our own files and JSON that can't end its element; nothing else is passed unescaped.
         css=_markup(asset("page.css")),
         theme=_markup(theme),
         scripts=[_markup(script) for script in scripts],
-        data=_markup(script_json({part.id: part.data for part in parts if part.data})),
+        data=_markup(script_json(data)),
         policy=content_policy((theme, *scripts)),
     )
 

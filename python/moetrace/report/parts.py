@@ -96,12 +96,13 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Text cells under heads, as the template shows them; folded away unless ``open``."""
+    """Text cells under heads, as the template shows them; folded away unless ``open``. ``note``: below it."""
 
     caption: str
     columns: Sequence[Column]
     rows: Sequence[Sequence[str]]
     open: bool = False
+    note: str = ""
 
     @classmethod
     def of(cls, frame: pd.DataFrame, caption: str, plain: bool = True, open: bool = False) -> Table:
@@ -122,8 +123,15 @@ class Table:
     @classmethod
     def pairs(cls, values: Mapping[str, Any], caption: str, open: bool = False) -> Table:
         """Names and values, one pair a row; mappings inside are unfolded."""
-        rows = [[name.replace("_", " "), cell(value)] for name, value in _unfolded(values)]
+        rows = [[name.replace("_", " "), _brief(value)] for name, value in _unfolded(values)]
         return cls(caption, [Column("name", False), Column("value", False)], rows, open)
+
+
+def _brief(value: Any) -> str:
+    """A value; of a long list its beginning and its length."""
+    if isinstance(value, list | tuple) and len(value) > 24:
+        return f"{cell(value[:8])}, … ({len(value)} in all)"
+    return cell(value)
 
 
 def _unfolded(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -10,6 +10,7 @@ from typing import Any
 from moetrace.arguments import refuse_type
 from moetrace.cases import Case, CaseSet
 from moetrace.results.base import TraceResult
+from moetrace.results.display import interval_label
 from moetrace.results.expert_name import Expert
 from moetrace.results.experts import ExpertTrace
 from moetrace.results.layers import LayerTrace
@@ -49,6 +50,13 @@ class Source:
         found = {"validation": self.trace("experts_validation"), "discovery": self.trace("experts")}
         return {half: trace for half, trace in found.items() if trace is not None and len(trace)}
 
+    def widest_experts(self) -> dict[str, ExpertTrace]:
+        """The same, but of the validation half the trace of all layers where there is one ("map")."""
+        own, whole = self.experts(), self.trace("map")
+        if whole is not None and len(whole):
+            own = {"validation": whole, **{half: trace for half, trace in own.items() if half == "discovery"}}
+        return own
+
     def case_set(self, name: str) -> CaseSet | None:
         """Cases by their name, or None."""
         return (self.get("cases") or {}).get(name)
@@ -83,6 +91,22 @@ class Source:
         found = self.named("settings").get(name)
         return default if found is None else found
 
+    @property
+    def statistics(self) -> dict[str, Any]:
+        """Arguments of a summary as the run's settings have them; the defaults where there are none."""
+        found = getattr(self.get("settings"), "statistics", None)
+        return dict(found) if isinstance(found, Mapping) else {}
+
+    @property
+    def level(self) -> str:
+        """The confidence of every interval, as text: "95 %"."""
+        return f"{100 * self.statistics.get('confidence', 0.95):.6g} %"
+
+    @property
+    def interval(self) -> str:
+        """What every interval is: "95 % percentile interval"."""
+        return interval_label(**self.statistics)
+
     def named(self, name: str) -> dict[str, Any]:
         """An attribute that is a mapping or a plain object, as names and values."""
         value = self.get(name)
@@ -103,7 +127,10 @@ class Source:
 
     @property
     def model_name(self) -> str:
-        """Name of the model's folder or on the hub, or its class."""
+        """The run's label, or the name of the model's folder or on the hub, or its class."""
+        label = self.setting("label", "")
+        if label:
+            return str(label)
         model = self.provenance.get("model", {})
         if not isinstance(model, Mapping):
             return str(model)

@@ -14,7 +14,7 @@ const Charts = (() => {
       tested(group.p[place]), `${group.n} ${own.half} cases`,
     ]);
     const traces = [
-      band(group.layer, group.low, group.high, blue, "95 % interval"),
+      band(group.layer, group.low, group.high, blue, `${data.level} interval`),
       points(lines, {
         mode: "lines+markers", x: group.layer, y: group.mean, line: { color: blue, width: 2 },
         marker: marks(group.p, blue), name: `mean of ${group.n} ${own.half} cases`,
@@ -120,8 +120,9 @@ const Charts = (() => {
       });
     const height = Math.min(760, Math.max(340, 120 + 5 * map.width));
     const title = byRescue ? "rank within the layer" : "expert";
-    const x = axis("layer", { showgrid: false, dtick: map.layers.length < 16 ? 1 : undefined });
-    const y = axis(title, { showgrid: false, autorange: byRescue ? "reversed" : true, dtick: map.width < 20 ? 1 : undefined });
+    const last = map.width - 0.5, ends = [Math.min(...map.layers) - 0.5, Math.max(...map.layers) + 0.5];
+    const x = axis("layer", { showgrid: false, range: ends, dtick: map.layers.length < 16 ? 1 : undefined });
+    const y = axis(title, { showgrid: false, range: byRescue ? [last, -0.5] : [-0.5, last], dtick: map.width < 20 ? 1 : undefined });
     return { traces, layout: layout(x, y, { height, showlegend: true }), main: 0, open: (point) => Page.chooseExpert(point.site) };
   }
   function mix(hex, other, share) {
@@ -203,10 +204,14 @@ const Charts = (() => {
         marker: { size: 7, color: fade(color("grey"), 0.75) },
       }),
       points(own.line.size.map((size, place) => [`${size} experts: ${signed(own.line.mean[place])} logits`, range(own.line.low[place], own.line.high[place])]), {
-        x: own.line.size, y: own.line.mean, mode: "lines+markers", line: { color: blue, width: 2 }, name: "mean of a size, 95 % interval",
+        x: own.line.size, y: own.line.mean, mode: "lines+markers", line: { color: blue, width: 2 }, name: `mean of a size, ${data.level} interval`,
         marker: { size: 8, color: blue }, error_y: bars(own.line.mean, own.line.low, own.line.high, blue),
       }),
     ];
+    (own.named || []).forEach((set, place) => traces.push({
+      x: [0.6, Math.max(...own.size) + 0.4], y: [set.mean, set.mean], mode: "lines", name: `${set.name} ${signed(set.mean)}`, hoverinfo: "skip",
+      line: { color: color(place ? "red" : "text"), width: 1.4, dash: place ? "dot" : "dash" },
+    }));
     const x = axis("experts in the coalition", { dtick: 1, showgrid: false });
     return { traces, layout: layout(x, logits("mean rescue (logits)"), { shapes: [strip(own.floor)] }), main: 0 };
   }
@@ -269,16 +274,17 @@ const Charts = (() => {
 
   function paper() {
     const own = data.paper, blue = color("blue"), grey = color("grey");
-    const rows = own.name.map((_, place) => own.name.length - 1 - place), none = own.name.map(() => null);
-    const one = (mean, low, high, hue, name, shift) => points(
-      own.name.map((quantity, place) => [`${quantity}, ${name}: ${signed(mean[place])}`, known(low[place]) ? range(low[place], high[place]) : ""]),
-      { x: mean, y: rows.map((row) => row + shift), name, marker: { size: 9, color: hue }, error_x: bars(mean, low, high, hue) });
-    const traces = [
-      one(own.mean, own.low || none, own.high || none, blue, "this run", 0.12),
-      one(own.paper, own.paper_low || none, own.paper_high || none, grey, "the paper", -0.12),
-    ];
-    const y = axis("", { tickvals: rows, ticktext: own.name.map((name) => plain(short(name, 40))), showgrid: false });
-    return { traces, layout: layout(logits("value (logits, or a ratio)"), y, { height: 140 + 34 * rows.length }), main: 0 };
+    const rows = own.name.map((_, place) => own.name.length - 1 - place);
+    const filled = own.covers.map((covers) => (covers ? blue : color("surface"))), all = own.name.map(() => grey);
+    const one = (side, hue, fill, name, shift) => points(
+      own.name.map((quantity, place) => [`${quantity}, ${name}: ${signed(own[side][place])}`, `interval ${signed(own[`${side}_low`][place])} to ${signed(own[`${side}_high`][place])}`]),
+      {
+        x: own[side], y: rows.map((row) => row + shift), name, marker: { size: 9, color: fill, line: { color: hue, width: 1.6 } },
+        error_x: bars(own[side], own[`${side}_low`], own[`${side}_high`], hue),
+      });
+    const traces = [one("run", blue, filled, "this run", 0.13), one("printed", grey, all, "the paper", -0.13)];
+    const y = axis("", { tickvals: rows, ticktext: own.name.map((name) => plain(short(name, innerWidth < 640 ? 20 : 48))), showgrid: false });
+    return { traces, layout: layout(logits("logits (Table 7: ratios)"), y, { height: 140 + 34 * rows.length }), main: 0 };
   }
 
   const all = {

@@ -12,7 +12,7 @@ const Look = (() => {
   const signed = (value, digits = 3) =>
     known(value) ? minus((value >= 0 ? "+" : "") + value.toFixed(digits)) : "–";
   const range = (low, high) =>
-    known(low) ? `95 % interval ${signed(low)} to ${signed(high)}` : "no interval (too few cases)";
+    known(low) ? `${data.level} interval ${signed(low)} to ${signed(high)}` : "no interval (too few cases)";
   const tested = (p, name = "adjusted p") => (known(p) ? `${name} ${p.toPrecision(2)}` : "no test (too few cases)");
   const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
   const fade = (hex, alpha) => hex + Math.round(255 * alpha).toString(16).padStart(2, "0");

@@ -172,7 +172,8 @@ const Page = (() => {
     mark();
   }
   function expertsOf(fact) {
-    const table = byId("case-experts"), rows = fact.experts || [];
+    const table = byId("case-experts"), rows = fact.experts || [], scope = data.explorer.scope[fact.half] || "";
+    table.caption.textContent = rows.length ? `Experts ${scope} with the largest rescue in this case` : "No experts were traced in this case";
     const heads = ["expert", "rescue (logits)", "clean gate weight", "norm of the patch", "direct (logits)"].slice(0, rows.length ? rows[0].length : 4);
     const head = element("tr");
     heads.forEach((name, place) => { const cell = element("th", name, place ? "number" : ""); cell.scope = "col"; head.append(cell); });
