@@ -132,6 +132,17 @@ def test_an_empty_report_is_a_quiet_page(browser, tmp_path):
     context.close()
 
 
+def test_a_browser_that_cannot_unpack_says_so(browser, file):
+    context = browser.new_context()
+    context.add_init_script("delete window.DecompressionStream")
+    opened = Opened(context, file)
+    assert "the tables below hold their numbers" in opened.page.locator("#layers-chart").text_content()
+    opened.page.locator("#layers summary").first.click()
+    assert opened.page.locator("#layers table").is_visible()
+    assert opened.said == []
+    context.close()
+
+
 # ---------------------------------------------------------------- what a reader can do
 
 

@@ -13,7 +13,7 @@ from moetrace.report.checks import checks_section
 from moetrace.report.coalitions import coalitions_section
 from moetrace.report.comparison import MODELS, comparison_section
 from moetrace.report.controls import controls_section
-from moetrace.report.embed import asset, content_policy, plotly_script, script_json
+from moetrace.report.embed import asset, content_policy, packed_text, plotly_script, script_json
 from moetrace.report.experts import experts_section
 from moetrace.report.explorer import explorer_section
 from moetrace.report.facts import asked_section, cards, cite_section, settings_section, tables_section
@@ -89,7 +89,8 @@ def render(source: Source, compare: str | None = None) -> str:
             f'a report needs jinja2 ({failure}): pip install "moetrace[report]"'
         ) from failure
     theme = asset("theme.js")
-    scripts = (plotly_script(), *map(asset, ("look.js", "charts.js", "draw.js", "page.js")))
+    scripts = [asset(name) for name in ("look.js", "charts.js", "draw.js", "page.js")]
+    library = plotly_script()
     template = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     ).from_string(asset("page.html"))
@@ -106,9 +107,10 @@ def render(source: Source, compare: str | None = None) -> str:
         # Our own files and JSON that can't end its element; nothing else is passed unescaped.
         css=_markup(asset("page.css")),
         theme=_markup(theme),
+        library=packed_text(library),
         scripts=[_markup(script) for script in scripts],
         data=_markup(script_json(data)),
-        policy=content_policy((theme, *scripts)),
+        policy=content_policy((theme, *scripts, library)),
     )
 
 

@@ -224,7 +224,8 @@ const Page = (() => {
     document.querySelectorAll("main > section").forEach((section) => seen.observe(section));
   }
 
-  const page = { chooseExpert, openCase, start() {
+  const page = { chooseExpert, openCase, async start() {
+    await Draw.load().catch(Draw.giveUp);
     document.querySelectorAll("table.sortable").forEach((table) => { if (table.id !== "case-experts") makeSortable(table); });
     watchTheme(); watchFilters(); offerExperts(); drawAllButOne(); watchExplorer(); watchPrint(); watchSections();
     root.dataset.ready = "true";
