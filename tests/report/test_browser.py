@@ -83,7 +83,7 @@ class Opened:
         self.page.mouse.move(across - 3, down - 3)
         self.page.mouse.move(across, down, steps=3)
         label = self.page.locator(f"#{chart} .hoverlayer .hovertext")
-        label.first.wait_for(state="attached", timeout=5000)
+        label.first.wait_for(state="attached", timeout=20_000)
         return label.first.text_content()
 
 
