@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import sys
+from copy import copy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -233,29 +234,22 @@ def test_named_coalitions_have_no_shares(tmp_path):
 
 
 def test_direct_effects_are_shown_where_there_are_some(tmp_path):
-    from dataclasses import dataclass
-
-    from moetrace.results.expert_arrays import ExpertArrays
-    from moetrace.results.experts import ExpertTrace
-
-    @dataclass(frozen=True, eq=False)
-    class WithDirect(ExpertArrays):
-        @property
-        def direct(self):
-            return self.rescue / 4
-
-        @property
-        def indirect(self):
-            return self.rescue - self.direct
-
-    held = demo_report().traces["experts_validation"]
-    arrays = WithDirect(**{name: getattr(held.arrays, name) for name in held.arrays.names()})
-    trace = ExpertTrace(held.cases, held.sites, arrays, held.failed, held.provenance)
-    traces = {**demo_report().traces, "experts_validation": trace}
+    held, sweep = (copy(demo_report().traces[f"{kind}_validation"]) for kind in ("experts", "layers"))
+    held.arrays = copy(held.arrays)
+    object.__setattr__(held.arrays, "direct", held.arrays.rescue / 4)  # frozen, and so is what it is made of
+    sweep.direct = sweep.effects / 2
+    traces = {**demo_report().traces, "experts_validation": held, "layers_validation": sweep}
     text = write_html(without(traces=traces), tmp_path / "r.html").read_text(encoding="utf-8")
     assert "goes straight to the logits (direct)" in text
     own = next(case for case in data_of(text)["explorer"]["cases"] if case["half"] == "validation")
     assert own["experts"][0][4] == pytest.approx(own["experts"][0][1] / 4, rel=1e-3)
+    layers = data_of(text)["layers"]
+    assert layers["direct"] == pytest.approx(np.array(layers["groups"][""]["mean"]) / 2, rel=1e-4)
+    sweep.direct = sweep.direct * np.nan  # where a model doesn't allow them
+    object.__setattr__(held.arrays, "direct", held.arrays.rescue * np.nan)
+    assert "(direct)" not in write_html(without(traces=traces), tmp_path / "r.html").read_text(
+        encoding="utf-8"
+    )
 
 
 # ---------------------------------------------------------------- files and arguments

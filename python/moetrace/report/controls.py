@@ -11,7 +11,7 @@ import pandas as pd
 from moetrace.errors import MoetraceError
 from moetrace.report.embed import floats
 from moetrace.report.parts import Section, Table, counted, interval, number, p_text, relation_text
-from moetrace.report.source import Source
+from moetrace.report.source import Source, direct_of
 from moetrace.results.comparisons import Specificity
 from moetrace.results.controls import FewControlsWarning
 from moetrace.results.experts import ExpertTrace
@@ -139,7 +139,7 @@ def matched_caption(source: Source) -> str:
 
 def _direct(trace: ExpertTrace, source: Source) -> str:
     """How much of the selected expert's rescue goes straight to the logits, where that was measured."""
-    direct = getattr(trace.arrays, "direct", None)
+    direct = direct_of(trace.arrays)
     star = source.star
     if direct is None or star is None:
         return ""

@@ -10,7 +10,7 @@ import pandas as pd
 from moetrace.report.embed import packed
 from moetrace.report.layers import CORRECTION, LEVEL
 from moetrace.report.parts import Section, Table, counted, number, relation_text
-from moetrace.report.source import Source
+from moetrace.report.source import Source, direct_of
 from moetrace.results.base import summarise
 from moetrace.results.display import correction_label
 from moetrace.results.expert_name import Expert
@@ -57,11 +57,10 @@ def expert_table(trace: ExpertTrace, statistics: dict[str, Any]) -> pd.DataFrame
     sites = trace.sites.iloc[ever].reset_index(drop=True)
     names = [str(Expert(layer, expert)) for layer, expert in zip(sites.layer, sites.expert, strict=True)]
     heads = pd.DataFrame({"site": ever, "star": names, "active": active[ever]})
-    for name in ("direct", "indirect"):
-        values = getattr(trace.arrays, name, None)
-        if values is not None:
-            own = np.where(trace.arrays.clean_active, values, 0.0)[:, ever]
-            heads[name] = own.mean(axis=0)
+    direct = direct_of(trace.arrays)
+    if direct is not None:
+        straight = np.where(trace.arrays.clean_active, direct, 0.0)[:, ever].mean(axis=0)
+        heads["direct"], heads["indirect"] = straight, trace.effects[:, ever].mean(axis=0) - straight
     return summarise(trace.effects[:, ever], heads, trace.cases, **statistics, correction=CORRECTION)
 
 

@@ -10,7 +10,7 @@ from moetrace.cases import Case
 from moetrace.report.controls import specificity_of
 from moetrace.report.embed import floats
 from moetrace.report.parts import Section, counted, relation_text
-from moetrace.report.source import Source
+from moetrace.report.source import Source, direct_of
 from moetrace.results.expert_name import Expert
 from moetrace.results.experts import ExpertTrace
 
@@ -127,7 +127,7 @@ def _largest(trace: ExpertTrace, place: int) -> list[list[Any]]:
     arrays, layers, experts = trace.arrays, trace.sites.layer.to_numpy(), trace.sites.expert.to_numpy()
     active = np.flatnonzero(arrays.clean_active[place])
     order = active[np.argsort(-trace.effects[place, active], kind="stable")][:EXPERTS]
-    direct = getattr(arrays, "direct", None)
+    direct = direct_of(arrays)
     rows = []
     for site in order:
         values = [

@@ -8,7 +8,7 @@ import pandas as pd
 
 from moetrace.report.embed import floats
 from moetrace.report.parts import Section, Table, counted, interval, number, relation_text, tiny
-from moetrace.report.source import Source
+from moetrace.report.source import Source, direct_of
 from moetrace.results.display import correction_label
 from moetrace.results.layers import LayerTrace
 
@@ -40,14 +40,17 @@ def layers_section(source: Source) -> Section:
     }
     if half == "validation" and "discovery" in sweeps:
         found = sweeps["discovery"]
-        means = found.effects.mean(axis=0)
-        order = sorted(range(len(means)), key=lambda place: found.layers[place])
+        order = order_of(found)
         data["discovery"] = {
             "layer": [found.layers[place] for place in order],
-            "mean": floats(means[order]),
+            "mean": floats(found.effects.mean(axis=0)[order]),
             "n": len(found),
         }
         caption += f" Dotted: the {counted(len(found), 'discovery case')} on which the layer was selected."
+    direct = direct_of(trace)
+    if direct is not None:
+        data["direct"] = floats(direct.mean(axis=0)[order_of(trace)])
+        caption += " Dashed: the part of the rescue that goes straight to the logits (direct)."
     return Section(
         "layers", title, [*_lead(trace, table, source.layer, half)], caption,
         f"Line chart of mean rescue in logits by layer, {len(table)} layers",
@@ -65,6 +68,11 @@ def curve(table: pd.DataFrame) -> dict[str, Any]:
         "p": floats(table.get("p_adjusted", table.p_value)),
         "n": int(table.n.max()),
     }
+
+
+def order_of(trace: LayerTrace) -> list[int]:
+    """Places of the layers, in ascending order of the layers."""
+    return sorted(range(len(trace.layers)), key=lambda place: trace.layers[place])
 
 
 def by_relation(trace: LayerTrace, statistics: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,9 @@ from dataclasses import asdict, is_dataclass
 from pathlib import PurePath
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from moetrace.arguments import refuse_type
 from moetrace.cases import Case, CaseSet
 from moetrace.results.base import TraceResult
@@ -14,6 +17,12 @@ from moetrace.results.display import interval_label
 from moetrace.results.expert_name import Expert
 from moetrace.results.experts import ExpertTrace
 from moetrace.results.layers import LayerTrace
+
+
+def direct_of(holder: Any) -> npt.NDArray[np.float64] | None:
+    """Direct effects of a trace or its arrays; None where they weren't measured or aren't defined (NaN)."""
+    found = getattr(holder, "direct", None)
+    return found if found is not None and np.isfinite(found).all() else None
 
 
 class Source:

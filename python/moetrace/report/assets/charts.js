@@ -25,6 +25,11 @@ const Charts = (() => {
         x: own.discovery.layer, y: own.discovery.mean, mode: "lines", line: { color: color("grey"), width: 1.5, dash: "dot" },
         name: `mean of ${own.discovery.n} discovery cases`, hovertemplate: "discovery, layer %{x}: %{y:+.3f} logits<extra></extra>",
       });
+    if (own.direct && !chosen.layers)
+      traces.push({
+        x: group.layer, y: own.direct, mode: "lines", line: { color: color("red"), width: 1.5, dash: "dash" },
+        name: "direct part", hovertemplate: "direct, layer %{x}: %{y:+.3f} logits<extra></extra>",
+      });
     const place = group.layer.indexOf(own.selected);
     const notes = place < 0 ? [] : [{
       x: own.selected, y: known(group.high[place]) ? group.high[place] : group.mean[place], text: `<b>L${own.selected}</b> selected`,
