@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import moetrace as mt
-from moetrace import arguments, coalition, errors, planted, stats
+from moetrace import arguments, coalition, errors, planted, report, stats
 from moetrace.protocol.settings import Settings, parse_settings
 from tests.engines.tiny import make_cases, make_model
 
@@ -205,6 +206,9 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "ScaleTrace.table": (p["scales"].table, {"patch": "expert", **summary}),
         "CoalitionTrace.summary": (p["coalitions"].summary, summary),
         "CoalitionTrace.smallest": (p["coalitions"].smallest, {"share": 0.8}),
+        "report.write_html": (report.write_html, {"report": SimpleNamespace(traces={"layers": layers}),
+                                                  "path": "report.html", "compare": None}),
+        "report.write_folder": (report.write_folder, {"folder": "run", "path": None, "compare": None}),
         "planted.plant": (planted.plant, {"kind": "single", "family": "mixtral", "n": 4, "layers": 5,
                                           "layer": 2, "shares": None, "seed": 0}),
         "Planted.truth_under": (p["planted"].truth_under, {"noise": mt.SubjectNoise(1.0)}),
@@ -290,7 +294,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MPLBACKEND", "agg")
 
 
-@pytest.mark.parametrize("name", set(calls()) - {"CaseSet.load", "load", "load_model"})
+@pytest.mark.parametrize("name", set(calls()) - {"CaseSet.load", "load", "load_model", "report.write_folder"})
 def test_what_is_wrong_below_is_right_here(name: str) -> None:
     """No fuzzing of a call that never gets anywhere; those that are left out need a file."""
     function, base = calls()[name]
@@ -322,7 +326,7 @@ def test_drawn_values(name: str, argument: str) -> None:
 def public() -> set[str]:
     """Names of all public callables that take an argument."""
     found = {name for name in mt.__all__ if inspect.isfunction(getattr(mt, name))}
-    for module, own in (("stats", stats), ("coalition", coalition), ("planted", planted)):
+    for module, own in (("stats", stats), ("coalition", coalition), ("planted", planted), ("report", report)):
         found |= {f"{module}.{name}" for name in own.__all__ if inspect.isfunction(getattr(own, name))}
     kinds = (mt.CaseSet, mt.LayerTrace, mt.ExpertTrace, mt.MatchedTrace, mt.ScaleTrace, mt.CoalitionTrace)
     for kind in kinds:

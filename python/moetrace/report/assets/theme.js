@@ -1,0 +1,2 @@
+"use strict";
+document.documentElement.dataset.theme = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
