@@ -36,6 +36,10 @@ def figures() -> Iterator[tuple[str, str]]:
     yield "one forward per patch over that", f"{experts['one_forward_per_patch']['ratio']:.0f}"
     for layer, found in experts["coalitions"].items():
         yield f"255 coalitions of layer {layer} of 24", f"{found['factor']:.2f}"
+    sweeps = [found["sweeps"] for found in result("protocol")["protocol"].values()]
+    yield "the paper's strict protocol", f"{sweeps[0]:.2f}"
+    yield "the same with Shapley values", f"{sweeps[1]:.2f}"
+    yield "the same with the experts of every layer", f"{sweeps[2]:.2f}"
     yield "growth from 16 to 256", f"{scaling['growth']['exponent']:.2f}"
     yield "memory above the model's own", f"{scaling['memory']['peak_above_model_mb']:.0f} MB"
     yield "full grid (128 x 6,144): step-down max-T", f"{grid['max_t'] / grid['gemm']:.2f}"

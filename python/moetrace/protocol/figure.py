@@ -118,13 +118,15 @@ def _points(report: Report, ax: Axes, bars: list[tuple[str, Any, str]]) -> None:
         ax.bar(place, own["x"], width=0.56, color=color, alpha=0.16, lw=0)
         ax.plot([place - 0.28, place + 0.28], [own["x"]] * 2, color=color, lw=2)
         ax.vlines(place, own["x_low"], own["x_high"], color=color, lw=1.6)
+        up = own["x"] >= 0  # beyond the interval, where no line crosses the number
+        end = own["x"] if np.isnan(own["x_low"]) else own["x_high"] if up else own["x_low"]
         ax.annotate(
-            f"{own['x']:+.2f}", (place + 0.04, own["x"]), xytext=(2, 3), textcoords="offset points",
-            color=color, fontsize=8, fontweight="bold",
+            f"{own['x']:+.2f}", (place, end), xytext=(0, 3 if up else -3), textcoords="offset points",
+            color=color, fontsize=8, fontweight="bold", ha="center", va="bottom" if up else "top",
         )  # fmt: skip
     ax.set_xticks(range(len(bars)), [plain(name) if "\n" not in name else name for name, _, _ in bars])
     ax.set_xlim(-0.6, len(bars) - 0.35)
-    ax.margins(y=0.12)
+    ax.margins(y=0.14)
 
 
 def _nothing(ax: Axes, title: str, why: str) -> None:

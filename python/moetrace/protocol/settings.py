@@ -169,7 +169,9 @@ def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
     {'margin': 0.5, 'scales': [1, 3], 'split': 'scan'}
     """
     found: dict[str, Any] = {}
-    for pair in pairs:
+    for pair in as_list(pairs, "pairs", "a list of texts name=value"):
+        if not isinstance(pair, str):
+            refuse_type(pair, "a setting", "a text name=value, as margin=0.5")
         name, equals, text = pair.partition("=")
         if not equals:
             raise ArgumentError(f"{shown(pair)} sets nothing; expected name=value, as margin=0.5")
