@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -38,19 +38,30 @@ def run(
         str, typer.Option(help="Records: a JSON, JSONL, CSV or Parquet file, or a hub data set.")
     ],
     out: Annotated[Path, typer.Option(help="Folder for the run; the same command resumes it.")],
-    n: Annotated[int, typer.Option(help="Usable cases to collect.")] = 256,
+    preset: Annotated[str, typer.Option(help="paper, relaxed or quick.")] = "paper",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="A setting as name=value; may be given again.")
+    ] = None,
+    n: Annotated[int | None, typer.Option(help="Usable cases to collect.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
     device_map: Annotated[str | None, typer.Option(help="As in transformers, for instance auto.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of record order and split.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="Seed of record order, split and folds.")] = None,
 ) -> None:
-    """Select cases, sweep layers on the discovery half, validate the best layer on the other half."""
+    """Everything that the paper reports: select cases, layer and expert, validate, compare, tabulate."""
     from moetrace.cases import load_records
     from moetrace.models.load import load_model
-    from moetrace.protocol.layers import layer_protocol
+    from moetrace.protocol.run import run_protocol
+    from moetrace.protocol.settings import Settings, parse_settings
 
+    given: dict[str, Any] = {"n": n, "seed": seed}
+    given = {name: value for name, value in given.items() if value is not None}
+    given |= parse_settings(settings or [])
+    Settings.of(preset, **given)  # what is wrong with them is said before a model is loaded
     records = load_records(cases)
     loaded, tokenizer = load_model(model, dtype=dtype, device_map=device_map)
-    layer_protocol(loaded, tokenizer, records, out=out, n=n, seed=seed, echo=typer.echo)
+    report = run_protocol(loaded, tokenizer, records, preset, out=out, echo=typer.echo, **given)
+    typer.echo(f"\n{report.markdown(1)}")
+    typer.echo(f"tables: {out / 'tables'}")
 
 
 def main() -> None:

@@ -21,8 +21,9 @@ def all_tables(report: Report) -> dict[str, pd.DataFrame]:
 
     "map": every expert that is ever clean-active, in every layer, with max-T corrected p-values (validation
     cases). "shapley": Shapley values of the selected layer's experts, with intervals, over the cases where
-    each is routed. "clustered": the figures of Table 1 with intervals over cases and over relations, and their
-    tests. "floor": the numerical floor of each trace. "stability": what each split and threshold selects.
+    each is routed. "clustered": the figures of Table 1 with intervals over cases and over relations, and
+    their tests. "floor": the numerical floor of each trace. "stability": what each split and threshold
+    selects.
     """
     made = {
         "map": _map(report),
@@ -62,20 +63,22 @@ def _clustered(report: Report) -> pd.DataFrame:
         values |= {"expert rescue": report.expert_rescue, "specificity": report.spec_by_case}
     effects = np.stack(list(values.values()), axis=1)
     names = pd.DataFrame({"quantity": list(values)})
-    found = []
+    found, note = [], ""
     for over, cluster in (("cases", None), ("relations", "relation_id")):
         options: dict[str, Any] = {**report.settings.statistics, "cluster": cluster}
         if cluster and cases.relation_id.nunique() < 2:
-            report.notes["clustered"] = "All cases are of one relation: there is nothing to cluster by."
+            note = "All cases are of one relation: there is nothing to cluster by."
             continue
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", FewClustersWarning)
             table = summarise(effects, names, cases, **options)
         for warning in caught:
-            report.notes["clustered"] = str(warning.message)
+            note = str(warning.message)
         table.insert(1, "over", over)
         found.append(table)
-    return pd.concat(found, ignore_index=True)
+    table = pd.concat(found, ignore_index=True)
+    table.attrs["note"] = note
+    return table
 
 
 def _floor(report: Report) -> pd.DataFrame:

@@ -28,7 +28,7 @@ def figure(report: Report) -> Figure:
         raise MissingPackageError(
             f'a picture needs matplotlib ({failure}): pip install "moetrace[plot]"'
         ) from failure
-    style = {
+    style: Any = {
         "font.size": 9, "axes.edgecolor": GREY, "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK,
         "ytick.color": INK, "axes.linewidth": 0.8, "axes.titleweight": "bold", "axes.titlesize": 9.5,
     }  # fmt: skip
@@ -45,7 +45,6 @@ def figure(report: Report) -> Figure:
             ax.tick_params(length=2.5)
         axes[0].set_ylabel("mean rescue (logits)")
         level = f"{100 * report.settings.confidence:g} %"
-        drawn.get_layout_engine().set(w_pad=0.12)
         drawn.suptitle(
             plain(f"{report.label}: {len(report.layer_rescue)} validation cases, {level} intervals"),
             fontsize=9, color=GREY, x=0.995, ha="right",
@@ -65,7 +64,8 @@ def _layers(report: Report, ax: Axes) -> None:
     side = -1 if at > len(layer) / 2 else 1
     ax.annotate(
         f"L{report.layer}  {mean[at]:+.2f}", (report.layer, ax.get_ylim()[1]), xytext=(4 * side, -2),
-        textcoords="offset points", color=RED, fontweight="bold", va="top", ha="right" if side < 0 else "left",
+        textcoords="offset points", color=RED, fontweight="bold", va="top",
+        ha="right" if side < 0 else "left",
     )  # fmt: skip
     floor = report.noise_floor
     ax.axhspan(-floor, floor, color=PALE, lw=0, zorder=0)
@@ -79,7 +79,7 @@ def _layers(report: Report, ax: Axes) -> None:
 
 def _expert(report: Report, ax: Axes) -> None:
     if report.star is None or report.specificity is None:
-        return _nothing(ax, "Selected expert", report.notes.get("expert") or report.notes.get("spec", ""))
+        return _nothing(ax, "Selected expert", report.why("expert") or report.why("spec"))
     rows = report.specificity.rows
     bars = [
         (str(report.star), rows.star_rescue.to_numpy(), BLUE),

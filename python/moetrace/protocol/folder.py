@@ -138,8 +138,8 @@ def read_sealed(path: Path) -> dict[str, Any]:
     digest = found.pop("sha256", None)
     if "format" in found and found["format"] != FORMAT:
         raise RunFolderError(
-            f"{path}: format is {found['format']!r:.80}; this version of moetrace reads {FORMAT}. Give another "
-            "folder, or read it with the version that wrote it"
+            f"{path}: format is {found['format']!r:.80}; this version of moetrace reads {FORMAT}. Give "
+            "another folder, or read it with the version that wrote it"
         )
     try:
         same = digest == json_digest(found)

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 from functools import cached_property
 from html import escape
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -59,7 +60,6 @@ class Report:
         layer: the selected layer. star: the selected expert, None where none is recurrent enough.
         counts: forwards, rows (token rows), bytes (of weights, that the forwards passed: an upper bound, for
             not every expert is read) and seconds of the whole run. stages: the same of each stage.
-        notes: what a reader should know, by the table or figure that it is about.
         texts: case id -> prompt, tokens, true, foil, subject as text.
         provenance: fingerprint of model and cases, versions, engines. folder: where it is kept, or None.
     """
@@ -68,20 +68,31 @@ class Report:
         self.found = found
         self.settings: Settings = found.settings
         self.texts, self.folder = found.texts, found.folder
-        self.notes: dict[str, str] = {}
+        self._notes: dict[str, str] = {}
         self.layer = layer_of(found)
         self.star, refusal = expert_of(found)
         if self.star is None:
-            self.notes["expert"] = f"No expert was selected: {refusal}"
+            self._notes["expert"] = f"No expert was selected: {refusal}"
         if len(found.usable) < self.settings.n:
-            self.notes["cases"] = f"{len(found.usable)} usable cases, of {self.settings.n} asked for."
+            self._notes["cases"] = f"{len(found.usable)} usable cases, of {self.settings.n} asked for."
         self.cases = self._cases()
         self.traces = self._traces()
         if len(self.failed):
-            self.notes["failed"] = (
+            self._notes["failed"] = (
                 f"{len(self.failed)} cases gave NaN or infinite logits and are left out of every figure: "
                 f"{sorted(self.failed)[:20]}"
             )
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """What a reader should know, by the table or figure that it is about."""
+        for made in (self.tables, self.stability):  # working them out may add a note
+            del made
+        return dict(self._notes)
+
+    def why(self, name: str) -> str:
+        """What there is to know of something; empty where nothing is."""
+        return self._notes.get(name, "")
 
     def _cases(self) -> dict[str, CaseSet]:
         found = self.found
@@ -150,7 +161,7 @@ class Report:
     def chosen(self) -> Expert:
         """The selected expert. ArgumentError where there is none."""
         if self.star is None:
-            raise ArgumentError(self.notes["expert"])
+            raise ArgumentError(self._notes["expert"])
         return self.star
 
     @property
@@ -202,7 +213,8 @@ class Report:
     @property
     def spec(self) -> Floats:
         """Specificity in the validation cases that have a control."""
-        return self.spec_by_case[~np.isnan(self.spec_by_case)]
+        known: Floats = self.spec_by_case[~np.isnan(self.spec_by_case)]
+        return known
 
     @cached_property
     def ranks(self) -> ActiveRanks | None:
@@ -248,12 +260,13 @@ class Report:
         """The relaxed scale-up (Tables 14 and 15), a :class:`ScaleUp`, or None."""
         own: ScaleUp | None = self._asked("relaxed", lambda: scale_up(self.found))
         if own is not None:
-            self.notes["15"] = (
-                f"{own.overlap} of {len(own.new)} relaxed validation cases are in the strict set. n_E counts the "
-                "cases of the expert's mean, zero rows included; the paper doesn't say what its 137 counts."
+            self._notes["15"] = (
+                f"{own.overlap} of {len(own.new)} relaxed validation cases are in the strict set. n_E counts "
+                "the cases of the expert's mean, zero rows included; the paper doesn't say what its 137 "
+                "counts."
             )
             if own.star is None:
-                self.notes["14"] = f"No expert was selected on the relaxed discovery cases: {own.refusal}"
+                self._notes["14"] = f"No expert was selected on the relaxed discovery cases: {own.refusal}"
         return own
 
     def _asked(self, name: str, ask: Callable[[], _Found]) -> _Found | None:
@@ -263,11 +276,11 @@ class Report:
             try:
                 found = ask()
             except ArgumentError as refusal:
-                self.notes[name] = str(refusal)
+                self._notes[name] = str(refusal)
                 return None
         for warning in caught:
             if issubclass(warning.category, FewControlsWarning):
-                self.notes[name] = str(warning.message)
+                self._notes[name] = str(warning.message)
             else:
                 warnings.warn(warning.message, stacklevel=3)
         return found
@@ -391,9 +404,7 @@ class Report:
         >>> report.html("report.html")
         """
         place = as_path(path, "path")
-        from moetrace.report import write_html
-
-        write_html(self, place)
+        import_module("moetrace.report").write_html(self, place)
         return place
 
     def __repr__(self) -> str:

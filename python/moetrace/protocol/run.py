@@ -12,7 +12,7 @@ import torch
 from moetrace.arguments import refuse_type
 from moetrace.cases import CaseSet, make_cases
 from moetrace.counts import counting
-from moetrace.errors import NoCasesError, RunFolderError
+from moetrace.errors import MissingPackageError, NoCasesError, RunFolderError
 from moetrace.files import write_atomically, write_json
 from moetrace.models.anatomy import find_anatomy
 from moetrace.progress import Progress
@@ -92,8 +92,8 @@ def run_protocol(
             return _Run(model, tokenizer, settings, folder, progress, echo or _silent).report(cases, config)
     except OSError as failure:
         raise RunFolderError(
-            f"{failure.filename or out} can't be written ({failure.strerror or failure}); what was there stays "
-            "readable: make room or give another folder, and make the same call again to go on"
+            f"{failure.filename or out} can't be written ({failure.strerror or failure}); what was there "
+            "stays readable: make room or give another folder, and make the same call again to go on"
         ) from failure
 
 
@@ -240,6 +240,19 @@ class _Run:
                 },
             )
 
+    def draw(self, report: Report, path: Path) -> None:
+        """Figure 1; says where it is, or how to get it. All the work is done by then."""
+        try:
+            drawn = report.figure()
+        except MissingPackageError as missing:
+            self.echo(f"no picture: {missing}")
+            return
+        from matplotlib import pyplot
+
+        drawn.savefig(path, dpi=150)
+        pyplot.close(drawn)
+        self.echo(f"picture: {path}")
+
     def finished(self, found: Evidence) -> Report:
         """The report; its tables and picture go into the folder."""
         report = Report(found)
@@ -254,6 +267,7 @@ class _Run:
                     ("md", report.markdown(number)),
                 ):
                     write_atomically(path / "tables" / f"{number}.{suffix}", _writes(text))
+            self.draw(report, path / "figure.png")
             self.folder.finish("finished")
         return report
 

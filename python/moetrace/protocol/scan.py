@@ -48,10 +48,11 @@ class Scan:
         progress: Any,
     ) -> CaseSet:
         """:func:`moetrace.select_cases`. TooFewCasesError where nothing can be done with what there is."""
+        budget: Any = settings.batch_tokens
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             usable = select_cases(
-                model, cases, n, margin, drop, settings.seed, settings.noise, settings.batch_tokens,
+                model, cases, n, margin, drop, settings.seed, settings.noise, budget,
                 settings.engine, progress, _score=self._score,
             )  # fmt: skip
         for warning in caught:

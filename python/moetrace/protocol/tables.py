@@ -35,7 +35,7 @@ def _table(report: Report, number: str) -> pd.DataFrame:
     reason = _absence(report, number)
     rows = [] if reason else _ROWS[number](report)
     table = pd.DataFrame(rows, columns=list(dict.fromkeys(layout.names)))
-    table.attrs = {"caption": layout.caption, "note": reason or report.notes.get(number, "")}
+    table.attrs = {"caption": layout.caption, "note": reason or report.why(number)}
     return table
 
 
@@ -46,7 +46,7 @@ def _absence(report: Report, number: str) -> str:
     if number in ("14", "15"):
         return "" if report.scale_up else "The relaxed scale-up is off: set relaxed=True."
     if report.star is None:
-        return report.notes["expert"]
+        return report.why("expert")
     if number in ("9", "11") and "matched" not in report.traces:
         return f"{report.star} is clean-active beside another expert in no validation case."
     if number == "9" and report.top_k == 2:
@@ -56,7 +56,7 @@ def _absence(report: Report, number: str) -> str:
     if (number == "10" and report.ranks is None) or (number in ("5", "7") and report.specificity is None):
         return f"{report.star} is clean-active beside another expert in no validation case."
     if number == "12" and report.held_out is None:
-        return report.notes["held_out"]
+        return report.why("held_out")
     return ""
 
 

@@ -202,6 +202,8 @@ class RunFolder:
 def _draws(values: Any, draws: int) -> np.ndarray:
     """One case's flat values as (1, draws, n); n may be 0."""
     flat = np.asarray(values)
+    if flat.dtype == object:  # numbers of which none is finite come back as nothing at all
+        flat = flat.astype(float)
     return flat.reshape(1, draws, flat.size // draws)
 
 

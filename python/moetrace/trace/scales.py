@@ -11,11 +11,11 @@ import pandas as pd
 import torch
 from typing_extensions import Unpack
 
+from moetrace._native import _core
 from moetrace.arguments import as_list, as_seed
 from moetrace.effects import rescue
-from moetrace.engines.job import Patch, Sweep
+from moetrace.engines.job import Patch
 from moetrace.models.anatomy import find_anatomy
-from moetrace.models.experts import top_k_of
 from moetrace.noise import NoiseScales
 from moetrace.results.expert_name import ExpertLike
 from moetrace.results.scales import ScaleTrace
@@ -49,13 +49,13 @@ def trace_noise_scales(
     common = checked(dict(options), trace_noise_scales)
     anatomy = find_anatomy(model)
     chosen = check_expert(anatomy, star)
-    patches = [Patch.block(chosen.layer), Patch.null(chosen.layer)]
+    own_patch = Patch.of_experts(chosen.layer, _core.Chosen.EXPERTS, experts=[chosen.expert])
+    patches = [Patch.block(chosen.layer), own_patch, Patch.null(chosen.layer)]
     noise = NoiseScales(tuple(as_list(scales, "scales", "a list of noise scales")), as_seed(seed))
     session = trace(
         model,
         cases,
         patches,
-        sweeps=[Sweep(chosen.layer, top_k_of(anatomy.config))],
         anatomy=anatomy,
         what="scales",
         details={"star": str(chosen)},
@@ -63,9 +63,8 @@ def trace_noise_scales(
     )
     outcome, routing = session.outcome, session.outcome.routing[chosen.layer]
     active = routing.clean_active[:, 0, chosen.expert]
-    block = rescue(outcome.patched, outcome.noised)[:, 0]
-    own = rescue(routing.patched[..., chosen.expert], outcome.noised)
-    expert = np.where(active[:, None], own, 0.0)  # (cases, scales)
+    block, own = rescue(outcome.patched, outcome.noised)[:, :2].swapaxes(0, 1)  # (cases, scales) each
+    expert = np.where(active[:, None], own, 0.0)  # it is patched where the noised run alone routes to it, too
     effects = np.concatenate([expert, block], axis=1)
     names = [(what, scale) for what in ("expert", "block") for scale in noise.scales]
     sites = pd.DataFrame(names, columns=["patch", "scale"])
