@@ -7,7 +7,7 @@ import signal
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,14 @@ from hypothesis import strategies as st
 
 import moetrace as mt
 from moetrace import arguments, coalition, errors, planted, stats
+from moetrace.protocol.settings import Settings, parse_settings
 from tests.engines.tiny import make_cases, make_model
 
+PROTOCOL: dict[str, Any] = {
+    "n": 6, "margin": -99.0, "drop": -99.0, "noise": None, "min_active": 1, "n_resamples": 20, "n_flips": 20,
+    "scales": [1.0], "stability_seeds": [0], "stability_thresholds": [1], "folds": 2, "controls": "auto",
+    "seed": 0, "label": "", "shapley": False,
+}  # fmt: skip
 SECONDS = 20  # of one call: more than any takes, and fewer than a hang
 
 
@@ -79,6 +85,7 @@ def parts() -> dict[str, Any]:
         "scales": mt.trace_noise_scales(model, cases, star, scales=[1.0, 2.0]),
         "coalitions": mt.trace_coalitions(model, cases, layer=1, sets="all"),
         "planted": planted.plant("single", n=4),
+        "report": mt.run_protocol(model, None, cases, "quick", **PROTOCOL),
         "x": np.linspace(-1, 2, 12).reshape(6, 2),
         "values": coalition.membership(np.arange(4), 2).sum(axis=1)[None] * 1.0,
         "orders": (orders := coalition.sample_permutations(3, 4)),
@@ -148,6 +155,17 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
                                                "records": p["records"], "out": "out", "n": 2, "seed": 0,
                                                "noise": None,
                                                "progress": False, "echo": len}),
+        "run_protocol": (partial(mt.run_protocol, **PROTOCOL),
+                         {"model": model, "tokenizer": None, "records": cases, "preset": "quick", "out": None,
+                          "progress": False, "echo": None}),
+        "concat": (mt.concat, {"traces": [layers.subset([0]), layers.subset([1])]}),
+        "LayerTrace.subset": (layers.subset, {"case_ids": [0, 1]}),
+        "ExpertTrace.subset": (experts.subset, {"case_ids": [0, 1]}),
+        "Settings.of": (Settings.of, {"preset": "paper", **PROTOCOL}),
+        "parse_settings": (parse_settings, {"pairs": ["n=3"]}),
+        "Report.latex": (p["report"].latex, {"number": 1}),
+        "Report.markdown": (p["report"].markdown, {"number": 1}),
+        "Report.compare": (p["report"].compare, {"name": "mixtral-8x7b"}),
         "LayerTrace.summary": (layers.summary, summary),
         "LayerTrace.by": (layers.by, {"column": "relation_id"}),
         "LayerTrace.save": (layers.save, {"folder": "saved"}),

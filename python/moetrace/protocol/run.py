@@ -76,6 +76,8 @@ def run_protocol(
     progress = as_progress(progress)
     if echo is not None and not callable(echo):
         refuse_type(echo, "echo", "a function of a line of text, or None")
+    if tokenizer is not None and not callable(getattr(tokenizer, "decode", None)):
+        refuse_type(tokenizer, "tokenizer", "a tokenizer of transformers, or None beside a CaseSet")
     anatomy = find_anatomy(model)
     cases = records if isinstance(records, CaseSet) else _made(records, tokenizer, settings)
     if not cases:
