@@ -47,7 +47,8 @@ def layer_protocol(
 
     The layer is selected on discovery cases alone and is a fixed hypothesis on the others (section 3.3).
     Writes into ``out``: ``cases.json``, ``discovery/`` and ``validation/`` (see ``LayerTrace.save``),
-    ``layers.csv`` (the validation table) and, with matplotlib, ``layers.png``.
+    ``layers.csv`` (the validation table) and, with matplotlib, ``layers.png``. ArgumentError for an ``n`` below
+    4, TooFewCasesError where fewer than 4 cases are usable: no interval could be given.
     """
     folder = as_folder(out, "out")
     n = as_enough(n)
