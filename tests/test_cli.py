@@ -122,7 +122,7 @@ def test_a_demo_of_too_few_cases_is_refused_with_the_reason(n, tmp_path):
 def test_run_prints_the_paper_s_first_table_and_keeps_its_settings(run):
     out, found = run
     report = mt.load(out)
-    assert report.markdown(1) in found.stdout
+    assert report.markdown(1).rstrip() in found.stdout
     assert found.stdout.rstrip().endswith(str(out / "tables"))
     told = json.loads((out / "config.json").read_text())["settings"]
     asked = {"n": 70, "scales": [1, 3], "n_flips": 100, "n_resamples": 100, "shapley": False}
@@ -208,9 +208,9 @@ def test_show_prints_a_run_a_table_of_it_and_a_trace(run):
     report = mt.load(out)
     whole = invoke("show", out)
     assert whole.stdout.startswith(repr(report))
-    assert report.markdown(1) in whole.stdout
+    assert report.markdown(1).rstrip() in whole.stdout
     assert report.notes["cases"] in whole.stdout
-    assert report.markdown(5) in invoke("show", out, "--table", 5).stdout
+    assert report.markdown(5).rstrip() in invoke("show", out, "--table", 5).stdout
     trace = invoke("show", out / "traces" / "layers")
     assert f"{mt.load(out / 'traces' / 'layers').effects.mean(axis=0)[0]:.4g}" in trace.stdout
     assert "p_adjusted" not in trace.stdout

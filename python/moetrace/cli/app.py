@@ -139,7 +139,7 @@ def run(
         report = run_protocol(
             loaded, tokenizer, source, preset, out=out, progress=progress, echo=typer.echo, **given
         )
-        typer.echo(f"\n{report.markdown(1)}\n\ntables: {out / 'tables'}")
+        typer.echo(f"\n{report.markdown(1).rstrip()}\n\ntables: {out / 'tables'}")
 
 
 @app.command(

@@ -68,12 +68,11 @@ def _load(folder: Path) -> TraceResult | Report:
 def _run(found: Report, table: str | None) -> str:
     if table is not None:
         note = found.tables[table].attrs.get("note") if table in found.tables else None
-        text = found.markdown(table)
+        text = found.markdown(table).rstrip()
         return f"{text}\n\n{note}" if note else text
     counts = found.counts
     cost = f"{counts['forwards']:,} forwards, {counts['rows']:,} token rows, {counts['seconds']:.1f} s"
-    notes = "".join(f"\n{note}" for note in found.notes.values())
-    return f"{found!r}\n{cost}\n\n{found.markdown(1)}\n{notes}"
+    return "\n\n".join([f"{found!r}\n{cost}", found.markdown(1).rstrip(), *found.notes.values()])
 
 
 def _trace(found: TraceResult, rows: int, options: dict[str, Any]) -> str:

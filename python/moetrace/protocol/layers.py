@@ -47,8 +47,12 @@ def layer_protocol(
 
     The layer is selected on discovery cases alone and is a fixed hypothesis on the others (section 3.3).
     Writes into ``out``: ``cases.json``, ``discovery/`` and ``validation/`` (see ``LayerTrace.save``),
-    ``layers.csv`` (the validation table) and, with matplotlib, ``layers.png``. ArgumentError for an ``n`` below
-    4, TooFewCasesError where fewer than 4 cases are usable: no interval could be given.
+    ``layers.csv`` (the validation table) and, with matplotlib, ``layers.png``.
+
+    Raises:
+        ArgumentError: ``n`` is below 4: a half of fewer than two cases has no interval.
+        TooFewCasesError: Fewer than 4 cases are usable.
+        RunFolderError: ``out`` holds other cases, or another call's; what is there stays.
     """
     folder = as_folder(out, "out")
     n = as_enough(n)
