@@ -22,14 +22,16 @@ def all_tables(report: Report) -> dict[str, pd.DataFrame]:
     "map": every expert that is ever clean-active, in every layer, with max-T corrected p-values (validation
     cases). "shapley": Shapley values of the selected layer's experts, with intervals, over the cases where
     each is routed. "clustered": the figures of Table 1 with intervals over cases and over relations, and
-    their tests. "floor": the numerical floor of each trace. "stability": what each split and threshold
-    selects.
+    their tests. "floor": the numerical floor of each trace. "direct": mean rescue of each layer and of the
+    selected layer's experts, and its part that goes straight to the logits. "stability": what each split and
+    threshold selects.
     """
     made = {
         "map": _map(report),
         "shapley": _shapley(report),
         "clustered": _clustered(report),
         "floor": _floor(report),
+        "direct": _direct(report),
         "stability": None if report.stability is None else report.stability.rows,
     }
     return {name: table for name, table in made.items() if table is not None}
@@ -79,6 +81,17 @@ def _clustered(report: Report) -> pd.DataFrame:
     table = pd.concat(found, ignore_index=True)
     table.attrs["note"] = note
     return table
+
+
+def _direct(report: Report) -> pd.DataFrame | None:
+    """Where traces tell the direct part of a rescue."""
+    parts = []
+    for name, keys in (("layers_validation", ["layer"]), ("experts_validation", ["layer", "expert"])):
+        rows = report.traces[name].rows if name in report.traces else pd.DataFrame()
+        figures = [column for column in ("rescue", "direct", "direct_linear", "indirect") if column in rows]
+        if "direct" in figures:
+            parts.append(rows.groupby(keys, as_index=False)[figures].mean())
+    return pd.concat(parts, ignore_index=True) if parts else None
 
 
 def _floor(report: Report) -> pd.DataFrame:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from moetrace import __version__
 from moetrace.arguments import as_folder
 from moetrace.counts import counting
 from moetrace.errors import RunFolderError
@@ -53,7 +52,7 @@ class Folder:
         refuse_other_files(path)
         lock = None
         try:
-            wanted = {"format": FORMAT, "moetrace": __version__, **config}
+            wanted = dict(config)
             if (path / CONFIG).exists():
                 refuse_other_run(path, read_sealed(path / CONFIG), wanted)
             path.mkdir(parents=True, exist_ok=True)
@@ -86,9 +85,11 @@ class Folder:
 
         ``make`` gets the run folder of its trace. What it took is kept in ``stages``.
         """
-        if name in self.stages:
-            return {} if self.path is None else read_traces(self.path, self.stages[name]["results"])
         place = self.place(f"traces/{name}")
+        if name in self.stages:
+            own = self.stages[name]["results"]
+            _tidy(place, name in own)
+            return {} if self.path is None else read_traces(self.path, own)
         start = time.perf_counter()
         with counting() as counted:
             found = dict(make(place))
@@ -99,8 +100,7 @@ class Folder:
                 if not (folder / META).exists():
                     trace.save(folder)
         self.finish(name, counted.forwards, counted.rows, seconds, list(found))
-        if place is not None:  # the results hold all of it
-            shutil.rmtree(place / "parts" if name in found else place, ignore_errors=True)
+        _tidy(place, name in found)
         return found
 
     def finish(
@@ -112,6 +112,12 @@ class Folder:
         }  # fmt: skip
         if self.path is not None:
             write_sealed(self.path / STAGES, self.stages)
+
+
+def _tidy(place: Path | None, is_result: bool) -> None:
+    """Remove finished batches: the results hold all of them."""
+    if place is not None:
+        shutil.rmtree(place / "parts" if is_result else place, ignore_errors=True)
 
 
 def read_traces(path: Path, names: list[str]) -> Traces:
@@ -185,7 +191,7 @@ def _locked(path: Path) -> int:
     handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o644)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         holder = os.read(handle, 32).decode("ascii", "replace").strip() or "unknown"
         os.close(handle)
         raise RunFolderError(

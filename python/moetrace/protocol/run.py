@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from moetrace import __version__
 from moetrace.arguments import refuse_type
 from moetrace.cases import CaseSet, make_cases
 from moetrace.counts import counting
@@ -17,7 +18,7 @@ from moetrace.files import write_atomically, write_json
 from moetrace.models.anatomy import find_anatomy
 from moetrace.progress import Progress
 from moetrace.protocol.evidence import Evidence, expert_of, layer_of, relaxed_layers
-from moetrace.protocol.folder import Folder
+from moetrace.protocol.folder import FORMAT, Folder
 from moetrace.protocol.report import Report
 from moetrace.protocol.scan import Scan, told
 from moetrace.protocol.settings import Settings
@@ -76,13 +77,15 @@ def run_protocol(
     progress = as_progress(progress)
     if echo is not None and not callable(echo):
         refuse_type(echo, "echo", "a function of a line of text, or None")
-    if tokenizer is not None and not callable(getattr(tokenizer, "decode", None)):
+    if tokenizer is not None and not (callable(tokenizer) and hasattr(tokenizer, "decode")):
         refuse_type(tokenizer, "tokenizer", "a tokenizer of transformers, or None beside a CaseSet")
     anatomy = find_anatomy(model)
     cases = records if isinstance(records, CaseSet) else _made(records, tokenizer, settings)
     if not cases:
         raise NoCasesError(f"there are no cases to select from ({cases!r}); look at .dropped for the reasons")
     config = {
+        "format": FORMAT,
+        "moetrace": __version__,
         "settings": settings.json(),
         "model": {**model_facts(model), "bytes": _bytes(model)},
         "attention": str(getattr(anatomy.config, "_attn_implementation", "")),
