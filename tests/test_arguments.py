@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 import moetrace as mt
 from moetrace import arguments, coalition, errors, planted, report, stats
-from moetrace.protocol.settings import Settings, parse_settings
+from moetrace.protocol.settings import Settings
 from tests.engines.tiny import make_cases, make_model
 
 PROTOCOL: dict[str, Any] = {
@@ -156,7 +156,7 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
                                                    "sampled_players": "clean", "limit": 64, "seed": 0,
                                                    **options}),
         "layer_protocol": (mt.layer_protocol, {"model": p["demo"], "tokenizer": p["tokenizer"],
-                                               "records": p["records"], "out": "out", "n": 2, "seed": 0,
+                                               "records": p["records"], "out": "out", "n": 4, "seed": 0,
                                                "noise": None,
                                                "progress": False, "echo": len}),
         "run_protocol": (partial(mt.run_protocol, **PROTOCOL),
@@ -166,7 +166,6 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "LayerTrace.subset": (layers.subset, {"case_ids": cases[:2]}),
         "ExpertTrace.subset": (experts.subset, {"case_ids": cases[:2]}),
         "Settings.of": (Settings.of, {"preset": "paper", **PROTOCOL}),
-        "parse_settings": (parse_settings, {"pairs": ["n=3"]}),
         "Report.latex": (p["report"].latex, {"number": 1}),
         "Report.markdown": (p["report"].markdown, {"number": 1}),
         "Report.compare": (p["report"].compare, {"name": "mixtral-8x7b"}),

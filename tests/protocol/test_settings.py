@@ -9,7 +9,7 @@ import pytest
 
 import moetrace as mt
 from moetrace.errors import ArgumentError, ArgumentTypeError
-from moetrace.protocol.settings import PRESETS, Settings, parse_settings
+from moetrace.protocol.settings import PRESETS, Settings
 
 
 def test_the_paper_preset_is_table_2() -> None:
@@ -63,12 +63,3 @@ def test_each_setting_is_checked_by_its_name(name: str, value: object) -> None:
     else:
         with pytest.raises(ArgumentError, match=name.replace("_", ".")):
             Settings.of(**{name: value})
-
-
-def test_texts_of_a_command_line() -> None:
-    words = ["margin=0.5", "scales=[1, 3]", "split=scan", "relaxed=false", "foil=null", "label=a b=c"]
-    assert parse_settings(words) == {
-        "margin": 0.5, "scales": [1, 3], "split": "scan", "relaxed": False, "foil": None, "label": "a b=c",
-    }  # fmt: skip
-    with pytest.raises(ArgumentError, match="'margin' sets nothing; expected name=value"):
-        parse_settings(["margin"])

@@ -70,6 +70,25 @@ def write_case_set(cases: Sequence[Case], origin: Origin, path: str | os.PathLik
         raise RecordError(f"{target} can't be written ({error}); give another path") from error
 
 
+def holds_case_set(path: str | os.PathLike[str]) -> bool:
+    """Whether a file says of itself that it is a case set: it may still be a damaged one."""
+    source = Path(path)
+    try:
+        with source.open("rb") as file:
+            head = file.read(200)
+    except (OSError, ValueError):  # nothing there, or no path at all
+        return False
+    if head.startswith(b"PAR1"):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            return FORMAT.encode() in (pq.read_schema(source).metadata or {})
+        except (OSError, pa.ArrowException):
+            return False
+    return head.lstrip().startswith(b"{") and f'"{FORMAT}"'.encode() in head
+
+
 def read_case_set(path: str | os.PathLike[str], build: Callable[..., _Set]) -> _Set:
     """The work of :meth:`CaseSet.load`: ``build(cases, **origin)`` of what the file holds."""
     source = as_path(path, "path")

@@ -9,13 +9,17 @@ from typing import Any
 
 import torch
 
-from moetrace.arguments import as_folder, refuse_type
+from moetrace.arguments import as_count, as_folder, refuse_type
 from moetrace.cases import CaseSet, make_cases
+from moetrace.errors import ArgumentError
 from moetrace.noise import SubjectNoise
 from moetrace.progress import Progress
+from moetrace.protocol.scan import LEAST, TooFewCasesError
 from moetrace.results.layers import LayerTrace
 from moetrace.trace.layers import trace_layers
 from moetrace.trace.select_cases import select_cases
+
+_WHY = "cases are split in two halves, and an interval needs two cases in each"
 
 
 @dataclass(frozen=True)
@@ -44,18 +48,25 @@ def layer_protocol(
     The layer is selected on discovery cases alone and is a fixed hypothesis on the others (section 3.3).
     Writes into ``out``: ``cases.json``, ``discovery/`` and ``validation/`` (see ``LayerTrace.save``),
     ``layers.csv`` (the validation table) and, with matplotlib, ``layers.png``.
+
+    Raises:
+        ArgumentError: ``n`` is below 4: a half of fewer than two cases has no interval.
+        TooFewCasesError: Fewer than 4 cases are usable.
+        RunFolderError: ``out`` holds other cases, or another call's; what is there stays.
     """
     folder = as_folder(out, "out")
+    n = as_enough(n)
     if not callable(echo):
         refuse_type(echo, "echo", "a function of a line of text")
     cases = make_cases(records, tokenizer)
     usable = select_cases(model, cases, n=n, seed=seed, noise=noise, progress=progress)
-    folder.mkdir(parents=True, exist_ok=True)
-    usable.save(folder / "cases.json")
+    if len(usable) < LEAST:
+        raise TooFewCasesError(f"only {len(usable)} cases are usable, of at least {LEAST} needed: {_WHY}")
     echo("usable cases: " + ", ".join(f"{name} {count}" for name, count in usable.funnel.items()))
     discovery, validation = usable.split(seed=seed)
     found = trace_layers(model, discovery, noise=noise, progress=progress, out=folder / "discovery")
     held = trace_layers(model, validation, noise=noise, progress=progress, out=folder / "validation")
+    usable.save(folder / "cases.json")  # by now both folders are known to be of these cases
     table = held.summary(correction="max_t")
     table.to_csv(folder / "layers.csv", index=False)
     echo(f"\nlayer selected on {len(found)} discovery cases: L{found.best}")
@@ -64,6 +75,13 @@ def layer_protocol(
     echo(f"\nnumerical floor {held.noise_floor:.1e} logits, engine {held.provenance['engine']}")
     echo(_draw(held, folder / "layers.png"))
     return LayerProtocol(usable, found, held)
+
+
+def as_enough(n: Any) -> int:
+    """A number of cases that can be split and bootstrapped."""
+    if as_count(n, "n") < LEAST:
+        raise ArgumentError(f"n is {n}; expected at least {LEAST}: {_WHY}")
+    return int(n)
 
 
 def _draw(held: LayerTrace, path: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
@@ -20,7 +20,6 @@ from moetrace.arguments import (
     is_integer,
     known_names,
     refuse_type,
-    shown,
 )
 from moetrace.cases.positions import ORDERS
 from moetrace.effects import MEANS, control_count, required_cases
@@ -160,26 +159,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "n_flips": 2000,
     },
 }  # fmt: skip
-
-
-def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
-    """Settings from texts ``name=value``; a value is JSON where it can be read as that, else text.
-
-    >>> parse_settings(["margin=0.5", "scales=[1, 3]", "split=scan"])
-    {'margin': 0.5, 'scales': [1, 3], 'split': 'scan'}
-    """
-    found: dict[str, Any] = {}
-    for pair in as_list(pairs, "pairs", "a list of texts name=value"):
-        if not isinstance(pair, str):
-            refuse_type(pair, "a setting", "a text name=value, as margin=0.5")
-        name, equals, text = pair.partition("=")
-        if not equals:
-            raise ArgumentError(f"{shown(pair)} sets nothing; expected name=value, as margin=0.5")
-        try:
-            found[name.strip()] = json.loads(text)
-        except (ValueError, RecursionError):
-            found[name.strip()] = text.strip()
-    return found
 
 
 def _text(value: Any, name: str) -> str:

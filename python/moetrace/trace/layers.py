@@ -42,8 +42,9 @@ def trace_layers(
     ``metric``: "logit_diff", true minus foil (equation 1).
     ``engine``: "tree" (one pass), "reference" (one plain forward for each patch) or "auto".
     ``batch_tokens``: token rows of one batch, or "auto"; it changes time and memory, never the numbers beyond
-    floating point. ``progress``: None shows a bar in a terminal or a notebook; True, False, or a function of
-    (done, total). ``out``: a run folder, written as it goes; the same call resumes it.
+    floating point. ``progress``: None shows a bar in a terminal or a notebook; True also a line now and then
+    in a log; False nothing; or a function of (done, total).
+    ``out``: a run folder, written as it goes; the same call resumes it.
     ``final_subject``: "refuse" or "keep" cases whose final token belongs to the subject.
     ``readout``: "exact" takes logits in float64 from what enters the head; "model" as the model's own head
     and dtype give them: in half precision rounded, so that some rescues come out as exactly zero (Table 3).
