@@ -28,12 +28,14 @@ if TYPE_CHECKING:
     from moetrace.errors import MoetraceError as MoetraceError
     from moetrace.models.load import load_model as load_model
     from moetrace.noise import SubjectNoise as SubjectNoise
-    from moetrace.protocol import layer_protocol as layer_protocol
+    from moetrace.protocol.layers import layer_protocol as layer_protocol
+    from moetrace.protocol.loading import load as load
+    from moetrace.protocol.run import run_protocol as run_protocol
     from moetrace.results.coalitions import CoalitionTrace as CoalitionTrace
     from moetrace.results.expert_name import Expert as Expert
     from moetrace.results.experts import ExpertTrace as ExpertTrace
+    from moetrace.results.joined import concat as concat
     from moetrace.results.layers import LayerTrace as LayerTrace
-    from moetrace.results.load import load as load
     from moetrace.results.matched import MatchedTrace as MatchedTrace
     from moetrace.results.scales import ScaleTrace as ScaleTrace
     from moetrace.trace.coalitions import trace_coalitions as trace_coalitions
@@ -54,13 +56,15 @@ _HOMES = {
     "MoetraceError": "errors",
     "ScaleTrace": "results.scales",
     "SubjectNoise": "noise",
+    "concat": "results.joined",
     "demo_records": "demo",
-    "layer_protocol": "protocol",
-    "load": "results.load",
+    "layer_protocol": "protocol.layers",
+    "load": "protocol.loading",
     "load_demo": "demo",
     "load_model": "models.load",
     "load_records": "cases",
     "make_cases": "cases",
+    "run_protocol": "protocol.run",
     "select_cases": "trace.select_cases",
     "trace_coalitions": "trace.coalitions",
     "trace_experts": "trace.experts",

@@ -25,7 +25,7 @@ def demo(
 ) -> None:
     """Trace the bundled model end to end: select cases, sweep layers, validate, draw."""
     from moetrace.demo import demo_records, load_demo
-    from moetrace.protocol import layer_protocol
+    from moetrace.protocol.layers import layer_protocol
 
     model, tokenizer = load_demo()
     layer_protocol(model, tokenizer, demo_records(), out=out, n=n, echo=typer.echo)
@@ -46,7 +46,7 @@ def run(
     """Select cases, sweep layers on the discovery half, validate the best layer on the other half."""
     from moetrace.cases import load_records
     from moetrace.models.load import load_model
-    from moetrace.protocol import layer_protocol
+    from moetrace.protocol.layers import layer_protocol
 
     records = load_records(cases)
     loaded, tokenizer = load_model(model, dtype=dtype, device_map=device_map)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,20 @@ def write_atomically(path: Path, write: Write) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         write(beside)
+        _sync(beside)  # a crash of the machine, too, leaves the old file or the new one
         os.replace(beside, path)
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):  # what went wrong before is what a caller must hear of
+            beside.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file's content is on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def json_writer(value: Any) -> Write:

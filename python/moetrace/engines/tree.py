@@ -169,7 +169,10 @@ class TreeEngine:
             scope.arm(run, anatomy, routed_call)
             for index in self.job.expert_layers:
                 scope.before(anatomy.site(index).block, partial(_keep_row, kept, index))
-            found = read_differences(anatomy, self.job.readout, inputs, run.final_rows, objects, run.reset)
+            joining = run.plan.cases * (run.plan.rows - run.start_rows)
+            found = read_differences(
+                anatomy, self.job.readout, inputs, run.final_rows, objects, run.reset, joining
+            )
         misfired = run.misfired()
         if misfired:
             raise hook_error(anatomy, misfired, run.misfired_modules)

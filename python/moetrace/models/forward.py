@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from moetrace.counts import count_forward
 from moetrace.errors import EngineError
 from moetrace.models.anatomy import Anatomy
 from moetrace.models.readout import HeadTap, Readout, tapped
@@ -26,11 +27,13 @@ def read_differences(
     rows: Sequence[int],
     objects: torch.Tensor,
     again: Callable[[], None] = lambda: None,
+    joining: int = 0,
 ) -> torch.Tensor:
     """Run the model and give true minus foil logits (equation 1) at ``rows``: float64 (batch, rows).
 
     ``objects``: int64 (batch, 2), true and foil token of each sequence. The first row serves the check of
     the readout; where that fails ``again`` is called and the model run once more with its own head.
+    ``joining``: token rows that join the pass after its start, for the count.
     """
     keep = torch.as_tensor(rows, dtype=torch.long)
     known = accepted(anatomy.model)
@@ -39,6 +42,7 @@ def read_differences(
         call["logits_to_keep"] = keep.to(inputs["input_ids"].device)
     tap = HeadTap(readout, len(rows), keep)
     with tapped(anatomy.head, tap):
+        count_forward(inputs["input_ids"].numel() + joining)
         logits = anatomy.model(**call).logits
     if tap.hidden is None:
         raise EngineError(f"the head of {type(anatomy.model).__name__} was never called in a forward pass")
@@ -46,7 +50,7 @@ def read_differences(
         readout.check(tap.hidden[:, 0], objects, _pick(logits[:, :1], objects)[:, 0])
         if readout.own_head:
             again()
-            return read_differences(anatomy, readout, inputs, rows, objects)
+            return read_differences(anatomy, readout, inputs, rows, objects, joining=joining)
     if readout.own_head:
         picked = _pick(logits, objects).double()
     else:

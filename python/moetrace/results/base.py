@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from typing_extensions import Self
 
 from moetrace.arguments import as_choice
+from moetrace.cases import CaseSet
+from moetrace.results.positions import positions_of
 from moetrace.results.saved import Saved, write_saved
 from moetrace.stats import summary_table
 
 INTERVALS = ("percentile", "bca", "basic")
 CORRECTIONS = (None, "max_t", "holm", "bh")
+_LEFT_OUT = ("failed_case_ids", "inactive_case_ids")  # of a provenance: traced, and not among the rows
 
 
 class TraceResult:
@@ -52,6 +57,42 @@ class TraceResult:
     def sites(self) -> pd.DataFrame:
         """One row for each column of ``effects``."""
         return self._sites.copy()
+
+    def subset(self, case_ids: Iterable[int] | CaseSet) -> Self:
+        """The same trace of some of its cases, in the order given: nothing is run again.
+
+        >>> discovery, validation = usable.split(seed=0)
+        >>> trace.subset(discovery).best
+
+        ``case_ids``: ids, or a CaseSet. Those that fell out stay in ``.failed``. :func:`moetrace.concat`
+        joins traces. Errors: CaseMismatchError for an id that wasn't traced, DuplicateCaseError for one that
+        stands twice.
+        """
+        left_out = {int(case_id) for name in _LEFT_OUT for case_id in self.provenance.get(name, [])}
+        positions, others = positions_of(case_ids, self._cases.case_id.tolist(), left_out)
+        facts = dict(self.provenance)
+        for name in _LEFT_OUT:
+            if name in facts:
+                facts[name] = [case_id for case_id in facts[name] if case_id in others]
+        cases = self._cases.iloc[positions].reset_index(drop=True)
+        facts["case_ids"] = cases.case_id.tolist()
+        failed = self.failed[self.failed.case_id.isin(others)].reset_index(drop=True)
+        measured = {name: values[positions] for name, values in self._measured().items()}
+        return self._rebuilt(cases, measured, failed, facts)
+
+    def _measured(self) -> dict[str, np.ndarray]:
+        """Every array that has a row for each case."""
+        return {"patched": self._patched, "effects": self.effects}
+
+    def _rebuilt(
+        self,
+        cases: pd.DataFrame,
+        measured: dict[str, np.ndarray],
+        failed: pd.DataFrame,
+        provenance: dict[str, Any],
+    ) -> Self:
+        """A result of the same sites with other cases; ``measured``: as :meth:`_measured`."""
+        return type(self)(cases, self._sites, failed=failed, provenance=provenance, **measured)
 
     @property
     def noise_floor(self) -> float:

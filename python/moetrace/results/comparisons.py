@@ -10,21 +10,18 @@ import pandas as pd
 
 from moetrace import effects
 from moetrace.arguments import refuse_type
-from moetrace.errors import ArgumentError, LayerRangeError
+from moetrace.errors import LayerRangeError
 from moetrace.results.base import summarise
 from moetrace.results.controls import Controls, ExpertInLayer
 from moetrace.results.display import plain, plot_counts, plot_points, refuse_groups, result_html, table_note
 from moetrace.results.expert_arrays import Floats
 from moetrace.results.expert_name import Expert
 from moetrace.results.layers import LayerTrace
+from moetrace.results.positions import CaseMismatchError
 from moetrace.stats import bootstrap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-
-class CaseMismatchError(ArgumentError):
-    """Two traces that must share their cases don't."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)

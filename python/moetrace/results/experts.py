@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
 
 import numpy as np
 import pandas as pd
+from typing_extensions import Self
 
 from moetrace.arguments import as_choice, as_count, as_number
 from moetrace.effects import Mean, control_count, required_cases
@@ -90,6 +91,18 @@ class ExpertTrace(TraceResult):
         width = len(rows) // max(1, len(cases))
         sites = rows[list(cls.site_columns)].iloc[:width].reset_index(drop=True)
         return cls(cases, sites, ExpertArrays.from_rows(rows, (len(cases), width)), failed, provenance)
+
+    def _measured(self) -> dict[str, np.ndarray]:
+        return {name: getattr(self.arrays, name) for name in self.arrays.names()}
+
+    def _rebuilt(
+        self,
+        cases: pd.DataFrame,
+        measured: dict[str, np.ndarray],
+        failed: pd.DataFrame,
+        provenance: dict[str, Any],
+    ) -> Self:
+        return type(self)(cases, self._sites, ExpertArrays(**measured), failed, provenance)
 
     @property
     def layers(self) -> tuple[int, ...]:

@@ -35,7 +35,7 @@ Sets = str | Sequence[str] | Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True)
-class _Wanted:
+class Wanted:
     """What to patch: a label and a patch for each coalition, and which game they are the values of."""
 
     labels: list[str]
@@ -80,19 +80,20 @@ def trace_coalitions(
     seed, limit = as_seed(seed), as_count(limit, "limit")
     n_permutations = as_count(n_permutations, "n_permutations", 1, MOST_PERMUTATIONS)
     sampled_players = as_choice(sampled_players, "sampled_players", tuple(NAMED))
-    wanted = _wanted(anatomy, chosen, sets, n_permutations, sampled_players, limit, seed)
+    wanted = wanted_of(anatomy, chosen, sets, n_permutations, sampled_players, limit, seed)
     patches: list[Patch] = [*wanted.patches, Patch.null(chosen)]
     details = {"sets": wanted.labels, "seed": seed}
     session = trace(model, cases, patches, anatomy=anatomy, what="coalitions", details=details, **common)
-    result = _result(session, chosen, wanted)
+    result = coalition_trace_of(session, chosen, wanted)
     if common["out"] is not None:
         result.save(common["out"])
     return result
 
 
-def _wanted(
+def wanted_of(
     anatomy: Anatomy, layer: int, sets: Any, n_permutations: int, players: str, limit: int, seed: int
-) -> _Wanted:
+) -> Wanted:
+    """The coalitions of a layer that a user asks for by ``sets``."""
     top_k = top_k_of(anatomy.config)
     if isinstance(sets, str) and sets == "all":
         coalition.check_count(top_k, limit)
@@ -111,20 +112,21 @@ def _wanted(
             near = nearest(next(iter(unknown), None), [*NAMED, "all", "sampled"])
             raise ArgumentError(f"sets is {shown(sets)}{near}; expected {EXPECTED}")
         patches = [Patch.of_experts(layer, NAMED[name]) for name in named]
-        return _Wanted(named, patches, [0] * len(named), 0, None)
+        return Wanted(named, patches, [0] * len(named), 0, None)
     lists = coalition.checked_sets(named, expert_count(anatomy, layer))
     labels = ["+".join(f"E{expert:03d}" for expert in experts) for experts in lists]
     patches = [Patch.of_experts(layer, _core.Chosen.EXPERTS, experts=list(experts)) for experts in lists]
-    return _Wanted(labels, patches, [0] * len(lists), 0, None)
+    return Wanted(labels, patches, [0] * len(lists), 0, None)
 
 
-def _subsets(layer: int, masks: list[int], players: int, orders: np.ndarray | None) -> _Wanted:
+def _subsets(layer: int, masks: list[int], players: int, orders: np.ndarray | None) -> Wanted:
     labels = ["slots " + "+".join(str(j) for j in range(players) if mask >> j & 1) for mask in masks]
     patches = [Patch.of_experts(layer, _core.Chosen.SUBSET, subset=mask) for mask in masks]
-    return _Wanted(labels, patches, masks, players, orders)
+    return Wanted(labels, patches, masks, players, orders)
 
 
-def _result(session: Session, layer: int, wanted: _Wanted) -> CoalitionTrace:
+def coalition_trace_of(session: Session, layer: int, wanted: Wanted) -> CoalitionTrace:
+    """The first patches of the session are the coalitions', the last is the null patch."""
     outcome, routing = session.outcome, session.outcome.routing[layer]
     effects = rescue(outcome.patched, outcome.noised)[:, :-1].mean(axis=2)
     cases = case_table(session)

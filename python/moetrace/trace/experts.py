@@ -65,7 +65,7 @@ def trace_experts(
     session = trace(
         model, cases, patches, sweeps=sweeps, anatomy=anatomy, what="experts", details=details, **common
     )
-    result = _result(session, chosen, union)
+    result = expert_trace_of(session, chosen, union)
     if common["out"] is not None:
         result.save(common["out"])
     return result
@@ -84,7 +84,8 @@ def expert_layers_of(anatomy: Anatomy, layer: int | Sequence[int] | None) -> tup
     return tuple(sorted(wanted))
 
 
-def _result(session: Session, layers: tuple[int, ...], union: bool) -> ExpertTrace:
+def expert_trace_of(session: Session, layers: tuple[int, ...], union: bool) -> ExpertTrace:
+    """What the session's sweeps of these layers found; its last patch is the null patch."""
     sites, columns = [], []
     for layer in layers:
         count = session.outcome.routing[layer].clean_active.shape[-1]

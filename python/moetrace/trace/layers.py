@@ -58,13 +58,13 @@ def trace_layers(
     # The null fork leaves at the lowest layer, where it has the most layers to drift away in.
     patches: list[Patch] = [*(Patch.block(layer) for layer in chosen), Patch.null(min(chosen))]
     session = trace(model, cases, patches, anatomy=anatomy, what="layers", **common)
-    result = _result(session, chosen)
+    result = layer_trace_of(session, chosen)
     if common["out"] is not None:
         result.save(common["out"])
     return result
 
 
-def _result(session: Session, layers: tuple[int, ...]) -> LayerTrace:
+def layer_trace_of(session: Session, layers: tuple[int, ...]) -> LayerTrace:
     """The first patches of the session are the layers', the last is the null patch."""
     outcome = session.outcome
     effects = rescue(outcome.patched, outcome.noised).mean(axis=2)

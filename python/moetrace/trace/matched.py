@@ -47,20 +47,22 @@ def trace_matched(
     common = checked(dict(options), trace_matched)
     anatomy = find_anatomy(model)
     chosen = check_expert(anatomy, star)
-    patches: list[Patch] = [
-        Patch.of_experts(
-            chosen.layer, ROLES[role], experts=[chosen.expert], equal_norm=scaling == "equal_norm"
-        )
-        for role, scaling in SITES
-    ]
-    patches.append(Patch.null(chosen.layer))
+    patches: list[Patch] = [*matched_patches(chosen), Patch.null(chosen.layer)]
     session = trace(
         model, cases, patches, anatomy=anatomy, what="matched", details={"star": str(chosen)}, **common
     )
-    result = _result(session, chosen)
+    result = matched_trace_of(session, chosen)
     if common["out"] is not None:
         result.save(common["out"])
     return result
+
+
+def matched_patches(star: Expert) -> list[Patch]:
+    """The star and its matched control, raw and at equal norm, in the order of SITES."""
+    return [
+        Patch.of_experts(star.layer, ROLES[role], experts=[star.expert], equal_norm=scaling == "equal_norm")
+        for role, scaling in SITES
+    ]
 
 
 def check_expert(anatomy: Anatomy, star: ExpertLike) -> Expert:
@@ -81,7 +83,8 @@ def _control(clean: np.ndarray, weight: np.ndarray, star: int) -> int:
     return int(clean[slot])
 
 
-def _result(session: Session, star: Expert) -> MatchedTrace:
+def matched_trace_of(session: Session, star: Expert) -> MatchedTrace:
+    """The first patches of the session are those of :func:`matched_patches`, the last is the null patch."""
     outcome, routing = session.outcome, session.outcome.routing[star.layer]
     active = np.flatnonzero(routing.clean_active[:, 0, star.expert] & (routing.top_k > 1))
     if not len(active):

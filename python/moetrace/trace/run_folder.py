@@ -136,7 +136,13 @@ class RunFolder:
             ) from failure
         seal = json.dumps({"call": self._call, **table_seal(table)}).encode()
         table = table.replace_schema_metadata({**(table.schema.metadata or {}), _SEAL: seal})
-        write_parquet(self.path / PARTS / self._name(parts), table)
+        try:
+            write_parquet(self.path / PARTS / self._name(parts), table)
+        except OSError as failure:
+            raise RunFolderError(
+                f"{self.path} can't be written ({failure}); the batches that it holds stay: make room, and "
+                "make the same call again to go on"
+            ) from failure
 
     @staticmethod
     def _name(case_ids: Iterable[int]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -46,6 +46,11 @@ class Session:
     attention: str
     job: Job
     failed: pd.DataFrame
+
+    def only(self, columns: Sequence[int]) -> Session:
+        """The same session with some of its patches, in this order."""
+        outcome = replace(self.outcome, patched=self.outcome.patched[:, list(columns)])
+        return replace(self, outcome=outcome)
 
 
 def case_table(session: Session, null: int = -1) -> pd.DataFrame:
@@ -135,7 +140,6 @@ def _run(
 ) -> tuple[Outcome, EngineChoice]:
     done: dict[int, Outcome] = folder.finished() if folder is not None else {}
     resumed = bool(done)
-    left = [case for case in cases if case.case_id not in done]
     with progress_bar(len(cases), what, progress) as bar:
         if resumed:
             bar.update(len(done))
@@ -147,7 +151,10 @@ def _run(
             done.update(parts)
             bar.update(len(batch))
 
-        batches = [[left[index] for index in batch] for batch in choice.engine.batches(left)]
+        # Cut before what is done is left out: a batch has the same cases, and so the same last bits, whether
+        # or not a run was interrupted before it.
+        cut = [[cases[index] for index in batch] for batch in choice.engine.batches(cases)]
+        batches = [own for batch in cut if (own := [case for case in batch if case.case_id not in done])]
         if batches:
             # Nothing is kept before the engine is confirmed on one of the trace's own cases.
             outcome = choice.engine.run(batches[0])
