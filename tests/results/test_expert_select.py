@@ -13,7 +13,7 @@ from moetrace.effects import required_cases
 from moetrace.errors import ArgumentError, LayerRangeError, MoetraceError, NoCasesError
 from moetrace.results.expert_name import Expert
 from moetrace.results.selection import NoRecurrentExpertError
-from tests.results.expert_traces import oracle_selection, random_trace, small_trace, take
+from tests.results.expert_traces import make_trace, oracle_selection, random_trace, small_trace, take
 
 
 @pytest.mark.parametrize("mean", ["active", "all"])
@@ -106,8 +106,9 @@ def test_equal_means_go_to_the_higher_recurrence_then_to_the_lower_expert() -> N
 
 
 def test_equal_experts_of_two_layers_go_to_the_lower_layer() -> None:
-    trace = random_trace(0, layers=(2, 9), experts=2, k=2)
-    trace.effects[:] = 0.5
+    trace = small_trace([[1, 1, 1, 1]] * 6, [[0.5] * 4] * 6)
+    sites = [(2, 0), (2, 1), (9, 0), (9, 1)]
+    trace = make_trace(trace.cases, sites, clean_active=trace.arrays.clean_active, rescue=trace.effects)
     assert trace.select(top=4) == [Expert(2, 0), Expert(2, 1), Expert(9, 0), Expert(9, 1)]
 
 
