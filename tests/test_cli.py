@@ -412,10 +412,15 @@ def test_a_model_that_isn_t_there_is_one_line(facts, tmp_path):
     assert "can't be loaded" in found.stderr
 
 
-def test_an_error_of_the_system_is_one_line(monkeypatch, tmp_path):
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError(28, "No space left on device", "layers.csv")
+def raises(error: BaseException) -> Any:
+    def work(*_: Any, **__: Any) -> None:
+        raise error
 
+    return work
+
+
+def test_an_error_of_the_system_is_one_line(monkeypatch, tmp_path):
+    full = raises(OSError(28, "No space left on device", "layers.csv"))
     monkeypatch.setattr("moetrace.protocol.layers.layer_protocol", full)
     found = invoke("demo", "--out", tmp_path / "d")
     assert found.exit_code == 1
@@ -423,14 +428,35 @@ def test_an_error_of_the_system_is_one_line(monkeypatch, tmp_path):
 
 
 def test_ctrl_c_says_the_exact_command(monkeypatch, tmp_path):
-    def stop(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("moetrace.protocol.layers.layer_protocol", stop)
+    monkeypatch.setattr("moetrace.protocol.layers.layer_protocol", raises(KeyboardInterrupt()))
     words = ["demo", "--out", str(tmp_path / "two words"), "--n", "12"]
     found = invoke(*words)
     assert found.exit_code == 130
     assert last_line(found).endswith(shlex.join(["moetrace", *words]))
+    assert warnings.showwarning.__module__ != "moetrace.cli.console"
+
+
+def test_ctrl_c_and_a_full_memory_say_how_a_run_goes_on(monkeypatch, facts, tmp_path):
+    import torch
+
+    words = ["run", MODEL, "--cases", str(facts), "--out", str(tmp_path / "o"), "--set", "scales=[1, 3]"]
+    typed = shlex.join(["moetrace", *words])
+    for error, code in (
+        (KeyboardInterrupt(), 130),
+        (torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB"), 1),
+        (MemoryError(), 1),
+    ):
+        monkeypatch.setattr("moetrace.protocol.run.run_protocol", raises(error))
+        found = invoke(*words)
+        assert found.exit_code == code
+        assert last_line(found).endswith(f"to go on: {typed}")
+        assert ("--batch-tokens" in last_line(found)) == (code == 1)
+
+
+def test_an_error_that_nobody_expects_keeps_its_traceback(monkeypatch, tmp_path):
+    monkeypatch.setattr("moetrace.protocol.layers.layer_protocol", raises(RuntimeError("a bug")))
+    found = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "d")])
+    assert isinstance(found.exception, RuntimeError)
     assert warnings.showwarning.__module__ != "moetrace.cli.console"
 
 

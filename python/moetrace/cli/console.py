@@ -81,6 +81,12 @@ def plain_errors(ctx: typer.Context, after_stop: str = "") -> Iterator[None]:
         name = f"{failure.filename}: " if failure.filename else ""
         tell(f"{name}{failure.strerror or failure}")
         raise typer.Exit(FAILED) from None
+    except (MemoryError, RuntimeError) as failure:
+        if not isinstance(failure, MemoryError) and type(failure).__name__ != "OutOfMemoryError":  # torch's
+            raise
+        less = "a smaller --batch-tokens needs less. " if "batch_tokens" in ctx.params else ""
+        tell(f"out of memory ({failure}); {less}{after_stop}{typed(ctx)}")
+        raise typer.Exit(FAILED) from None
     finally:
         warnings.showwarning = shows
 
