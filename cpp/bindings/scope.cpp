@@ -323,9 +323,9 @@ class HookScope {
       const py::object last = handles_.attr("pop")();
       try {
         last.attr("remove")();
-      } catch (const py::error_already_set&) {
+      } catch (const py::error_already_set& error) {
         if (!failure) failure = std::current_exception();
-        remove_again(last);
+        if (error.matches(PyExc_KeyboardInterrupt)) remove_again(last);
       }
     }
     if (failure) std::rethrow_exception(failure);

@@ -66,7 +66,7 @@ def test_loading_gives_the_same_report(run: Any) -> None:
     assert set(loaded.traces) == set(report.traces)
     for name, trace in report.traces.items():
         pd.testing.assert_frame_equal(loaded.traces[name].rows, trace.rows, check_exact=True)
-    assert set(loaded.beyond) == {"map", "shapley", "clustered", "floor", "stability"}
+    assert set(loaded.beyond) == {"map", "shapley", "clustered", "floor", "direct", "stability"}
     assert loaded.notes == report.notes
 
 

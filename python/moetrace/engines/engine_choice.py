@@ -193,17 +193,17 @@ def _examine(job: Job, case: Case, rows: int) -> _Verdict:
         with widened(job) as wide:
             tolerance = TOLERANCE if wide is not job else tolerance_of(job, case)
             found = _first_that_agrees(wide, case, rows, tolerance)
-        if found.within(tolerance) and wide is not job:  # what is left in half precision is its rounding
-            native = compare(job, found.join, case, rows)
-            rounding = OF_ROUNDING * native.difference / native.size
+        agrees = found.within(tolerance)
+        if agrees and wide is not job:  # what is left in half precision is its rounding
+            found = compare(job, found.join, case, rows)
+            rounding = OF_ROUNDING * found.difference / found.size
             tolerance = max(tolerance_of(job, case), min(rounding, MOST_ROUNDING))
-            found = native
     except torch.OutOfMemoryError:
         raise
     except Exception as failure:
         text = " ".join(str(failure).split())[:200]
         return _Verdict(False, f"its single pass failed ({type(failure).__name__}: {text})", rows)
-    if not found.within(tolerance):
+    if not agrees:
         allowed = tolerance * found.size
         differs = f"differs from plain forwards by {found.difference:.2g} (tolerance {allowed:.2g})"
         return _Verdict(False, f"its single pass {differs}", rows)
