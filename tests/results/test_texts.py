@@ -74,4 +74,7 @@ def test_without_them_tables_have_no_empty_columns() -> None:
         "noised",
         "patched",
         "rescue",
+        "direct",
+        "indirect",
+        "direct_linear",
     ]
