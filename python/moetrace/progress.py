@@ -14,7 +14,13 @@ EVERY = 10.0  # seconds between two lines of a log
 
 def somebody_watches() -> bool:
     """Whether standard error is a terminal or this is a notebook."""
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
+    return sys.stderr.isatty() or _in_notebook()
+
+
+def _in_notebook() -> bool:
+    """Whether this process is a notebook's kernel: that ipykernel was imported doesn't make it one."""
+    kernel = sys.modules.get("ipykernel.kernelapp")
+    return kernel is not None and bool(kernel.IPKernelApp.initialized())
 
 
 class _Calls:
