@@ -61,7 +61,7 @@ def _moetrace(
 
 
 @app.command(
-    cls=Command, epilog="\b\nExamples:\n  moetrace demo\n  moetrace demo --n 64 --out /tmp/demo --no-progress"
+    cls=Command, epilog="\b\nExamples:\n  moetrace demo\n  moetrace demo --n 64 --out runs/demo --no-progress"
 )
 def demo(
     ctx: typer.Context,

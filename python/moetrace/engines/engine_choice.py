@@ -130,12 +130,12 @@ def confirmed(choice: EngineChoice, case: Case, outcome: Outcome) -> EngineChoic
     engine = choice.engine
     if not isinstance(engine, TreeEngine):
         return choice
-    found = confirm(engine.job, case, outcome, engine.join, choice.tolerance)
-    if found.within(choice.tolerance):
-        return replace(choice, difference=max(choice.difference, found.difference))
+    difference, explained = confirm(engine.job, case, outcome, engine.join, choice.tolerance)
+    if explained:
+        return replace(choice, difference=max(choice.difference, difference))
     _verdicts.pop(engine.job.anatomy.model, None)
     reason = (
-        f"the single pass differed by {found.difference:.2g} logits from plain forwards on case "
+        f"the single pass differed by {difference:.2g} logits from plain forwards on case "
         f"{case.case_id} of this trace, beyond what rounding explains"
     )
     reference = ReferenceEngine(engine.job)

@@ -64,7 +64,7 @@ def refuse_undefined(job: Job, case: Case) -> None:
     if not np.isfinite([alone, earlier, changed, together]).all():
         return
     name = type(job.anatomy.model).__name__
-    tolerance = TOLERANCE if can_be_wide(job.anatomy) or not is_half(job.anatomy.model) else 0.25
+    tolerance = TOLERANCE if _widens(job) or not is_half(job.anatomy.model) else 0.25
     if abs(changed - earlier) > tolerance * max(1.0, abs(earlier)):
         raise NotCausalError(
             f"{name}: the token before the last of case {case.case_id} gives {earlier:.3g}, and with another "
@@ -79,10 +79,15 @@ def refuse_undefined(job: Job, case: Case) -> None:
         )
 
 
+def _widens(job: Job) -> bool:
+    """Whether the model is in half precision, and in memory so that float32 can take its place."""
+    return is_half(job.anatomy.model) and can_be_wide(job.anatomy)
+
+
 @contextmanager
 def widened(job: Job) -> Iterator[Job]:
     """The job in float32 where its model is in half precision and all in memory; else as it is."""
-    if not (is_half(job.anatomy.model) and can_be_wide(job.anatomy)):
+    if not _widens(job):
         yield job
         return
     with in_float32(job.anatomy):
@@ -111,25 +116,26 @@ def compare(job: Job, join: _core.Join, case: Case, rows: int) -> Comparison:
     return Comparison(_apart(expected, found, len(probe.patches)), _size(expected), tree.join)
 
 
-def confirm(job: Job, case: Case, outcome: Outcome, join: _core.Join, tolerance: float) -> Comparison:
+def confirm(job: Job, case: Case, outcome: Outcome, join: _core.Join, tolerance: float) -> tuple[float, bool]:
     """What a trace found for one case beside plain forwards: clean, noised and two patched runs.
 
     ``outcome``: of the case alone, its first draw is compared. ``tolerance``: relative, as rounding was
     measured. A half-precision model that is further off is compared once more, in float32: rounding can
-    flip a router's near tie in one case and not in another.
+    flip a router's near tie in one case and not in another. Returns the largest difference in logits, and
+    whether rounding explains it.
     """
     probe, found = _confirming(job, outcome)
     expected = ReferenceEngine(probe).together(case)
     native = Comparison(_apart(expected, found, len(probe.patches)), _size(expected), join)
-    if native.within(tolerance) or not (is_half(job.anatomy.model) and can_be_wide(job.anatomy)):
-        return native
+    if native.within(tolerance) or not _widens(job):
+        return native.difference, native.within(tolerance)
     with widened(probe) as wide:
         expected = ReferenceEngine(wide).together(case)
         found = TreeEngine(wide, join).run([case])
     again = Comparison(_apart(expected, found, len(wide.patches)), _size(expected), join)
     if again.within(TOLERANCE):  # it was rounding, and goes into the floor
-        return Comparison(native.difference, max(native.size, native.difference / tolerance), join)
-    return again
+        return native.difference, True
+    return again.difference, False
 
 
 def null_floor(job: Job, run: Callable[[Job], Outcome]) -> float:

@@ -27,9 +27,8 @@ from moetrace.engines.engine_choice import ENGINES
 from moetrace.errors import ArgumentError
 from moetrace.models.readout import READOUTS
 from moetrace.noise import NoiseScales, SubjectNoise, as_noise
+from moetrace.results.base import INTERVALS
 from moetrace.trace.options import as_batch_tokens
-
-INTERVALS = ("percentile", "bca", "basic")
 
 
 @dataclass(frozen=True)

@@ -97,9 +97,7 @@ def trace(
     budget = resolve_budget(batch_tokens, anatomy)
     with prepared(anatomy.model):
         job = make_job(anatomy, patches, noise, position, sweeps, readout)
-        for case in case_set:
-            job.patch_position(case)
-        _warn_of_nothing(job, case_set)
+        _warn_of_nothing(job, case_set, [job.patch_position(case) for case in case_set])
         choice = choose_engine(job, case_set, engine, budget, direct)
         job = choice.engine.job
         attention = str(getattr(anatomy.config, "_attn_implementation", ""))  # prepared() may have changed it
@@ -111,8 +109,9 @@ def trace(
     return _without_failed(case_set, outcome, choice, attention, job)
 
 
-def _warn_of_nothing(job: Job, cases: CaseSet) -> None:
-    """Say where what is asked for can't have an effect."""
+def _warn_of_nothing(job: Job, cases: CaseSet, positions: Sequence[int]) -> None:
+    """Say where what is asked for can't have an effect; ``positions``: the patched token of each case."""
+    places = list(zip(cases, positions, strict=True))
     if job.noise_std == 0:
         warnings.warn(
             "the embedding is zero everywhere, and so is the noise, whose scale is its standard deviation: "
@@ -120,7 +119,7 @@ def _warn_of_nothing(job: Job, cases: CaseSet) -> None:
             NoEffectWarning,
             stacklevel=4,
         )
-    before = [case.case_id for case in cases if job.patch_position(case) < case.subject[0]]
+    before = [case.case_id for case, at in places if at < case.subject[0]]
     if before:
         warnings.warn(
             f"position {job.position!r} lies before the subject in {len(before)} of {len(cases)} cases: "
@@ -129,7 +128,7 @@ def _warn_of_nothing(job: Job, cases: CaseSet) -> None:
             stacklevel=4,
         )
     last = len(job.anatomy.layers) - 1
-    early = [case.case_id for case in cases if job.patch_position(case) < len(case.input_ids) - 1]
+    early = [case.case_id for case, at in places if at < len(case.input_ids) - 1]
     if early and last in job.block_layers:
         warnings.warn(
             f"layer {last} is the last: what is patched there at position {job.position!r} doesn't reach the "
