@@ -227,33 +227,32 @@ class Report:
     def stability(self) -> Stability | None:
         """Selection under other splits and thresholds (appendix D)."""
         s = self.settings
-        if "experts_usable" not in self.traces:
-            return None
-        mean: Any = s.mean
-        controls: Any = s.controls
-        return self._asked(
+        return self._of_usable(
             "stability",
-            lambda: self.experts("experts_usable").stability(
-                s.stability_seeds, s.stability_thresholds, self.layer, controls, s.controls_seed, s.fraction,
-                mean,
+            lambda usable, own: usable.stability(
+                s.stability_seeds, s.stability_thresholds, seed=s.controls_seed, fraction=s.fraction, **own
             ),
-        )  # fmt: skip
+        )
 
     @cached_property
     def held_out(self) -> HeldOut | None:
         """Selection with whole relations held out (Table 12)."""
         s = self.settings
+        return self._of_usable(
+            "held_out",
+            lambda usable, own: usable.held_out(folds=s.folds, seed=s.seed, min_active=s.min_active, **own),
+        )
+
+    def _of_usable(self, name: str, ask: Callable[[ExpertTrace, dict[str, Any]], _Found]) -> _Found | None:
+        """What the trace of all usable cases answers, given the layer, controls and mean of the run."""
         if "experts_usable" not in self.traces:
             return None
-        mean: Any = s.mean
-        controls: Any = s.controls
-        return self._asked(
-            "held_out",
-            lambda: self.experts("experts_usable").held_out(
-                folds=s.folds, seed=s.seed, min_active=s.min_active, layer=self.layer, controls=controls,
-                mean=mean,
-            ),
-        )  # fmt: skip
+        own: dict[str, Any] = {
+            "layer": self.layer,
+            "controls": self.settings.controls,
+            "mean": self.settings.mean,
+        }
+        return self._asked(name, lambda: ask(self.experts("experts_usable"), own))
 
     @cached_property
     def scale_up(self) -> Any:

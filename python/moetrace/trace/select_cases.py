@@ -11,6 +11,7 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 
+from moetrace import effects
 from moetrace.arguments import as_choice, as_count, as_number, as_seed
 from moetrace.cases import Case, CaseSet, as_case_set, validate_cases
 from moetrace.engines.engine_choice import ENGINES, choose_engine
@@ -162,15 +163,16 @@ def _up_to(reasons: list[str | None], wanted: int) -> list[str | None]:
 def _judge(batch: CaseSet, scores: pd.DataFrame, margin: float, drop: float) -> list[str | None]:
     """For each case of a batch the filter that it falls at, None if it is usable."""
     rows = scores.set_index("case_id").loc[[case.case_id for case in batch], ["clean", "noised"]]
-    return [_reason(float(clean), float(noised), margin, drop) for clean, noised in rows.to_numpy()]
+    taken = effects.drop(rows.clean.to_numpy(), rows.noised.to_numpy())
+    return [_reason(clean, own, margin, drop) for clean, own in zip(rows.clean, taken, strict=True)]
 
 
-def _reason(clean: float, noised: float, margin: float, drop: float) -> str | None:
-    if not (math.isfinite(clean) and math.isfinite(noised)):
+def _reason(clean: float, taken: float, margin: float, drop: float) -> str | None:
+    if not (math.isfinite(clean) and math.isfinite(taken)):
         return "non_finite"
     if clean < margin:
         return "clean_margin"
-    return "noise_drop" if clean - noised < drop else None
+    return "noise_drop" if taken < drop else None
 
 
 def _collect(source: CaseSet, verdicts: list[tuple[int, str | None]], n: int, seed: int | None) -> CaseSet:
