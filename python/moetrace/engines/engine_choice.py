@@ -22,6 +22,7 @@ from moetrace.engines.self_check import (
     Comparison,
     compare,
     confirm,
+    look_at,
     null_floor,
     refuse_undefined,
     tolerance_of,
@@ -31,6 +32,7 @@ from moetrace.engines.stream import find_ending
 from moetrace.engines.tree import TreeEngine, lower
 from moetrace.errors import EngineError
 from moetrace.models.ending import Ending
+from moetrace.models.float32 import is_half
 from moetrace.models.state import fingerprint, settings_of
 
 if TYPE_CHECKING:
@@ -100,10 +102,11 @@ def choose_engine(
     TokenMixingError where no engine can be right.
     """
     longest = max(cases, key=lambda case: len(case.input_ids))
-    state = (fingerprint(job.anatomy.model), settings_of(job.anatomy.model))
+    state = state_of(job)
     defined = _defined.setdefault(job.anatomy.model, set())
     if (job.block_layers, state) not in defined:
-        refuse_undefined(job, longest)
+        with widened(job):
+            refuse_undefined(job, longest, look_at(job, longest))
         defined.add((job.block_layers, state))
     verdict = _Verdict(False, "asked for")
     if engine != "reference":
@@ -120,6 +123,11 @@ def choose_engine(
     chosen: Engine = tree if verdict.tree else ReferenceEngine(job)
     null = _null_of(chosen, longest, state)
     return EngineChoice(chosen, verdict.reason, verdict.difference, verdict.tolerance, null)
+
+
+def state_of(job: Job) -> Any:
+    """What every verdict about a job's model is true for."""
+    return fingerprint(job.anatomy.model), settings_of(job.anatomy.model)
 
 
 def confirmed(choice: EngineChoice, case: Case, outcome: Outcome) -> EngineChoice:
@@ -186,18 +194,19 @@ def other_mixers(layers: Sequence[nn.Module]) -> list[str]:
 
 def _examine(job: Job, case: Case, rows: int) -> _Verdict:
     """Whether the tree engine gives what plain forwards give, on one case, three layers and so many rows."""
-    mixers = other_mixers(job.anatomy.layers)
+    model, mixers = job.anatomy.model, other_mixers(job.anatomy.layers)
     if mixers:
         return _Verdict(False, f"its token mixing isn't masked attention alone ({', '.join(mixers)})", rows)
     try:
         with widened(job) as wide:
-            tolerance = TOLERANCE if wide is not job else tolerance_of(job, case)
+            plain = wide is job
+            tolerance = tolerance_of(job, look_at(job, case)) if plain and is_half(model) else TOLERANCE
             found = _first_that_agrees(wide, case, rows, tolerance)
         agrees = found.within(tolerance)
         if agrees and wide is not job:  # what is left in half precision is its rounding
             found = compare(job, found.join, case, rows)
             rounding = OF_ROUNDING * found.difference / found.size
-            tolerance = max(tolerance_of(job, case), min(rounding, MOST_ROUNDING))
+            tolerance = max(tolerance_of(job, look_at(job, case)), min(rounding, MOST_ROUNDING))
     except torch.OutOfMemoryError:
         raise
     except Exception as failure:
