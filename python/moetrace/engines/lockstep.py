@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from greenlet import GreenletExit, getcurrent, greenlet
 from torch import nn
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from moetrace.models.anatomy import Anatomy
     from moetrace.weights import LayerSource
 
-T = TypeVar("T")
 _REGISTRIES = (
     "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs",
@@ -33,12 +32,7 @@ _REGISTRIES = (
 _running: contextvars.ContextVar[Lockstep | None] = contextvars.ContextVar("moetrace_lockstep", default=None)
 
 
-def in_lockstep() -> bool:
-    """Whether this code runs beside others, so that what it calls one after another costs a sweep each."""
-    return _running.get() is not None
-
-
-def gather(functions: Sequence[Callable[[], T]]) -> list[T]:
+def gather(functions: Sequence[Callable[[], Any]]) -> list[Any]:
     """Call functions, side by side where this code runs in lockstep, else one after another."""
     lockstep = _running.get()
     return [function() for function in functions] if lockstep is None else lockstep.gather(functions)
@@ -53,7 +47,7 @@ class _Task:
         self.result: Any = None
         self.failure: Exception | None = None
         self._function = function
-        self.greenlet = greenlet(self._run)
+        self.greenlet = greenlet(self._run, lockstep.scheduler)
         context = contextvars.copy_context()
         context.run(_running.set, lockstep)
         self.greenlet.gr_context = context
@@ -86,15 +80,15 @@ class Lockstep:
             for name in _REGISTRIES
         ]
         self._own = {id(own): list(own.items()) for own in self._registries if own}  # the model's hooks
-        self._scheduler: greenlet | None = None
+        self.scheduler = getcurrent()
         self._current: _Task | None = None
         self._ready: deque[_Task] = deque()
         self._standing: list[tuple[int, _Task]] = []
         self.sweeps = 0
 
-    def run(self, functions: Sequence[Callable[[], T]]) -> list[T]:
+    def run(self, functions: Sequence[Callable[[], Any]]) -> list[Any]:
         """What the functions return, in their order. The first failure ends all of them, and is raised."""
-        self._scheduler = getcurrent()
+        self.scheduler = getcurrent()
         tasks = [_Task(function, self, None) for function in functions]
         self._ready.extend(tasks)
         with self._stopping_at_layers():
@@ -104,8 +98,8 @@ class Lockstep:
                 self._end(tasks)
         return [task.result for task in tasks]
 
-    def gather(self, functions: Sequence[Callable[[], T]]) -> list[T]:
-        """The same, called by one of the functions that run."""
+    def gather(self, functions: Sequence[Callable[[], Any]]) -> list[Any]:
+        """The same, called by one of the functions that run. They run under the hooks that it has hung."""
         task = self._current
         assert task is not None
         children = [_Task(function, self, task) for function in functions]
@@ -121,8 +115,7 @@ class Lockstep:
 
     def _wait(self) -> None:
         """Give way to the scheduler until it comes back."""
-        assert self._scheduler is not None
-        self._scheduler.switch()
+        self.scheduler.switch()
 
     def _loop(self) -> None:
         while self._ready or self._standing:
@@ -177,6 +170,8 @@ class Lockstep:
     def _switch(self, task: _Task, *thrown: Any) -> None:
         """Run a task with its own hooks on the model, until it waits or ends."""
         before, self._current = self._current, task
+        if task.parent is not None and not task.greenlet:  # it begins
+            task.hooks = task.parent.hooks
         self._put_on(task.hooks)
         try:
             if thrown:
@@ -231,4 +226,4 @@ class Lockstep:
         if task is not None and getcurrent() is task.greenlet:
             self._standing.append((index, task))
             self._wait()
-        return layer._call_impl(*args, **kwargs)
+        return layer._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]

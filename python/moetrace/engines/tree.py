@@ -96,11 +96,12 @@ class TreeEngine:
         self, cases: Sequence[Case], given: list[_core.PassCase], begin: int, end: int, outcome: _core.Outcome
     ) -> None:
         while True:
-            run = _core.Pass(self.job.core, self._facts(), given, begin, end, self.join)
+            join = self.join
+            run = _core.Pass(self.job.core, self._facts(), given, begin, end, join)
             try:
                 differences, scales, direct = self._forward(run, cases, self.job.core.run_layers[begin:end])
             except Exception as failure:
-                self._answer(run, failure)  # raises where there is nothing else to try
+                self._answer(run, join, failure)  # raises where there is nothing else to try
                 continue
             if run.fused_calls:
                 self._trust_fused()
@@ -108,10 +109,10 @@ class TreeEngine:
             outcome.take(run, differences, scales, *direct)
             return
 
-    def _answer(self, run: _core.Pass, failure: Exception) -> None:
+    def _answer(self, run: _core.Pass, join: _core.Join, failure: Exception) -> None:
         """Choose what to try next after trouble at a site; raise what no other way would help."""
         if run.trouble is _core.Trouble.CANNOT_JOIN:
-            self.join = lower(self.join)[0]
+            self.join = max(self.join, lower(join)[0], key=tuple(_core.Join).index)  # of passes side by side
         elif run.trouble is _core.Trouble.NOT_FUSED:
             _, layer = run.troubled_module
             module = self.job.anatomy.experts(layer)

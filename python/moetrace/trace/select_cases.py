@@ -14,8 +14,9 @@ import torch
 from moetrace import effects
 from moetrace.arguments import as_choice, as_count, as_number, as_seed
 from moetrace.cases import Case, CaseSet, as_case_set, validate_cases
-from moetrace.engines.engine_choice import ENGINES, choose_engine
+from moetrace.engines.engine_choice import ENGINES
 from moetrace.engines.job import make_job
+from moetrace.engines.runner import make_runner
 from moetrace.errors import MoetraceWarning, NoCasesError, NonFiniteWarning
 from moetrace.models.anatomy import find_anatomy
 from moetrace.models.state import prepared
@@ -137,11 +138,11 @@ def score_cases(
     noised = clean.copy()
     with prepared(anatomy.model):
         job = make_job(anatomy, (), chosen)
-        runner = choose_engine(job, case_set, engine, budget).engine
-        for batch in runner.batches(case_set):
-            outcome = runner.run([case_set[index] for index in batch])
-            clean.iloc[batch] = outcome.clean
-            noised.iloc[batch] = outcome.noised.mean(axis=1)
+        rows = {case.case_id: row for row, case in enumerate(case_set)}
+        for batch, outcome in make_runner(job, case_set, engine, budget).run((), lambda _: None):
+            own = [rows[case.case_id] for case in batch]
+            clean.iloc[own] = outcome.clean
+            noised.iloc[own] = outcome.noised.mean(axis=1)
     table = pd.DataFrame({"case_id": [case.case_id for case in case_set], "clean": clean, "noised": noised})
     values = table[["clean", "noised"]]
     table[["clean", "noised"]] = values.where(values.abs().lt(float("inf")).all(axis=1), axis=0)
