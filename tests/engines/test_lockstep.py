@@ -1,4 +1,4 @@
-"""Layers' weights come one at a time: the numbers are those of weights in memory, and each layer is read once."""
+"""Layers' weights come one at a time: numbers are as of weights in memory, and each layer is read once."""
 
 from __future__ import annotations
 
@@ -93,7 +93,8 @@ def test_an_interrupt_in_a_layer_leaves_nothing_behind() -> None:
     with pytest.raises(KeyboardInterrupt):
         mt.trace_experts(model, cases, batch_tokens=64)
     handle.remove()
-    assert source.log[-1] == "end" and not source.inside
+    assert source.log[-1] == "end"
+    assert not source.inside
     assert {name: dict(m._forward_hooks) for name, m in model.named_modules()} == hooks
     assert all("_compiled_call_impl" not in vars(layer) for layer in source.layers)
     same(mt.trace_experts(model, cases), mt.trace_experts(make_model("qwen3_moe"), cases))

@@ -6,7 +6,7 @@ Found by structure and attribute names, not by a list of models; what isn't reco
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -41,7 +41,8 @@ class LayerSite:
 
     ``layer``: index among the decoder layers; ``path``: dotted name inside the model; ``sparse``: whether
     it is a Mixture-of-Experts block; ``experts``: the experts module inside it, None if there is none;
-    ``router``: in the block or beside its experts, None where no usual name has one.
+    ``router``: in the block or beside its experts, None where no usual name has one; ``apart``: its weights
+    come from elsewhere, and are there when a pass enters the layer.
     """
 
     layer: int
@@ -50,20 +51,21 @@ class LayerSite:
     sparse: bool
     experts: nn.Module | None
     router: nn.Module | None = None
+    apart: bool = False
 
     @property
     def known_layout(self) -> bool:
         """Whether the compiled routines read the experts' weights."""
-        return self.experts is not None and is_fused_layout(self.experts)
+        return self.experts is not None and is_fused_layout(self.experts, self.apart)
 
     @property
     def fusible(self) -> bool:
         """Whether they may compute the module's output too: its user has no hooks on it, and it has no
         forward of its own, as offloaded weights give it."""
         module = self.experts
-        if module is None or module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+        if module is None or module._forward_hooks or module._forward_pre_hooks:
             return False
-        return self.known_layout
+        return self.known_layout and (self.apart or "forward" not in vars(module))
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,9 @@ def find_anatomy(model: Any) -> Anatomy:
     embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
     layers = _find_layers(model, config, embedding)
     names = {module: name for name, module in model.named_modules()}
-    sites = tuple(_find_site(index, layer, names) for index, layer in enumerate(layers))
+    apart = source_of(model) is not None
+    found = [_find_site(index, layer, names) for index, layer in enumerate(layers)]
+    sites = tuple(None if site is None else replace(site, apart=apart) for site in found)
     _refuse_unknown_experts(model, config, layers, sites)
     _refuse_absent_weights(model)
     if embedding is None:

@@ -24,9 +24,11 @@ from moetrace.noise import NoiseLike, as_noise, check_seeds
 from moetrace.progress import Progress, progress_bar
 from moetrace.trace.budget import resolve_budget
 from moetrace.trace.options import as_batch_tokens, as_progress
+from moetrace.weights import source_of
 
 FIRST_BATCH = 32
 LARGEST_BATCH = 1024
+YIELD = 0.4  # usable cases among those scanned, as the paper found them (section 4.2), or somewhat fewer
 
 # Reasons to drop a case, in the order of the filters, and the names of the counts left after them.
 FILTERS = {"non_finite": "finite", "clean_margin": "clean_margin", "noise_drop": "noise_drop"}
@@ -100,7 +102,9 @@ def select_cases(
         )
     score = _score or score_cases
     verdicts: list[tuple[int, str | None]] = []
-    found, size = 0, min(n, FIRST_BATCH)
+    # Where every batch reads all layers anew, the first is to be the only one.
+    anew = isinstance(model, torch.nn.Module) and source_of(model) is not None
+    found, size = 0, min(LARGEST_BATCH, math.ceil(n / YIELD)) if anew else min(n, FIRST_BATCH)
     order = source.record_order(seed)
     with progress_bar(n, "usable cases", progress) as bar:
         while len(verdicts) < len(order) and found < n:
