@@ -23,6 +23,7 @@ from moetrace.errors import (
     TokenMixingError,
 )
 from moetrace.models.layout import is_fused_layout
+from moetrace.weights import source_of
 
 LAYER_LISTS = ("layers", "h", "blocks", "block", "decoder_layers")
 # longcat_flash has one layer for every two that it counts in the first.
@@ -194,8 +195,16 @@ def find_anatomy(model: Any) -> Anatomy:
     )
 
 
+def decoder_layers(model: nn.Module) -> tuple[nn.Module, ...]:
+    """The decoder layers of a language model, in order. ModelError where they aren't found."""
+    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    return _find_layers(model, text_config(model), embedding)
+
+
 def _refuse_absent_weights(model: nn.Module) -> None:
     """ModelError for weights on the meta device that nothing brings into memory during a forward."""
+    if source_of(model) is not None:
+        return
     for name, module in model.named_modules():
         absent = [own for own, weight in module.named_parameters(recurse=False) if weight.is_meta]
         # Offloading replaces the forward of the module, or of one around it, by one that loads the weights.

@@ -6,9 +6,12 @@ import torch
 from torch import nn
 from transformers.integrations import moe as hf_moe
 
+from moetrace.weights import origin
+
 
 def is_fused_layout(module: nn.Module) -> bool:
-    """Whether the compiled routines know the layout: fused silu-gated weights without biases, in memory."""
+    """Whether the compiled routines know the layout: fused silu-gated weights without biases, in memory, or
+    there while their layer runs."""
     up, down = getattr(module, "gate_up_proj", None), getattr(module, "down_proj", None)
     if not (isinstance(up, torch.Tensor) and isinstance(down, torch.Tensor) and up.dim() == down.dim() == 3):
         return False
@@ -25,7 +28,8 @@ def is_fused_layout(module: nn.Module) -> bool:
     )
     plain = all(type(weight) in (torch.Tensor, nn.Parameter) for weight in (up, down))
     plain = plain and all(type(weight.data) is torch.Tensor for weight in (up, down))
-    in_memory = plain and not up.is_meta and not down.is_meta and up.is_floating_point()
+    here = all(not weight.is_meta or origin(weight) is not None for weight in (up, down))
+    in_memory = plain and here and up.is_floating_point()
     shapes = up.shape[0] == down.shape[0] and up.shape[1] == 2 * down.shape[2]  # not with identity experts
     return bool(
         alone and plain_gate and activation and flags and in_memory and shapes and up.device == down.device
