@@ -29,7 +29,7 @@ void init_weights(py::module_& m) {
                           "Layers of a checkpoint in two buffers: while one layer is used, a thread reads "
                           "another.")
       .def(py::init<std::vector<std::string>, std::vector<LayerReader::Segments>, ReadOptions>(),
-           py::arg("files"), py::arg("layers"), py::arg("options") = ReadOptions(),
+           py::arg("files"), py::arg("layers"), py::arg_v("options", ReadOptions(), "ReadOptions()"),
            "layers: for each layer what is read of which of the files.")
       .def("prefetch", &LayerReader::prefetch, py::arg("layer"), py::call_guard<py::gil_scoped_release>(),
            "Start reading a layer if it isn't there and a buffer is free.")

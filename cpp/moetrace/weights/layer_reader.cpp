@@ -27,8 +27,7 @@ void distribute(const Read& read, std::uint64_t got, const std::string& path, co
                 const Buffer& buffer) {
   for (const Copy& copy : read.copies) {
     if (copy.from + copy.bytes > got) {
-      throw ReadError(path, "the file is cut off: it ends at byte " + std::to_string(read.offset + got) +
-                                ", and a tensor goes on to byte " +
+      throw ReadError(path, "the file is cut off: it ends before byte " +
                                 std::to_string(read.offset + copy.from + copy.bytes));
     }
     std::memcpy(buffer.data() + copy.destination, bounce.data() + copy.from, copy.bytes);
@@ -55,22 +54,15 @@ LayerReader::~LayerReader() {
 
 void LayerReader::prefetch(std::size_t layer) {
   Lock lock(mutex_);
-  check(layer);
-  if (find(layer) != nullptr) return;
-  if (Slot* slot = free_slot(false)) start(*slot, layer, lock);
+  claim(layer, false, lock);
 }
 
 std::shared_ptr<Buffer> LayerReader::acquire(std::size_t layer, const stats::Interrupt& interrupt) {
   Lock lock(mutex_);
-  check(layer);
-  Slot* slot = find(layer);
-  if (slot == nullptr) {
-    slot = free_slot(true);
-    if (slot == nullptr)
-      throw std::logic_error("layer " + std::to_string(layer) +
-                             " can't be read: two other layers are in use, and there are two buffers");
-    start(*slot, layer, lock);
-  }
+  Slot* slot = claim(layer, true, lock);
+  if (slot == nullptr)
+    throw std::logic_error("layer " + std::to_string(layer) +
+                           " can't be read: two other layers are in use, and there are two buffers");
   ++slot->users;
   const auto begin = Clock::now();
   while (!changed_.wait_for(lock, kInterval, [&] { return !slot->reading; })) {
@@ -111,9 +103,20 @@ void LayerReader::stop() {
   files_.assign(paths_.size(), nullptr);
 }
 
-void LayerReader::check(std::size_t layer) const {
+/// The slot that holds the layer or reads it from now on; null where none is free.
+LayerReader::Slot* LayerReader::claim(std::size_t layer, bool while_reading, Lock& lock) {
   if (layer >= reads_.size())
     throw std::out_of_range("layer " + std::to_string(layer) + " of " + std::to_string(reads_.size()));
+  for (;;) {
+    if (Slot* slot = find(layer)) return slot;
+    Slot* slot = free_slot(while_reading);
+    if (slot == nullptr) return nullptr;
+    if (!slot->thread.joinable()) {
+      start(*slot, layer);
+      return slot;
+    }
+    forget(*slot, lock);  // another thread may have claimed the layer meanwhile
+  }
 }
 
 LayerReader::Slot* LayerReader::find(std::size_t layer) {
@@ -133,8 +136,7 @@ LayerReader::Slot* LayerReader::free_slot(bool while_reading) {
   return found;
 }
 
-void LayerReader::start(Slot& slot, std::size_t layer, Lock& lock) {
-  forget(slot, lock);
+void LayerReader::start(Slot& slot, std::size_t layer) {
   if (!slot.buffer) slot.buffer = std::make_shared<Buffer>(buffer_bytes_);
   slot.layer = layer;
   slot.reading = true;

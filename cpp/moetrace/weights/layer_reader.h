@@ -72,10 +72,10 @@ class LayerReader {
   };
   using Lock = std::unique_lock<std::mutex>;
 
-  void check(std::size_t layer) const;
+  Slot* claim(std::size_t layer, bool while_reading, Lock& lock);
   Slot* find(std::size_t layer);
   Slot* free_slot(bool while_reading);
-  void start(Slot& slot, std::size_t layer, Lock& lock);
+  void start(Slot& slot, std::size_t layer);
   void forget(Slot& slot, Lock& lock);
   void fill(Slot& slot, std::size_t layer);
   std::shared_ptr<File> file(std::size_t index);

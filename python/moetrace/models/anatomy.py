@@ -195,7 +195,7 @@ def find_anatomy(model: Any) -> Anatomy:
     )
 
 
-def decoder_layers(model: nn.Module) -> tuple[nn.Module, ...]:
+def decoder_layers(model: Any) -> tuple[nn.Module, ...]:
     """The decoder layers of a language model, in order. ModelError where they aren't found."""
     embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
     return _find_layers(model, text_config(model), embedding)

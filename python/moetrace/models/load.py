@@ -76,8 +76,8 @@ def _load_streamed(
     if device_map is not None or options.get("use_safetensors") is False:
         what = "device_map" if device_map is not None else "use_safetensors=False"
         raise ArgumentError(
-            f"stream=True takes no {what}: layers stay in the checkpoint's safetensors and are computed on the "
-            "processor; leave one of the two out"
+            f"stream=True takes no {what}: layers stay in the checkpoint's safetensors and are computed on "
+            "the processor; leave one of the two out"
         )
     options.pop("use_safetensors", None)
     try:

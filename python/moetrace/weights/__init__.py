@@ -20,8 +20,7 @@ class LayerSource(Protocol):
     ...     source.leave(layer)
     >>> source.end()
 
-    ``enter`` and ``leave`` count: a layer that is entered twice is read once, and gone when it was left twice.
-    ``bytes_read``: from disk, so far.
+    ``enter`` and ``leave`` count: a layer entered twice is read once, and gone when it was left twice.
     """
 
     @property

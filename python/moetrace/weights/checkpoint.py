@@ -36,7 +36,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor in a file: ``shard`` is its place among the shards, ``offset`` counts from the file's begin."""
+    """A tensor in a file: ``shard`` is its place among the shards, ``offset`` that of its first byte."""
 
     shard: int
     offset: int
@@ -89,8 +89,9 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         lacking = [tensor for tensor in tensors if tensor not in found]
         if lacking:
             raise CheckpointError(
-                f"{shard.path} lacks {len(lacking)} of the {len(tensors)} tensors that {INDEX} says are in it "
-                f"({shown(lacking[0])} first): index and files are of different checkpoints; fetch both again"
+                f"{shard.path} lacks {len(lacking)} of the {len(tensors)} tensors that {INDEX} says are in "
+                f"it ({shown(lacking[0])} first): index and files are of different checkpoints; fetch both "
+                "again"
             )
         shards.append(shard)
         entries.update(found)

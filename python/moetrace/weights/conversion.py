@@ -1,4 +1,4 @@
-"""How checkpoint tensors become a model's parameters: transformers' own conversions, planned a layer at a time."""
+"""How checkpoint tensors become a model's parameters: transformers' own conversions, planned beforehand."""
 
 from __future__ import annotations
 

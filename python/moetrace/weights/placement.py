@@ -1,4 +1,4 @@
-"""Which elements of checkpoint tensors go where in a parameter, found by following a conversion on shapes alone.
+"""Which elements of checkpoint tensors go where in a parameter: a conversion followed on shapes alone.
 
 Many conversions only put tensors beside each other (a parameter for all experts from one tensor each) or cut
 them up. Followed with a :class:`Placement` in place of each tensor, they say where every run of elements
@@ -60,33 +60,16 @@ class Placement:
 
     @property
     def ndim(self) -> int:
+        """Number of dimensions."""
         return len(self.shape)
-
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cpu")
 
     def dim(self) -> int:
+        """Number of dimensions."""
         return len(self.shape)
 
-    def size(self, dim: int | None = None) -> Any:
-        return self.shape if dim is None else self.shape[dim]
-
-    def numel(self) -> int:
-        return prod(self.shape)
-
     def contiguous(self) -> Placement:
+        """Itself."""
         return self
-
-    def squeeze(self, dim: int) -> Placement:
-        dim = _axis(dim, len(self.shape))
-        if self.shape[dim] != 1:
-            return self
-        return Placement((*self.shape[:dim], *self.shape[dim + 1 :]), self.dtype, self.runs)
-
-    def unsqueeze(self, dim: int) -> Placement:
-        dim = _axis(dim, len(self.shape) + 1)
-        return Placement((*self.shape[:dim], 1, *self.shape[dim:]), self.dtype, self.runs)
 
 
 def _axis(dim: int, ndim: int) -> int:
@@ -129,7 +112,7 @@ def _cat(tensors: list[Placement], dim: int = 0) -> Placement:
 
 def _stack(tensors: list[Placement], dim: int = 0) -> Placement:
     dim = _axis(dim, tensors[0].dim() + 1)
-    return _cat([tensor.unsqueeze(dim) for tensor in tensors], dim)
+    return _cat([Placement((*t.shape[:dim], 1, *t.shape[dim:]), t.dtype, t.runs) for t in tensors], dim)
 
 
 def _split(tensor: Placement, sizes: int | list[int], dim: int = 0) -> tuple[Placement, ...]:

@@ -16,7 +16,7 @@ from moetrace.errors import CheckpointError, ModelError
 from moetrace.weights.checkpoint import Checkpoint
 from moetrace.weights.conversion import Part, plan_conversion
 
-# Quantised checkpoints whose weights transformers can make plain again, by the method that their config names.
+# Quantised checkpoints that transformers makes plain again, by the method that their config names.
 DEQUANTIZED = ("fp8", "mxfp4")
 
 
@@ -105,12 +105,14 @@ def _model_class(config: Any, folder: str, trust_remote_code: bool) -> type[nn.M
         found: type[nn.Module] = get_class_from_dynamic_module(remote, folder)
         return found
     if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
-        known = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        known: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
         several = known if isinstance(known, list | tuple) else (known,)
-        return next((own for own in several if own.__name__ in names), several[0])
+        chosen: type[nn.Module] = next((own for own in several if own.__name__ in names), several[0])
+        return chosen
     for name in names:
         if hasattr(transformers, name):
-            return getattr(transformers, name)
+            named: type[nn.Module] = getattr(transformers, name)
+            return named
     raise ModelError(
         f"{folder} is of model type {shown(getattr(config, 'model_type', ''))} with architectures "
         f"{shown(names)}, none of which this version of transformers knows; update transformers"
@@ -130,7 +132,7 @@ def _checked(cls: Any, folder: str, transforms: list[Any]) -> Any:
 
 
 def _refuse_misfits(model: Any, info: Any, folder: str) -> None:
-    """CheckpointError for parameters that the checkpoint lacks, has in another shape, or can't be converted."""
+    """CheckpointError for parameters that are missing, of another shape, or can't be converted."""
     name = type(model).__name__
     if info.conversion_errors:
         first, why = next(iter(info.conversion_errors.items()))
@@ -141,8 +143,9 @@ def _refuse_misfits(model: Any, info: Any, folder: str) -> None:
     if info.mismatched_keys:
         first, found, expected = min(info.mismatched_keys, key=lambda own: str(own[0]))
         raise CheckpointError(
-            f"{folder}: {first} has shape {tuple(found)} in the checkpoint and {tuple(expected)} in {name} by "
-            f"config.json ({len(info.mismatched_keys)} such); config and weights are of different models"
+            f"{folder}: {first} has shape {tuple(found)} in the checkpoint and {tuple(expected)} in {name} "
+            f"by config.json ({len(info.mismatched_keys)} such): config and weights are of different models; "
+            "fetch both again"
         )
     ties = model.all_tied_weights_keys
     there = {twin for pair in ties.items() for twin in pair if not set(pair) <= info.missing_keys}
@@ -162,8 +165,9 @@ def _refuse_misfits(model: Any, info: Any, folder: str) -> None:
 @contextmanager
 def _no_bars() -> Iterator[None]:
     """Nothing is loaded yet: no bar that says so."""
-    from transformers.utils import logging
+    from transformers.utils import logging as untyped
 
+    logging: Any = untyped
     shown_before = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
