@@ -72,6 +72,10 @@ class LoopedLayerError(ModelError):
     """A layer that runs several times in a forward, so that a patch of it has no single meaning."""
 
 
+class CheckpointError(ModelError):
+    """A checkpoint's files are missing, cut off, changed, unreadable, or not those of the model."""
+
+
 class EngineError(MoetraceError, RuntimeError):
     """An engine doesn't apply to this model, or its self-check failed."""
 

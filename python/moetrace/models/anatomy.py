@@ -199,6 +199,12 @@ def find_anatomy(model: Any) -> Anatomy:
     )
 
 
+def decoder_layers(model: Any) -> tuple[nn.Module, ...]:
+    """The decoder layers of a language model, in order. ModelError where they aren't found."""
+    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    return _find_layers(model, text_config(model), embedding)
+
+
 def _refuse_absent_weights(model: nn.Module) -> None:
     """ModelError for weights on the meta device that nothing brings into memory during a forward."""
     if source_of(model) is not None:

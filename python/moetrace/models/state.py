@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from moetrace.errors import EngineError
+from moetrace.weights import origin
 
 _IMPLEMENTATIONS = ("_attn_implementation_internal", "_experts_implementation_internal")
 TREE_ATTENTION = ("sdpa", "eager")
@@ -36,12 +37,10 @@ def fingerprint(module: nn.Module) -> tuple[Any, ...]:
     """What a verdict about a module is true for: its weights, its hooks, its forwards.
 
     Weights by place, version and a few entries: an edit in place through ``.data`` raises no version, and
-    shows where it reaches one of the entries.
+    shows where it reaches one of the entries. Weights that stay in a checkpoint by name, size and time of its
+    files.
     """
-    weights = tuple(
-        (0, 0, b"") if w.is_meta else (w.data_ptr(), 0 if w.is_inference() else w._version, few_entries(w))
-        for w in (*module.parameters(), *module.buffers())
-    )
+    weights = tuple(_weight_state(weight) for weight in (*module.parameters(), *module.buffers()))
     hooks = tuple(
         (
             type(child).__name__,
@@ -53,6 +52,15 @@ def fingerprint(module: nn.Module) -> tuple[Any, ...]:
         for child in module.modules()
     )
     return weights, hooks
+
+
+def _weight_state(weight: torch.Tensor) -> tuple[Any, ...]:
+    found = origin(weight)
+    if found is not None:  # it comes and goes, and is the same one as long as its file is
+        return (found,)
+    if weight.is_meta:
+        return 0, 0, b""
+    return weight.data_ptr(), 0 if weight.is_inference() else weight._version, few_entries(weight)
 
 
 def settings_of(model: nn.Module) -> str:
