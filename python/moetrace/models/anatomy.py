@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from moetrace._native import _core
 from moetrace.arguments import as_integer, as_list, is_integer, shown
 from moetrace.errors import (
     ArgumentTypeError,
@@ -22,7 +23,7 @@ from moetrace.errors import (
     NotCausalError,
     TokenMixingError,
 )
-from moetrace.models.layout import is_fused_layout
+from moetrace.models.layout import expert_layout
 from moetrace.weights import source_of
 
 LAYER_LISTS = ("layers", "h", "blocks", "block", "decoder_layers")
@@ -54,18 +55,17 @@ class LayerSite:
     apart: bool = False
 
     @property
-    def known_layout(self) -> bool:
-        """Whether the compiled routines read the experts' weights."""
-        return self.experts is not None and is_fused_layout(self.experts, self.apart)
+    def expert_layout(self) -> _core.ExpertLayout | None:
+        """How the experts' weights lie, where the compiled routines read them."""
+        return None if self.experts is None else expert_layout(self.experts)
 
     @property
     def fusible(self) -> bool:
-        """Whether they may compute the module's output too: its user has no hooks on it, and it has no
-        forward of its own, as offloaded weights give it."""
+        """Whether they may compute the module's output too, in a layout that is known: its user has no hooks
+        on it, and it has no forward of its own, as offloaded weights give it."""
         module = self.experts
-        if module is None or module._forward_hooks or module._forward_pre_hooks:
-            return False
-        return self.known_layout and (self.apart or "forward" not in vars(module))
+        hooked = module is None or module._forward_hooks or module._forward_pre_hooks
+        return not hooked and (self.apart or "forward" not in vars(module))
 
 
 @dataclass(frozen=True)
