@@ -210,6 +210,7 @@ def test_the_compiled_experts_serve_where_weights_come_layer_by_layer(
 def test_half_precision_is_compared_again_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """With no tolerance for rounding the check goes to float32, layer by layer, and finds the same."""
     monkeypatch.setattr(engine_choice, "tolerance_of", lambda job, seen: 0.0)
+    monkeypatch.setattr(engine_choice, "MOST_APART", 0.0)
     model, cases = make_model("qwen3_moe").bfloat16(), make_cases()
     source = LayersApart(model)
     found = mt.trace_layers(model, cases)

@@ -17,6 +17,7 @@ from moetrace.engines.job import Engine, Job, Outcome
 from moetrace.engines.lockstep import gather
 from moetrace.engines.reference import ReferenceEngine
 from moetrace.engines.self_check import (
+    MOST_APART,
     MOST_ROUNDING,
     OF_ROUNDING,
     TOLERANCE,
@@ -215,6 +216,8 @@ class Knowledge:
         tasks.append(self.look if verdict is None or not self.defined else lambda: None)
         null, ending, seen = gather(tasks)
         tolerance = verdict.tolerance if verdict is not None else tolerance_of(self._job, seen)
+        if is_half(self._job.anatomy.model):
+            tolerance = max(tolerance, MOST_APART)
         return Learnt(tolerance, ending, null)
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-3  # of the largest logit difference, or of 1 logit: more than float32 rounding gives
 OF_ROUNDING = 4.0  # what rounding does in one case may be a few times as much in another
 MOST_ROUNDING = 0.05  # of the size: what is beyond is asked of float32 again, case by case
+MOST_APART = 0.1  # the same where float32 costs a sweep of its own over weights that aren't in memory
 UNITS = 2.0  # units of half-precision rounding by which any two ways of computing may differ
 
 
