@@ -116,7 +116,9 @@ def test_contributions_that_do_not_sum_stop_the_trace(factor):
     """A case whose rows are off is found, whatever stands in the rows of another."""
     model, cases = make_model("qwen3_moe"), make_cases(2)
     module = model.model.layers[1].mlp.experts
-    module.register_parameter("other", torch.nn.Parameter(torch.zeros(1)))  # so that only the module computes it
+    module.register_parameter(
+        "other", torch.nn.Parameter(torch.zeros(1))
+    )  # so that only the module computes it
     kind = type(module)
 
     def forward(self, hidden, index, weights):

@@ -31,6 +31,7 @@ from moetrace.engines.stream import find_ending
 from moetrace.engines.tree import TreeEngine, lower
 from moetrace.errors import EngineError
 from moetrace.models.ending import Ending
+from moetrace.models.float32 import is_wide
 from moetrace.models.state import fingerprint, settings_of
 
 if TYPE_CHECKING:
@@ -100,7 +101,8 @@ def choose_engine(
     TokenMixingError where no engine can be right.
     """
     longest = max(cases, key=lambda case: len(case.input_ids))
-    state = (fingerprint(job.anatomy.model), settings_of(job.anatomy.model))
+    model = job.anatomy.model
+    state = (fingerprint(model), settings_of(model), is_wide(model))
     defined = _defined.setdefault(job.anatomy.model, set())
     if (job.block_layers, state) not in defined:
         refuse_undefined(job, longest)

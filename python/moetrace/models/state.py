@@ -36,11 +36,12 @@ def fingerprint(module: nn.Module) -> tuple[Any, ...]:
     """What a verdict about a module is true for: its weights, its hooks, its forwards.
 
     Weights by place, version and a few entries: an edit in place through ``.data`` raises no version, and
-    shows where it reaches one of the entries.
+    shows where it reaches one of the entries. A copy that computes in the place of a weight for a time counts
+    as the weight.
     """
     weights = tuple(
         (0, 0, b"") if w.is_meta else (w.data_ptr(), 0 if w.is_inference() else w._version, few_entries(w))
-        for w in (*module.parameters(), *module.buffers())
+        for w in map(stored, (*module.parameters(), *module.buffers()))
     )
     hooks = tuple(
         (
@@ -53,6 +54,17 @@ def fingerprint(module: nn.Module) -> tuple[Any, ...]:
         for child in module.modules()
     )
     return weights, hooks
+
+
+def mark_stored(copy: torch.Tensor, weight: torch.Tensor) -> None:
+    """Say that a copy stands in a weight's place."""
+    copy._moetrace_stored = weight  # type: ignore[attr-defined]
+
+
+def stored(weight: torch.Tensor) -> torch.Tensor:
+    """The weight that a copy stands for; any other tensor itself."""
+    found: torch.Tensor = getattr(weight, "_moetrace_stored", weight)
+    return found
 
 
 def settings_of(model: nn.Module) -> str:

@@ -25,6 +25,7 @@ from moetrace.engines.job import (
 )
 from moetrace.errors import EngineError, EngineWarning, NoEffectWarning, NonFiniteError, NonFiniteWarning
 from moetrace.models.anatomy import Anatomy
+from moetrace.models.float32 import ComputeDtype, computing_in
 from moetrace.models.readout import ReadoutKind
 from moetrace.models.state import prepared
 from moetrace.noise import Noise, check_seeds
@@ -46,6 +47,7 @@ class Session:
     attention: str
     job: Job
     failed: pd.DataFrame
+    compute_dtype: ComputeDtype | None = None
 
     def only(self, columns: Sequence[int]) -> Session:
         """The same session with some of its patches, in this order."""
@@ -82,6 +84,7 @@ def trace(
     out: Path | None,
     final_subject: Literal["refuse", "keep"],
     readout: ReadoutKind,
+    compute_dtype: ComputeDtype | None = None,
     sweeps: Sequence[Sweep] = (),
     what: str = "trace",
     details: dict[str, Any] | None = None,
@@ -94,8 +97,8 @@ def trace(
     case_set = as_case_set(cases)
     validate_cases(case_set, anatomy.vocab_size, final_subject, anatomy.positions)
     check_seeds(noise, case_set)
-    budget = resolve_budget(batch_tokens, anatomy)
-    with prepared(anatomy.model):
+    with prepared(anatomy.model), computing_in(anatomy, compute_dtype):
+        budget = resolve_budget(batch_tokens, anatomy)
         job = make_job(anatomy, patches, noise, position, sweeps, readout)
         _warn_of_nothing(job, case_set, [job.patch_position(case) for case in case_set])
         choice = choose_engine(job, case_set, engine, budget, direct)
@@ -103,10 +106,15 @@ def trace(
         attention = str(getattr(anatomy.config, "_attn_implementation", ""))  # prepared() may have changed it
         folder = None
         if out is not None:
-            how = {"engine": choice.engine.name, "attention": attention}
+            how = {
+                "engine": choice.engine.name,
+                "attention": attention,
+                "compute_dtype": compute_dtype or "",
+            }
             folder = RunFolder.open(out, what, job, case_set, details, how)
         outcome, choice = _run(choice, case_set, folder, progress, what)
-    return _without_failed(case_set, outcome, choice, attention, job)
+    found = _without_failed(case_set, outcome, choice, attention, job)
+    return replace(found, compute_dtype=compute_dtype)
 
 
 def _warn_of_nothing(job: Job, cases: CaseSet, positions: Sequence[int]) -> None:
