@@ -136,7 +136,7 @@ class TreeEngine:
             state, agreed = _compared.get(site.experts, (None, True))
             known = state is not None and state == self._state_of(site.experts)
             layout = site.expert_layout
-            fused = layout is not None and site.fusible and (agreed or not known)
+            fused = site.fusible and (agreed or not known)
             found.append(
                 _core.LayerFacts(
                     experts=True,
@@ -149,7 +149,7 @@ class TreeEngine:
         return found
 
     def _state_of(self, experts: nn.Module) -> Any:
-        """What the comparison of an experts module is true for: its state, and the dtype that it computes in."""
+        """What a comparison of experts is true for: their state, and whether they compute in float32."""
         return fingerprint(experts), is_wide(self.job.anatomy.model)
 
     def _trust_fused(self) -> None:

@@ -47,8 +47,8 @@ def computing_in(
 ) -> AbstractContextManager[None]:
     """The model in the dtype that a trace asks for: None is its own.
 
-    ``sourced``: weights of layers that aren't in memory are put there while their layer runs. ModelError where
-    float32 can't reach some weights.
+    ``sourced``: weights of layers that aren't in memory are put there while their layer runs. ModelError
+    where float32 can't reach some weights.
     """
     if dtype is None or not is_half(anatomy.model):
         return nullcontext()
@@ -58,9 +58,10 @@ def computing_in(
         if type(weight) not in (torch.Tensor, nn.Parameter) or (weight.is_meta and not sourced)
     ]
     if unreachable:
+        names = ", ".join(unreachable[:3]) + (", …" if len(unreachable) > 3 else "")
         raise ModelError(
-            f"compute_dtype={dtype!r} makes float32 of plain weights that are in memory, and {len(unreachable)} of "
-            f"{type(anatomy.model).__name__} are quantised or offloaded ({', '.join(unreachable[:3])}, …); load "
+            f"compute_dtype={dtype!r} makes float32 of plain weights that are in memory, and "
+            f"{len(unreachable)} of {type(anatomy.model).__name__} are quantised or offloaded ({names}); load "
             "the model without, or leave compute_dtype out"
         )
     return in_float32(anatomy)
@@ -71,8 +72,8 @@ def in_float32(anatomy: Anatomy) -> Iterator[None]:
     """Weights and buffers in float32: a layer's while it or its block runs, all others for the whole time.
 
     Needs memory for one layer and for the embedding and the head. What the modules hold is put back, the
-    same tensors, also after an exception. Weights that aren't in memory stay what they are; what fills a layer
-    when it is entered must come before the layer's own hooks, and take its weights back behind them.
+    same tensors, also after an exception. Weights that aren't in memory stay what they are: what fills a
+    layer when it is entered must come before these hooks, and take its weights back behind them.
     """
     inside = {module for layer in anatomy.layers for module in layer.modules()}
     whole, pool = Changes(), _Pool()
@@ -116,7 +117,7 @@ def in_float32(anatomy: Anatomy) -> Iterator[None]:
 
 
 class _Pool:
-    """Memory of large float32 copies that one layer has done with, for those of the next: new pages are slow."""
+    """Memory of large copies that one layer has done with, for those of the next: new pages are slow."""
 
     def __init__(self) -> None:
         self._free: dict[tuple[torch.Size, torch.device], list[torch.Tensor]] = {}

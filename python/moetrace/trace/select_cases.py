@@ -100,8 +100,11 @@ def select_cases(
         raise NoCasesError(
             f"there are no cases to select from ({source!r}); look at .dropped for the reasons"
         )
-    score, options = _score or score_cases, {"noise": noise, "batch_tokens": batch_tokens, "engine": engine}
-    options["compute_dtype"] = as_compute_dtype(compute_dtype)
+    options: dict[str, Any] = {
+        "noise": noise, "batch_tokens": batch_tokens, "engine": engine,
+        "compute_dtype": as_compute_dtype(compute_dtype),
+    }  # fmt: skip
+    score = _score or score_cases
     verdicts: list[tuple[int, str | None]] = []
     found, size = 0, min(n, FIRST_BATCH)
     order = source.record_order(seed)
