@@ -61,8 +61,8 @@ def computing_in(
         names = ", ".join(unreachable[:3]) + (", …" if len(unreachable) > 3 else "")
         raise ModelError(
             f"compute_dtype={dtype!r} makes float32 of plain weights that are in memory, and "
-            f"{len(unreachable)} of {type(anatomy.model).__name__} are quantised or offloaded ({names}); load "
-            "the model without, or leave compute_dtype out"
+            f"{len(unreachable)} of {type(anatomy.model).__name__} are quantised or offloaded ({names}); "
+            "load the model without, or leave compute_dtype out"
         )
     return in_float32(anatomy)
 
