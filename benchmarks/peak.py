@@ -4,16 +4,17 @@
 python -m benchmarks.peak --repeats 5
 ```
 
-Width 2,048, 32 heads of width 128 (4 for keys and values), 128 experts of width 768, top-8, bf16, random weights
-made in memory; the vocabulary is cut to ``--vocabulary``, since a trace reads two of its rows for each case. 64
-prompts of 12 tokens.
+Width 2,048, 32 heads of width 128 (4 for keys and values), 128 experts of width 768, top-8, bf16, random
+weights made in memory; the vocabulary is cut to ``--vocabulary``, since a trace reads two of its rows for
+each case. 64 prompts of 12 tokens.
 
-Work is what a run asks for and no way of computing can leave out: for each row that exists in a layer the four
-projections of attention, the router and eight experts, 2 operations for each weight. Attention between rows, norms,
-gates, the embedding and the head aren't counted, nor are rows that are computed twice. ``sweep``: the passes
-themselves; ``call``: ``trace_layers`` or ``trace_experts`` as a user calls it, with the comparison against plain
-forwards that every trace makes. The peak is the fastest of a few products of n x n matrices in the same dtype, n
-being 2,048 and 4,096, taken before and after each sample: a shared machine changes its speed within seconds.
+Work is what a run asks for and no way of computing can leave out: for each row that exists in a layer the
+four projections of attention, the router and eight experts, 2 operations for each weight. Attention between
+rows, norms, gates, the embedding and the head aren't counted, nor are rows that are computed twice.
+``sweep``: the passes themselves; ``call``: ``trace_layers`` or ``trace_experts`` as a user calls it, with the
+comparison against plain forwards that every trace makes. The peak is the fastest of a few products of n x n
+matrices in the same dtype, n being 2,048 and 4,096, taken before and after each sample: a shared machine
+changes its speed within seconds.
 """
 
 from __future__ import annotations
@@ -44,11 +45,21 @@ SIZES = (2048, 4096)  # of the products that stand for the peak
 def build(layers: int, vocabulary: int, dtype: torch.dtype) -> Qwen3MoeForCausalLM:
     """Random weights of the shape, norms of 1."""
     config = Qwen3MoeConfig(
-        vocab_size=vocabulary, hidden_size=2048, num_hidden_layers=layers, num_attention_heads=32,
-        num_key_value_heads=4, head_dim=128, num_experts=128, num_experts_per_tok=8, moe_intermediate_size=768,
-        decoder_sparse_step=1, mlp_only_layers=[], norm_topk_prob=True, max_position_embeddings=512,
+        vocab_size=vocabulary,
+        hidden_size=2048,
+        num_hidden_layers=layers,
+        num_attention_heads=32,
+        num_key_value_heads=4,
+        head_dim=128,
+        num_experts=128,
+        num_experts_per_tok=8,
+        moe_intermediate_size=768,
+        decoder_sparse_step=1,
+        mlp_only_layers=[],
+        norm_topk_prob=True,
+        max_position_embeddings=512,
         tie_word_embeddings=False,
-    )  # fmt: skip
+    )
     with torch.device("meta"):
         model = Qwen3MoeForCausalLM(config)
     model = model.to(dtype).to_empty(device="cpu")

@@ -108,6 +108,7 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
     options = {
         "noise": None, "position": "last", "metric": "logit_diff", "engine": "auto", "batch_tokens": "auto",
         "progress": False, "out": None, "final_subject": "refuse", "readout": "exact",
+        "compute_dtype": None,
     }  # fmt: skip
     plain = {key: value for key, value in options.items() if key != "noise"}
     summary = {

@@ -28,11 +28,12 @@ void bind_layout(py::module_& m) {
              return Gate{gated, interleaved, activation, slope, limit, limits_activated, shift};
            }),
            py::kw_only(), py::arg("gated") = true, py::arg("interleaved") = false,
-           py::arg("activation") = Activation::kSilu, py::arg("slope") = 1.0,
+           py::arg_v("activation", Activation::kSilu, "Activation.SILU"), py::arg("slope") = 1.0,
            py::arg("limit") = std::numeric_limits<double>::infinity(), py::arg("limits_activated") = false,
            py::arg("shift") = 0.0,
            "`gated`: else act(up) alone; `interleaved`: gate and up column by column; `slope`: of silu, x * "
-           "sigmoid(slope * x); `limit`: of the gate from above, before the activation or (`limits_activated`) "
+           "sigmoid(slope * x); `limit`: of the gate from above, before the activation or "
+           "(`limits_activated`) "
            "behind it, and of up on either side.")
       .def_readonly("gated", &Gate::gated)
       .def_readonly("interleaved", &Gate::interleaved)

@@ -134,11 +134,10 @@ void bind_job(py::module_& m) {
            "`noise`: float32 (draws, subject tokens, width), added to the embeddings (equation 2).");
 
   py::class_<LayerFacts>(m, "LayerFacts", "What a pass has to know of a layer of the model.")
-      .def(py::init(
-               [](bool experts, std::int64_t expert_count, std::int64_t fused_from, std::int64_t checked,
-                  std::optional<Layout> layout) {
-                 return LayerFacts{experts, expert_count, fused_from, checked, layout};
-               }),
+      .def(py::init([](bool experts, std::int64_t expert_count, std::int64_t fused_from, std::int64_t checked,
+                       std::optional<Layout> layout) {
+             return LayerFacts{experts, expert_count, fused_from, checked, layout};
+           }),
            py::kw_only(), py::arg("experts"), py::arg("expert_count") = 0, py::arg("fused_from") = 0,
            py::arg("checked_rows") = 2, py::arg("layout") = py::none(),
            "`fused_from`: rows from which on the fused routine computes experts, 0 for never; "

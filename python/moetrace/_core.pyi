@@ -8,7 +8,7 @@ import numpy
 import numpy.typing
 import typing
 import typing_extensions
-__all__: list[str] = ['Buffer', 'CaseShape', 'Chosen', 'HookScope', 'Job', 'Join', 'LayerFacts', 'LayerReader', 'Outcome', 'Pass', 'PassCase', 'Patch', 'PatchKind', 'Plan', 'ReadError', 'ReadOptions', 'Segment', 'Sweep', 'Trouble', 'additivity', 'banzhaf', 'banzhaf_interaction', 'cut', 'matched_control', 'pack', 'prefix_coalitions', 'sample_permutations', 'sampled_shapley', 'shapley', 'shapley_interaction', 'smallest_coalition', 'subsets', 'tree_cost', 'tree_rows']
+__all__: list[str] = ['Activation', 'Buffer', 'CaseShape', 'Chosen', 'ExpertLayout', 'Gate', 'HookScope', 'Job', 'Join', 'LayerFacts', 'LayerReader', 'Outcome', 'Pass', 'PassCase', 'Patch', 'PatchKind', 'Plan', 'ReadError', 'ReadOptions', 'Segment', 'Sweep', 'Trouble', 'additivity', 'banzhaf', 'banzhaf_interaction', 'cut', 'matched_control', 'pack', 'prefix_coalitions', 'sample_permutations', 'sampled_shapley', 'shapley', 'shapley_interaction', 'smallest_coalition', 'subsets', 'tree_cost', 'tree_rows']
 class CaseShape:
     """
     What the tree has to know of a case: places in its prompt, in tokens.
@@ -77,6 +77,64 @@ class Plan:
         """
         (cases, rows): base row that a row copies.
         """
+class Activation(enum.Enum):
+    """
+    Of an expert's gate.
+    """
+    GELU: typing.ClassVar[Activation]
+    GELU_TANH: typing.ClassVar[Activation]
+    RELU: typing.ClassVar[Activation]
+    RELU_SQUARED: typing.ClassVar[Activation]
+    SILU: typing.ClassVar[Activation]
+    @classmethod
+    def __new__(cls, value):
+        ...
+class Gate:
+    """
+    What stands between the two products of an expert: act(gate) * (up + shift).
+    """
+    def __init__(self, *, gated: bool = True, interleaved: bool = False, activation: Activation = ..., slope: typing.SupportsFloat | typing.SupportsIndex = 1.0, limit: typing.SupportsFloat | typing.SupportsIndex = ..., limits_activated: bool = False, shift: typing.SupportsFloat | typing.SupportsIndex = 0.0) -> None:
+        """
+        `gated`: else act(up) alone; `interleaved`: gate and up column by column; `slope`: of silu, x * sigmoid(slope * x); `limit`: of the gate from above, before the activation or (`limits_activated`) behind it, and of up on either side.
+        """
+    @property
+    def activation(self) -> Activation:
+        ...
+    @property
+    def gated(self) -> bool:
+        ...
+    @property
+    def interleaved(self) -> bool:
+        ...
+    @property
+    def limit(self) -> float:
+        ...
+    @property
+    def limits_activated(self) -> bool:
+        ...
+    @property
+    def shift(self) -> float:
+        ...
+    @property
+    def slope(self) -> float:
+        ...
+class ExpertLayout:
+    """
+    How a module stores its experts.
+    """
+    def __init__(self, gate: Gate, *, transposed: bool = False, biased: bool = False) -> None:
+        """
+        `transposed`: weights (experts, in, out) instead of (experts, out, in).
+        """
+    @property
+    def biased(self) -> bool:
+        ...
+    @property
+    def gate(self) -> Gate:
+        ...
+    @property
+    def transposed(self) -> bool:
+        ...
 class PatchKind(enum.Enum):
     """
     What a patched run changes at one layer.
@@ -179,9 +237,9 @@ class LayerFacts:
     """
     What a pass has to know of a layer of the model.
     """
-    def __init__(self, *, experts: bool, expert_count: typing.SupportsInt | typing.SupportsIndex = 0, fused_from: typing.SupportsInt | typing.SupportsIndex = 0, checked_rows: typing.SupportsInt | typing.SupportsIndex = 2) -> None:
+    def __init__(self, *, experts: bool, expert_count: typing.SupportsInt | typing.SupportsIndex = 0, fused_from: typing.SupportsInt | typing.SupportsIndex = 0, checked_rows: typing.SupportsInt | typing.SupportsIndex = 2, layout: ExpertLayout | None = None) -> None:
         """
-        `fused_from`: rows from which on the fused routine computes experts, 0 for never; `checked_rows`: rows that the module computes all the same, for comparison.
+        `fused_from`: rows from which on the fused routine computes experts, 0 for never; `checked_rows`: rows that the module computes all the same, for comparison; `layout`: of the experts' weights, None where it isn't known.
         """
 class Trouble(enum.Enum):
     """

@@ -158,9 +158,12 @@ def test_thresholds_themselves_are_usable() -> None:
 def test_what_is_passed_on() -> None:
     scorer = Scorer()
     select_cases(
-        "model", case_set(50), 2, noise="noise", batch_tokens=64, engine="tree", progress=False, _score=scorer
-    )
-    assert scorer.options == {"model": "model", "noise": "noise", "batch_tokens": 64, "engine": "tree"}
+        "model", case_set(50), 2, noise="noise", batch_tokens=64, engine="tree", progress=False,
+        compute_dtype="float32", _score=scorer,
+    )  # fmt: skip
+    assert scorer.options == {
+        "model": "model", "noise": "noise", "batch_tokens": 64, "engine": "tree", "compute_dtype": "float32",
+    }  # fmt: skip
 
 
 def test_the_engines_score_where_no_scorer_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,7 +171,9 @@ def test_the_engines_score_where_no_scorer_is_given(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(home, "score_cases", scorer)
     found = select_cases("model", case_set(50), n=2, progress=False)
     assert len(found) == 2
-    assert scorer.options == {"model": "model", "noise": None, "batch_tokens": "auto", "engine": "auto"}
+    assert scorer.options == {
+        "model": "model", "noise": None, "batch_tokens": "auto", "engine": "auto", "compute_dtype": None,
+    }  # fmt: skip
 
 
 def test_progress_tells_of_usable_cases() -> None:

@@ -102,8 +102,8 @@ std::vector<Tensor> ExpertsCall::apply(hooks::Step step, const std::vector<Tenso
   if (step == hooks::Step::kEnter) return enter(given);
   if (step == hooks::Step::kPairs) {
     const Routed call{given.at(0), given.at(1), given.at(2)};
-    const bool known = given.size() == 3 + layout_.weights() &&
-                       serves(FusedExperts::of(layout_, &given[3]), call.index);
+    const bool known =
+        given.size() == 3 + layout_.weights() && serves(FusedExperts::of(layout_, &given[3]), call.index);
     return known ? std::vector<Tensor>() : pairs(call);
   }
   return leave(given);
@@ -141,7 +141,8 @@ bool ExpertsCall::compute_fused(std::vector<Tensor>& values) {
   const ScalarType dtype = call.hidden.scalar_type();
   bool fits = rows >= fused_from_ && is_computed(dtype);
   for (std::size_t at = 0; fits && at < values.size(); ++at) {
-    fits = values[at].is_cpu() && (at < count ? values[at].size(0) == rows : values[at].scalar_type() == dtype);
+    fits =
+        values[at].is_cpu() && (at < count ? values[at].size(0) == rows : values[at].scalar_type() == dtype);
   }
   if (!fits) return false;
   const auto index = ops::to_vector<std::int64_t>(call.index, ScalarType::Long);

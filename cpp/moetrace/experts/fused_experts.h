@@ -43,8 +43,8 @@ struct FusedOutput {
 };
 /// On the processor, in double, single or half precision. Products and what stands between them are in the
 /// dtype of the hidden states, as the module computes them; weighted outputs are added in float32 and rounded
-/// once where that is half precision, and contributions are in float32. `wanted`: rows whose contributions are
-/// asked for, each once.
+/// once where that is half precision, and contributions are in float32. `wanted`: rows whose contributions
+/// are asked for, each once.
 FusedOutput fused_output(const FusedExperts& experts, const Routed& routed,
                          const std::vector<std::int64_t>& wanted);
 

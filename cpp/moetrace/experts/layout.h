@@ -14,7 +14,7 @@ struct Gate {
   bool gated = true;
   bool interleaved = false;  ///< gate and up column by column, not one half behind the other
   Activation activation = Activation::kSilu;
-  double slope = 1.0;  ///< of silu: x * sigmoid(slope * x)
+  double slope = 1.0;                                      ///< of silu: x * sigmoid(slope * x)
   double limit = std::numeric_limits<double>::infinity();  ///< of the gate from above, of up on either side
   bool limits_activated = false;                           ///< the gate's limit holds behind the activation
   double shift = 0.0;

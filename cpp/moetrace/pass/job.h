@@ -1,12 +1,12 @@
 #pragma once
 
 #include <cstdint>
-#include <string>
 #include <optional>
+#include <string>
 #include <vector>
 
-#include "moetrace/experts/layout.h"
 #include "moetrace/experts/expert_patch.h"
+#include "moetrace/experts/layout.h"
 #include "moetrace/tree/case_shape.h"
 
 namespace moetrace::pass {
@@ -58,10 +58,10 @@ struct Case {
 
 /// What a pass has to know of a layer of the model.
 struct LayerFacts {
-  bool experts = false;           ///< has an experts module
-  std::int64_t expert_count = 0;  ///< 0 where it isn't known or not needed
-  std::int64_t fused_from = 0;    ///< rows from which on the fused routine is used, 0 for never
-  std::int64_t checked_rows = 2;  ///< rows that the module computes all the same, for comparison
+  bool experts = false;                     ///< has an experts module
+  std::int64_t expert_count = 0;            ///< 0 where it isn't known or not needed
+  std::int64_t fused_from = 0;              ///< rows from which on the fused routine is used, 0 for never
+  std::int64_t checked_rows = 2;            ///< rows that the module computes all the same, for comparison
   std::optional<experts::Layout> layout{};  ///< of the experts' weights; none where it isn't known
 };
 

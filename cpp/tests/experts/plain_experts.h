@@ -56,7 +56,9 @@ struct PlainExperts {
   }
   Tensor gate_up_tensor() const { return tensor(gate_up, {count, 2 * inner, width}); }
   Tensor down_tensor() const { return tensor(down, {count, width, inner}); }
-  experts::FusedExperts fused() const { return {gate_up_tensor(), down_tensor()}; }
+  experts::FusedExperts fused() const {
+    return {gate_up_tensor(), down_tensor(), std::nullopt, std::nullopt};
+  }
 
  private:
   static double at(const Numbers& table, std::int64_t place) {

@@ -59,6 +59,7 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "label": ("TEXT", "What tables call the model; its own name by default."),
         "engine": ("auto|tree|reference", "One pass for all runs of a case, or one for each patch."),
         "readout": ("exact|model", "Logits in float64, or as the model rounds them."),
+        "compute_dtype": ("none|float32", "Compute in float32 from half-precision weights."),
         "batch_tokens": ("auto|N", "Token rows of a batch."),
     },
 }

@@ -35,7 +35,7 @@ from moetrace.engines.stream import find_ending, likely_ending
 from moetrace.engines.tree import TreeEngine, lower
 from moetrace.errors import EngineError
 from moetrace.models.ending import Ending
-from moetrace.models.float32 import is_half
+from moetrace.models.float32 import is_half, is_wide
 from moetrace.models.state import fingerprint, settings_of
 
 if TYPE_CHECKING:
@@ -233,7 +233,8 @@ class Learnt:
 
 def state_of(job: Job) -> Any:
     """What every verdict about a job's model is true for."""
-    return fingerprint(job.anatomy.model), settings_of(job.anatomy.model)
+    model = job.anatomy.model
+    return fingerprint(model), settings_of(model), is_wide(model)
 
 
 def confirmed(choice: EngineChoice, case: Case, outcome: Outcome) -> EngineChoice:

@@ -21,6 +21,7 @@ from moetrace.engines.job import OUTCOME, Job, LayerRouting, Outcome, embedding_
 from moetrace.errors import ContributionError
 from moetrace.models.anatomy import Anatomy, expert_count
 from moetrace.models.experts import block_scale, routed_call
+from moetrace.models.float32 import is_wide
 from moetrace.models.forward import read_differences
 from moetrace.models.masks import TreeMask, tree_masks
 from moetrace.models.state import fingerprint
@@ -116,7 +117,7 @@ class TreeEngine:
         elif run.trouble is _core.Trouble.NOT_FUSED:
             _, layer = run.troubled_module
             module = self.job.anatomy.experts(layer)
-            _compared[module] = (fingerprint(module), False)
+            _compared[module] = (self._state_of(module), False)
         elif run.trouble is _core.Trouble.CONTRIBUTION:
             raise ContributionError(run.complaint) from failure
         elif run.trouble is _core.Trouble.SHAPE:
@@ -133,9 +134,9 @@ class TreeEngine:
                 continue
             count = expert_count(self.job.anatomy, index) if index in traced else 0
             state, agreed = _compared.get(site.experts, (None, True))
-            known = state is not None and state == fingerprint(site.experts)
+            known = state is not None and state == self._state_of(site.experts)
             layout = site.expert_layout
-            fused = layout is not None and site.fusible and (agreed or not known)
+            fused = site.fusible and (agreed or not known)
             found.append(
                 _core.LayerFacts(
                     experts=True,
@@ -147,10 +148,14 @@ class TreeEngine:
             )
         return found
 
+    def _state_of(self, experts: nn.Module) -> Any:
+        """What a comparison of experts is true for: their state, and whether they compute in float32."""
+        return fingerprint(experts), is_wide(self.job.anatomy.model)
+
     def _trust_fused(self) -> None:
         for site in self.job.anatomy.sites:
             if site is not None and site.experts is not None and site.fusible:
-                state = fingerprint(site.experts)
+                state = self._state_of(site.experts)
                 if _compared.get(site.experts, (None, True))[0] != state:
                     _compared[site.experts] = (state, True)
 

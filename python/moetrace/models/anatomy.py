@@ -61,11 +61,12 @@ class LayerSite:
 
     @property
     def fusible(self) -> bool:
-        """Whether they may compute the module's output too, in a layout that is known: its user has no hooks
-        on it, and it has no forward of its own, as offloaded weights give it."""
+        """Whether they may compute the module's output too: its user has no hooks on it, and it has no
+        forward of its own, as offloaded weights give it."""
         module = self.experts
-        hooked = module is None or module._forward_hooks or module._forward_pre_hooks
-        return not hooked and (self.apart or "forward" not in vars(module))
+        if module is None or module._forward_hooks or module._forward_pre_hooks:
+            return False
+        return self.expert_layout is not None and (self.apart or "forward" not in vars(module))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -16,25 +17,29 @@ from moetrace._native import _core
 
 _LIMITS = ("limit", "swiglu_limit")
 _SLOPES = ("alpha", "swiglu_alpha")
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _TOLERANCE = 1e-5  # of the gate's size, in float32
+# Of experts modules what their gate was made of when it was looked for, and what was found.
+_found: weakref.WeakKeyDictionary[nn.Module, tuple[Any, _core.Gate | None]] = weakref.WeakKeyDictionary()
 
 
 def expert_layout(module: nn.Module) -> _core.ExpertLayout | None:
     """How an experts module stores its weights; None where the compiled routines don't know.
 
     Known are fused weights with or without a gate and biases, transposed or not, whose gate gives what one of
-    :func:`_gates` gives. Nothing else may act on the output: muse_spark's experts end with a norm of their own.
+    :func:`_gates` gives. Nothing else may act on the output: muse_spark's experts end with a norm of their
+    own. Whether the weights are in memory is another question.
     """
     gated, biased = bool(getattr(module, "has_gate", True)), bool(getattr(module, "has_bias", False))
     up_name = "gate_up_proj" if gated else "up_proj"
     names = {up_name, "down_proj"} | ({f"{up_name}_bias", "down_proj_bias"} if biased else set())
     if {name for name, _ in module.named_parameters()} != names:
         return None
-    weights: list[Any] = [getattr(module, name) for name in sorted(names)]
-    if not all(_plain(weight) and weight.device == weights[0].device for weight in weights):
+    weights: dict[str, Any] = {name: getattr(module, name) for name in names}
+    up, down = weights[up_name], weights["down_proj"]
+    if not all(_plain(weight) and weight.device == down.device for weight in weights.values()):
         return None
     transposed = bool(getattr(module, "is_transposed", False))
-    up, down = getattr(module, up_name), module.down_proj
     if up.dim() != 3 or down.dim() != 3:
         return None
     width, inner = down.shape[:0:-1] if transposed else down.shape[1:]
@@ -42,7 +47,7 @@ def expert_layout(module: nn.Module) -> _core.ExpertLayout | None:
     shape = (width, columns) if transposed else (columns, width)
     if tuple(up.shape) != (down.shape[0], *shape):  # not with identity experts
         return None
-    gate = _known_gate(module, gated)
+    gate = _gate_of(module, gated)
     return None if gate is None else _core.ExpertLayout(gate, transposed=transposed, biased=biased)
 
 
@@ -51,8 +56,19 @@ def _plain(weight: Any) -> bool:
     return (
         type(weight) in (torch.Tensor, nn.Parameter)
         and type(weight.data) is torch.Tensor
-        and weight.is_floating_point()
+        and weight.dtype in _DTYPES
     )
+
+
+def _gate_of(module: nn.Module, gated: bool) -> _core.Gate | None:
+    """The module's gate, looked for once and again when anything that it is made of is another."""
+    function = vars(module).get("_apply_gate", getattr(type(module), "_apply_gate", None))
+    numbers = (_number(module, _LIMITS), _number(module, _SLOPES))
+    state = (gated, function, getattr(module, "act_fn", None), *numbers)
+    known = _found.get(module)
+    if known is None or known[0] != state:
+        known = _found[module] = (state, _known_gate(module, gated))
+    return known[1]
 
 
 def _known_gate(module: nn.Module, gated: bool) -> _core.Gate | None:

@@ -144,5 +144,5 @@ class HeadTap:
         if hidden.shape[1] != self._rows and self._index is not None:
             hidden = hidden.index_select(1, self._index.to(hidden.device))  # no logits_to_keep in this model
         self.hidden = hidden
-        # Contiguous: of a strided batch torch would multiply each sequence by a copy of the matrix of its own.
+        # Contiguous: torch would multiply each sequence of a strided batch by a copy of the matrix.
         return (hidden[:, :1].contiguous() if self.narrow else hidden, *args[1:]), kwargs

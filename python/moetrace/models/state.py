@@ -38,9 +38,9 @@ def fingerprint(module: nn.Module) -> tuple[Any, ...]:
 
     Weights by place, version and a few entries: an edit in place through ``.data`` raises no version, and
     shows where it reaches one of the entries. Weights that stay in a checkpoint by name, size and time of its
-    files.
+    files. A copy that computes in the place of a weight for a time counts as the weight.
     """
-    weights = tuple(_weight_state(weight) for weight in (*module.parameters(), *module.buffers()))
+    weights = tuple(_weight_state(stored(weight)) for weight in (*module.parameters(), *module.buffers()))
     hooks = tuple(
         (
             type(child).__name__,
@@ -61,6 +61,17 @@ def _weight_state(weight: torch.Tensor) -> tuple[Any, ...]:
     if weight.is_meta:
         return 0, 0, b""
     return weight.data_ptr(), 0 if weight.is_inference() else weight._version, few_entries(weight)
+
+
+def mark_stored(copy: torch.Tensor, weight: torch.Tensor) -> None:
+    """Say that a copy stands in a weight's place."""
+    copy._moetrace_stored = weight  # type: ignore[attr-defined]
+
+
+def stored(weight: torch.Tensor) -> torch.Tensor:
+    """The weight that a copy stands for; any other tensor itself."""
+    found: torch.Tensor = getattr(weight, "_moetrace_stored", weight)
+    return found
 
 
 def settings_of(model: nn.Module) -> str:

@@ -370,7 +370,10 @@ class Report:
     @property
     def provenance(self) -> dict[str, Any]:
         """Fingerprint of model and cases, versions, settings, and of each trace how it was made."""
-        names = ("engine", "engine_reason", "attention", "readout", "readout_by", "self_check", "null_floor")
+        names = (
+            "engine", "engine_reason", "attention", "readout", "readout_by", "compute_dtype", "self_check",
+            "null_floor",
+        )  # fmt: skip
         made = {
             name: {key: trace.provenance[key] for key in names if key in trace.provenance}
             for name, trace in self.found.traces.items()

@@ -133,7 +133,8 @@ class _Run:
         self.echo = echo
         self.options: dict[str, Any] = {
             "engine": settings.engine, "readout": settings.readout, "batch_tokens": settings.batch_tokens,
-            "progress": progress, "final_subject": "keep" if settings.final_subject == "keep" else "refuse",
+            "compute_dtype": settings.compute_dtype, "progress": progress,
+            "final_subject": "keep" if settings.final_subject == "keep" else "refuse",
         }  # fmt: skip
         self.noised = {**self.options, "noise": settings.noise}
 

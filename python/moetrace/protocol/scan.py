@@ -49,11 +49,12 @@ class Scan:
     ) -> CaseSet:
         """:func:`moetrace.select_cases`. TooFewCasesError where nothing can be done with what there is."""
         budget: Any = settings.batch_tokens
+        dtype: Any = settings.compute_dtype
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             usable = select_cases(
                 model, cases, n, margin, drop, settings.seed, settings.noise, budget,
-                settings.engine, progress, _score=self._score,
+                settings.engine, progress, dtype, _score=self._score,
             )  # fmt: skip
         for warning in caught:
             if not issubclass(warning.category, FewCasesWarning):

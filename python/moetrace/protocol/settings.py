@@ -25,6 +25,7 @@ from moetrace.cases.positions import ORDERS
 from moetrace.effects import MEANS, control_count, required_cases
 from moetrace.engines.engine_choice import ENGINES
 from moetrace.errors import ArgumentError
+from moetrace.models.float32 import COMPUTE_DTYPES
 from moetrace.models.readout import READOUTS
 from moetrace.noise import NoiseScales, SubjectNoise, as_noise
 from moetrace.results.base import INTERVALS
@@ -54,7 +55,7 @@ class Settings:
             on the validation cases. Both go beyond the paper.
         relaxed: add the relaxed scale-up (appendix F), with its n, thresholds and split.
         ci, confidence, n_resamples, n_flips, statistics_seed: intervals and tests.
-        engine, readout, batch_tokens: as :func:`moetrace.trace_layers` takes them.
+        engine, readout, compute_dtype, batch_tokens: as :func:`moetrace.trace_layers` takes them.
 
     Raises:
         ArgumentError: a setting is out of its range; the message names it.
@@ -95,6 +96,7 @@ class Settings:
     statistics_seed: int = 0
     engine: str = "auto"
     readout: str = "exact"
+    compute_dtype: str | None = None
     batch_tokens: int | str = "auto"
 
     def __post_init__(self) -> None:
@@ -231,5 +233,6 @@ _CHECKS: Mapping[str, Callable[[Any, str], Any]] = {
     "statistics_seed": as_seed,
     "engine": partial(_one_of, ENGINES),
     "readout": partial(_one_of, READOUTS),
+    "compute_dtype": partial(_one_of, COMPUTE_DTYPES),
     "batch_tokens": lambda value, _: as_batch_tokens(value),
 }

@@ -14,8 +14,8 @@ _EXPERT_ROWS = 256  # rows from which on a product of one expert is no longer bo
 def auto_budget(anatomy: Anatomy) -> int:
     """Token rows of one batch, from 256 to 4,096.
 
-    As many as take about 80 MiB of one layer's intermediates; in a sparse model as many as give each expert 256
-    rows on average where that takes more, up to 512 MiB.
+    As many as take about 80 MiB of one layer's intermediates; in a sparse model as many as give each expert
+    256 rows on average where that takes more, up to 512 MiB.
     """
     config = anatomy.config
     width = anatomy.hidden_size

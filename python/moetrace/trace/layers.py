@@ -48,6 +48,9 @@ def trace_layers(
     ``final_subject``: "refuse" or "keep" cases whose final token belongs to the subject.
     ``readout``: "exact" takes logits in float64 from what enters the head; "model" as the model's own head
     and dtype give them: in half precision rounded, so that some rescues come out as exactly zero (Table 3).
+    ``compute_dtype``: "float32" computes in float32 from half-precision weights, a layer's copy at a time, so
+    that ``.noise_floor`` falls from hundredths of a logit to about 1e-5; None computes as the model does. It
+    needs the weights in memory, and memory for one layer, the embedding and the head in float32.
     What of a rescue goes straight to the logits and what through later layers, ``.direct`` and ``.indirect``,
     comes with it: see :class:`LayerTrace`.
 

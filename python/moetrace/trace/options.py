@@ -10,6 +10,7 @@ from typing import Any, Literal, TypedDict, TypeVar, get_type_hints
 from moetrace.arguments import as_choice, as_count, as_path, is_integer, known_names, refuse_type
 from moetrace.engines.engine_choice import ENGINES
 from moetrace.engines.job import Position
+from moetrace.models.float32 import COMPUTE_DTYPES, ComputeDtype
 from moetrace.models.readout import READOUTS, ReadoutKind
 from moetrace.noise import NoiseLike, as_noise
 from moetrace.progress import Progress
@@ -26,6 +27,7 @@ class ScaleOptions(TypedDict, total=False):
     out: str | Path | None
     final_subject: Literal["refuse", "keep"]
     readout: ReadoutKind
+    compute_dtype: ComputeDtype | None
 
 
 class TraceOptions(ScaleOptions, total=False):
@@ -44,6 +46,7 @@ DEFAULTS: dict[str, Any] = {
     "out": None,
     "final_subject": "refuse",
     "readout": "exact",
+    "compute_dtype": None,
 }
 METRICS = ("logit_diff",)  # equation 1
 POSITIONS = ("last", "subject_last")
@@ -81,6 +84,7 @@ def checked(options: dict[str, Any], function: Callable[..., Any]) -> dict[str, 
         "out": None if given["out"] is None else as_path(given["out"], "out"),
         "final_subject": as_choice(given["final_subject"], "final_subject", FINAL_SUBJECTS),
         "readout": as_choice(given["readout"], "readout", READOUTS),
+        "compute_dtype": as_compute_dtype(given["compute_dtype"]),
     }
 
 
@@ -98,6 +102,11 @@ def as_batch_tokens(batch_tokens: Any) -> int | Literal["auto"]:
     if isinstance(batch_tokens, str):
         return as_choice(batch_tokens, "batch_tokens", ("auto",))
     return as_count(batch_tokens, "batch_tokens", 1, 2**62)
+
+
+def as_compute_dtype(compute_dtype: Any) -> ComputeDtype | None:
+    """None for the model's own, or "float32"."""
+    return as_choice(compute_dtype, "compute_dtype", COMPUTE_DTYPES)
 
 
 def as_progress(progress: Any) -> Progress:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from moetrace.engines.direct import final_cases
+from moetrace.models.state import stored
 
 if TYPE_CHECKING:
     from moetrace.trace.session import Session
@@ -28,7 +29,7 @@ def model_facts(model: torch.nn.Module) -> dict[str, Any]:
     config = getattr(model, "config", None)
     text = json.dumps(config.to_dict(), sort_keys=True, default=str) if config is not None else ""
     digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
+    for name, parameter in ((name, stored(weight)) for name, weight in model.named_parameters()):
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         if not parameter.is_meta and parameter.numel():
             step = max(1, parameter.numel() // _SAMPLED)
@@ -38,7 +39,7 @@ def model_facts(model: torch.nn.Module) -> dict[str, Any]:
         "class": type(model).__name__,
         "name": str(getattr(config, "_name_or_path", "") or ""),
         "revision": str(getattr(config, "_commit_hash", "") or ""),
-        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "dtype": str(stored(next(model.parameters())).dtype).removeprefix("torch."),
         "config": hashlib.sha256(text.encode()).hexdigest()[:16],
         "weights": digest.hexdigest()[:16],
     }
@@ -67,6 +68,7 @@ def provenance(session: Session, layers: tuple[int, ...]) -> dict[str, Any]:
         "self_check": choice.difference,
         "null_floor": choice.null,
         "attention": session.attention,
+        "compute_dtype": session.compute_dtype,
         "readout": job.readout.asked,
         "readout_by": job.readout.kind,
         "noise": {

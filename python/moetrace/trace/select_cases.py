@@ -19,11 +19,12 @@ from moetrace.engines.job import make_job
 from moetrace.engines.runner import make_runner
 from moetrace.errors import MoetraceWarning, NoCasesError, NonFiniteWarning
 from moetrace.models.anatomy import find_anatomy
+from moetrace.models.float32 import ComputeDtype, computing_in
 from moetrace.models.state import prepared
 from moetrace.noise import NoiseLike, as_noise, check_seeds
 from moetrace.progress import Progress, progress_bar
 from moetrace.trace.budget import resolve_budget
-from moetrace.trace.options import as_batch_tokens, as_progress
+from moetrace.trace.options import as_batch_tokens, as_compute_dtype, as_progress
 from moetrace.weights import source_of
 
 FIRST_BATCH = 32
@@ -49,6 +50,7 @@ def select_cases(
     batch_tokens: int | Literal["auto"] = "auto",
     engine: str = "auto",
     progress: Progress = None,
+    compute_dtype: ComputeDtype | None = None,
     *,
     _score: Callable[..., pd.DataFrame] | None = None,
 ) -> CaseSet:
@@ -75,6 +77,7 @@ def select_cases(
         engine: ``"auto"``, ``"tree"`` or ``"reference"``.
         progress: None for a bar in a terminal or notebook, True, False, or a function ``(done, total)`` of
             the usable cases found.
+        compute_dtype: None for the model's own, or ``"float32"``, from half-precision weights.
 
     Returns:
         The usable cases in the order of the scan. The funnel goes on from the given one with ``scanned``,
@@ -100,6 +103,10 @@ def select_cases(
         raise NoCasesError(
             f"there are no cases to select from ({source!r}); look at .dropped for the reasons"
         )
+    options: dict[str, Any] = {
+        "noise": noise, "batch_tokens": batch_tokens, "engine": engine,
+        "compute_dtype": as_compute_dtype(compute_dtype),
+    }  # fmt: skip
     score = _score or score_cases
     verdicts: list[tuple[int, str | None]] = []
     # Where every batch reads all layers anew, the first is to be the only one.
@@ -109,7 +116,7 @@ def select_cases(
     with progress_bar(n, "usable cases", progress) as bar:
         while len(verdicts) < len(order) and found < n:
             batch = source.take(order[len(verdicts) : len(verdicts) + size])
-            scores = score(model, batch, noise=noise, batch_tokens=batch_tokens, engine=engine)
+            scores = score(model, batch, **options)
             judged = _up_to(_judge(batch, scores, margin, drop), n - found)
             verdicts += zip(order[len(verdicts) :], judged, strict=False)
             found += judged.count(None)
@@ -124,6 +131,7 @@ def score_cases(
     noise: NoiseLike = None,
     batch_tokens: int | str = "auto",
     engine: str = "auto",
+    compute_dtype: ComputeDtype | None = None,
 ) -> pd.DataFrame:
     """Logit differences (equation 1) of the clean and the noised run (equation 3 is their difference).
 
@@ -137,10 +145,11 @@ def score_cases(
     validate_cases(case_set, anatomy.vocab_size, "keep", anatomy.positions)
     chosen, engine = as_noise(noise), as_choice(engine, "engine", ENGINES)
     check_seeds(chosen, case_set)
-    budget = resolve_budget(as_batch_tokens(batch_tokens), anatomy)
+    batch_tokens, compute_dtype = as_batch_tokens(batch_tokens), as_compute_dtype(compute_dtype)
     clean = pd.Series(index=range(len(case_set)), dtype="float64")
     noised = clean.copy()
-    with prepared(anatomy.model):
+    with prepared(anatomy.model), computing_in(anatomy, compute_dtype, source_of(anatomy.model) is not None):
+        budget = resolve_budget(batch_tokens, anatomy)
         job = make_job(anatomy, (), chosen)
         rows = {case.case_id: row for row, case in enumerate(case_set)}
         for batch, outcome in make_runner(job, case_set, engine, budget).run((), lambda _: None):

@@ -26,12 +26,14 @@ from moetrace.engines.job import (
 from moetrace.engines.runner import Runner, make_runner
 from moetrace.errors import EngineError, EngineWarning, NoEffectWarning, NonFiniteError, NonFiniteWarning
 from moetrace.models.anatomy import Anatomy
+from moetrace.models.float32 import ComputeDtype, computing_in
 from moetrace.models.readout import ReadoutKind
 from moetrace.models.state import prepared
 from moetrace.noise import Noise, check_seeds
 from moetrace.progress import Progress, progress_bar
 from moetrace.trace.budget import resolve_budget
 from moetrace.trace.run_folder import RunFolder
+from moetrace.weights import source_of
 
 if TYPE_CHECKING:
     from moetrace.cases import Case
@@ -47,6 +49,7 @@ class Session:
     attention: str
     job: Job
     failed: pd.DataFrame
+    compute_dtype: ComputeDtype | None = None
 
     def only(self, columns: Sequence[int]) -> Session:
         """The same session with some of its patches, in this order."""
@@ -83,6 +86,7 @@ def trace(
     out: Path | None,
     final_subject: Literal["refuse", "keep"],
     readout: ReadoutKind,
+    compute_dtype: ComputeDtype | None = None,
     sweeps: Sequence[Sweep] = (),
     what: str = "trace",
     details: dict[str, Any] | None = None,
@@ -95,19 +99,24 @@ def trace(
     case_set = as_case_set(cases)
     validate_cases(case_set, anatomy.vocab_size, final_subject, anatomy.positions)
     check_seeds(noise, case_set)
-    budget = resolve_budget(batch_tokens, anatomy)
-    with prepared(anatomy.model):
+    with prepared(anatomy.model), computing_in(anatomy, compute_dtype, source_of(anatomy.model) is not None):
+        budget = resolve_budget(batch_tokens, anatomy)
         job = make_job(anatomy, patches, noise, position, sweeps, readout)
         _warn_of_nothing(job, case_set, [job.patch_position(case) for case in case_set])
         runner = make_runner(job, case_set, engine, budget, direct)
         attention = str(getattr(anatomy.config, "_attn_implementation", ""))  # prepared() may have changed it
         folder = None
         if out is not None:
-            how = {"engine": runner.choice.engine.name, "attention": attention}
+            how = {
+                "engine": runner.choice.engine.name,
+                "attention": attention,
+                "compute_dtype": compute_dtype or "",
+            }
             folder = RunFolder.open(out, what, job, case_set, details, how)
         outcome = _run(runner, case_set, folder, progress, what)
         job = runner.choice.engine.job
-    return _without_failed(case_set, outcome, runner.choice, attention, job)
+    found = _without_failed(case_set, outcome, runner.choice, attention, job)
+    return replace(found, compute_dtype=compute_dtype)
 
 
 def _warn_of_nothing(job: Job, cases: CaseSet, positions: Sequence[int]) -> None:
