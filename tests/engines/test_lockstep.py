@@ -217,3 +217,13 @@ def test_half_precision_is_compared_again_in_float32(monkeypatch: pytest.MonkeyP
     assert found.provenance["engine"] == "tree"
     assert source.log.count("begin") == 2
     assert all(weight.dtype is torch.bfloat16 for weight in model.parameters())
+
+
+def test_float32_of_half_precision_weights_that_come_layer_by_layer() -> None:
+    model, cases = make_model("qwen3_moe").bfloat16(), make_cases()
+    expected = mt.trace_experts(make_model("qwen3_moe").bfloat16().float(), cases)
+    source = LayersApart(model)
+    found = mt.trace_experts(model, cases, compute_dtype="float32")
+    same(found, expected)
+    assert found.noise_floor < 1e-4
+    assert source.log.count("begin") == 1

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, cast
 from greenlet import GreenletExit, getcurrent, greenlet
 from torch import nn
 
+from moetrace.models.float32 import held_wide
+
 if TYPE_CHECKING:
     from moetrace.models.anatomy import Anatomy
     from moetrace.weights import LayerSource
@@ -72,7 +74,8 @@ class Lockstep:
         source: LayerSource | None = None,
         passed: Callable[[int], None] = lambda layer: None,
     ) -> None:
-        self._layers, self._source, self._passed = anatomy.layers, source, passed
+        self._model, self._layers = anatomy.model, anatomy.layers
+        self._source, self._passed = source, passed
         # The first two of a module's registries hold its hooks, the others say of them how they are called.
         self._registries = [
             cast("dict[int, Any]", getattr(module, name))
@@ -145,9 +148,10 @@ class Lockstep:
         if self._source is not None:
             self._source.enter(layer)
         try:
-            self._ready.extendleft(reversed(here))
-            while self._ready:
-                self._resume(self._ready.popleft())
+            with held_wide(self._model, self._layers[layer]):
+                self._ready.extendleft(reversed(here))
+                while self._ready:
+                    self._resume(self._ready.popleft())
         finally:
             if self._source is not None:
                 self._source.leave(layer)

@@ -6,7 +6,7 @@ What two ways of computing differ by is then their meaning, and not what half pr
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal
 
@@ -21,7 +21,8 @@ HALF = (torch.bfloat16, torch.float16)
 ComputeDtype = Literal["float32"]
 COMPUTE_DTYPES: tuple[ComputeDtype | None, ...] = (None, "float32")
 _LARGE = 1 << 18  # entries of a copy whose memory is used again
-_wide: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+Hold = Callable[[nn.Module], AbstractContextManager[None]]
+_wide: weakref.WeakKeyDictionary[nn.Module, Hold] = weakref.WeakKeyDictionary()
 
 
 def is_half(model: nn.Module) -> bool:
@@ -32,6 +33,11 @@ def is_half(model: nn.Module) -> bool:
 def is_wide(model: nn.Module) -> bool:
     """Whether the model computes in float32 from half-precision weights now."""
     return model in _wide
+
+
+def held_wide(model: nn.Module, layer: nn.Module) -> AbstractContextManager[None]:
+    """Where the model computes in float32: a layer's copies for several calls of it. Nothing elsewhere."""
+    return _wide[model](layer) if model in _wide else nullcontext()
 
 
 def can_be_wide(anatomy: Anatomy) -> bool:
@@ -78,19 +84,34 @@ def in_float32(anatomy: Anatomy) -> Iterator[None]:
     inside = {module for layer in anatomy.layers for module in layer.modules()}
     whole, pool = Changes(), _Pool()
     running: dict[nn.Module, tuple[Changes, list[Any]]] = {}
+    held: set[nn.Module] = set()
     handles: list[Any] = []
 
-    def widen(module: nn.Module, _args: Any) -> None:
+    def widen(module: nn.Module, _args: Any = None) -> None:
+        if module in held:
+            return
         changes, copies = running.setdefault(module, (Changes(), []))
         _widen(list(module.modules()), changes, pool, copies)
 
-    def restore(module: nn.Module, _args: Any, _output: Any) -> None:
+    def restore(module: nn.Module, _args: Any = None, _output: Any = None) -> None:
+        if module in held:
+            return
         changes, copies = running[module]
         changes.undo()
         pool.take_back(copies)
 
+    @contextmanager
+    def hold(layer: nn.Module) -> Iterator[None]:
+        widen(layer)
+        held.add(layer)
+        try:
+            yield
+        finally:
+            held.discard(layer)
+            restore(layer)
+
     def end() -> None:
-        _wide.discard(anatomy.model)
+        _wide.pop(anatomy.model, None)
         for handle in reversed(handles):
             handle.remove()
         for changes in (*(own for own, _ in running.values()), whole):
@@ -105,7 +126,7 @@ def in_float32(anatomy: Anatomy) -> Iterator[None]:
             for layer in dict.fromkeys((*anatomy.layers, *blocks)):
                 handles.append(layer.register_forward_pre_hook(widen, prepend=True))
                 handles.append(layer.register_forward_hook(restore, always_call=True))
-        _wide.add(anatomy.model)
+        _wide[anatomy.model] = hold
         _widen([module for module in anatomy.model.modules() if module not in inside], whole, pool, [])
         yield
     finally:
