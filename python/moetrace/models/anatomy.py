@@ -23,6 +23,8 @@ from moetrace.errors import (
     TokenMixingError,
 )
 from moetrace.models.layout import is_fused_layout
+from moetrace.models.stored import execution_devices, has_other_forward, offloaded_names
+from moetrace.models.tensors import NUMBERS
 
 LAYER_LISTS = ("layers", "h", "blocks", "block", "decoder_layers")
 # longcat_flash has one layer for every two that it counts in the first.
@@ -57,12 +59,12 @@ class LayerSite:
 
     @property
     def fusible(self) -> bool:
-        """Whether they may compute the module's output too: its user has no hooks on it, and it has no
-        forward of its own, as offloaded weights give it."""
+        """Whether they may compute the module's output too: its user has no hooks on it and gave it no
+        forward of its own, and its block runs on one device."""
         module = self.experts
-        if module is None or module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+        if module is None or module._forward_hooks or module._forward_pre_hooks or has_other_forward(module):
             return False
-        return self.known_layout
+        return self.known_layout and len(execution_devices(self.block)) < 2
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,12 @@ class Anatomy:
     def sparse_layers(self) -> tuple[int, ...]:
         """Layers with routed experts."""
         return tuple(site.layer for site in self.sites if site is not None and site.sparse)
+
+    @property
+    def element_size(self) -> int:
+        """Bytes of a number of the hidden states: codes of quantised weights have fewer."""
+        weights = (weight for weight in self.model.parameters() if weight.dtype in NUMBERS)
+        return next((weight.element_size() for weight in weights), 4)
 
     def default_layers(self) -> tuple[int, ...]:
         """Every layer with routed experts; every layer with a block in a model without any."""
@@ -196,19 +204,17 @@ def find_anatomy(model: Any) -> Anatomy:
 
 def _refuse_absent_weights(model: nn.Module) -> None:
     """ModelError for weights on the meta device that nothing brings into memory during a forward."""
-    for name, module in model.named_modules():
-        absent = [own for own, weight in module.named_parameters(recurse=False) if weight.is_meta]
-        # Offloading replaces the forward of the module, or of one around it, by one that loads the weights.
-        if absent and "forward" not in vars(module) and not _loaded_by_a_parent(model, name):
+    brought = {
+        f"{path}.{name}" if path else name
+        for path, module in model.named_modules()
+        for name in offloaded_names(module)
+    }
+    for name, weight in (*model.named_parameters(), *model.named_buffers()):
+        if weight.is_meta and name not in brought:
             raise ModelError(
-                f"{type(model).__name__}: {name}.{absent[0]} is on the meta device and holds no values; load "
-                "the checkpoint into memory (load_model, or from_pretrained without init_empty_weights)"
+                f"{type(model).__name__}: {name} is on the meta device and holds no values; load the "
+                "checkpoint into memory (load_model, or from_pretrained without init_empty_weights)"
             )
-
-
-def _loaded_by_a_parent(model: nn.Module, name: str) -> bool:
-    parts = name.split(".")
-    return any("forward" in vars(model.get_submodule(".".join(parts[:n]))) for n in range(1, len(parts)))
 
 
 def _find_layers(model: nn.Module, config: Any, embedding: nn.Module | None) -> tuple[nn.Module, ...]:

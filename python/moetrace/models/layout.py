@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from transformers.integrations import moe as hf_moe
 
+from moetrace.models.tensors import is_plain
+
 
 def is_fused_layout(module: nn.Module) -> bool:
     """Whether the compiled routines know the layout: fused silu-gated weights without biases, in memory."""
@@ -23,9 +25,7 @@ def is_fused_layout(module: nn.Module) -> bool:
         and getattr(module, "is_concatenated", True)
         and getattr(module, "has_gate", True)
     )
-    plain = all(type(weight) in (torch.Tensor, nn.Parameter) for weight in (up, down))
-    plain = plain and all(type(weight.data) is torch.Tensor for weight in (up, down))
-    in_memory = plain and not up.is_meta and not down.is_meta and up.is_floating_point()
+    in_memory = is_plain(up) and is_plain(down) and not up.is_meta and not down.is_meta
     shapes = up.shape[0] == down.shape[0] and up.shape[1] == 2 * down.shape[2]  # not with identity experts
     return bool(
         alone and plain_gate and activation and flags and in_memory and shapes and up.device == down.device

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import signal
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from moetrace.errors import EngineError
+from moetrace.models.anatomy import find_anatomy
+from moetrace.models.changes import Changes as Changes
+from moetrace.models.changes import undisturbed as undisturbed
+from moetrace.models.placement import placed
+from moetrace.models.stored import offloaded_modules
+from moetrace.models.tensors import few_entries as few_entries
+from moetrace.models.tensors import parts_of
 
 _IMPLEMENTATIONS = ("_attn_implementation_internal", "_experts_implementation_internal")
 TREE_ATTENTION = ("sdpa", "eager")
@@ -36,11 +41,19 @@ def fingerprint(module: nn.Module) -> tuple[Any, ...]:
     """What a verdict about a module is true for: its weights, its hooks, its forwards.
 
     Weights by place, version and a few entries: an edit in place through ``.data`` raises no version, and
-    shows where it reaches one of the entries.
+    shows where it reaches one of the entries. Offloaded ones by what is kept of them, in or out.
     """
+    elsewhere = {}
+    for own in offloaded_modules(module):
+        for name in own.names:
+            holder, leaf = own.holder(name)
+            elsewhere[id(holder), leaf] = own.identity(name)
     weights = tuple(
-        (0, 0, b"") if w.is_meta else (w.data_ptr(), 0 if w.is_inference() else w._version, few_entries(w))
-        for w in (*module.parameters(), *module.buffers())
+        elsewhere.get((id(holder), leaf)) or _identity(weight)
+        for child in module.modules()
+        for holder in (child._parameters, child._buffers)
+        for leaf, weight in holder.items()
+        if weight is not None
     )
     hooks = tuple(
         (
@@ -55,6 +68,14 @@ def fingerprint(module: nn.Module) -> tuple[Any, ...]:
     return weights, hooks
 
 
+def _identity(weight: torch.Tensor) -> tuple[Any, ...]:
+    """Place, version and a few entries of what a weight is made of."""
+    return tuple(
+        (part.data_ptr(), 0 if weight.is_inference() else weight._version, few_entries(part))
+        for part in parts_of(weight)
+    )
+
+
 def settings_of(model: nn.Module) -> str:
     """A digest of every configuration that the model reads, attention and experts implementation included."""
     found = [
@@ -64,76 +85,15 @@ def settings_of(model: nn.Module) -> str:
     return hashlib.sha256(repr(found).encode()).hexdigest()
 
 
-def few_entries(weight: torch.Tensor) -> bytes:
-    """Up to seven entries along each axis, spread evenly."""
-    local = weight.to_local() if hasattr(weight, "to_local") else weight.detach()  # of a DTensor
-    spread = local[tuple(slice(None, None, max(1, size // 4)) for size in local.shape)]
-    return spread.to("cpu", torch.float64).numpy().tobytes()
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """Hold Ctrl-C back until the end, so that what is changed or put back here is so wholly."""
-    handler = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(handler):
-        yield  # other threads get no signals; a handler that isn't Python's raises nothing here
-        return
-    came: list[tuple[int, Any]] = []
-    signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-        if came:
-            handler(*came[-1])
-
-
-class Changes:
-    """Attributes and entries that are other for a time: what was there comes back, the last changed first.
-
-    A change is written down before it is made, and putting back is done wholly or, after Ctrl-C in the
-    middle, once more.
-    """
-
-    def __init__(self) -> None:
-        self._made: list[tuple[Callable[[Any], None], Any]] = []
-
-    def attribute(self, owner: Any, name: str, value: Any) -> None:
-        """Set an attribute."""
-        self._make(partial(setattr, owner, name), getattr(owner, name), value)
-
-    def entry(self, owner: dict[str, Any], name: str, value: Any) -> None:
-        """Set an entry of a dictionary."""
-        self._make(partial(owner.__setitem__, name), owner[name], value)
-
-    def _make(self, put: Callable[[Any], None], before: Any, value: Any) -> None:
-        self._made.append((put, before))
-        put(value)
-
-    def undo(self) -> None:
-        """Put everything back."""
-        try:
-            self._undo()
-        except KeyboardInterrupt:  # it came before it could be held back
-            self._undo()
-            raise
-
-    def _undo(self) -> None:
-        with undisturbed():
-            while self._made:
-                put, before = self._made[-1]
-                put(before)
-                self._made.pop()
-
-
 @contextmanager
 def prepared(model: nn.Module) -> Iterator[None]:
     """The model as every engine needs it, and as it was afterwards, also after an exception or Ctrl-C.
 
     In eval mode without gradients and autocast; attention that takes a 4-D mask; no router logits and no loss
     over them, which ask for a plain batch; experts that take float64 where the weights are; and modules as
-    they were before ``module.compile()``, since hooks inside a compiled graph don't fire. EngineError where
-    another thread traces the model, or while a CUDA graph is captured.
+    they were before ``module.compile()``, since hooks inside a compiled graph don't fire. Offloaded weights
+    beside the layers (embedding, final norm, head) are in memory for the time. EngineError where another
+    thread traces the model, or while a CUDA graph is captured.
     """
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         raise EngineError(
@@ -141,8 +101,8 @@ def prepared(model: nn.Module) -> Iterator[None]:
             "which a graph can't hold: trace outside of the capture"
         )
     changes = Changes()
-    device = next((weight.device.type for weight in model.parameters()), "cpu")
-    with _by_one_thread(model):
+    with _by_one_thread(model), placed(model, find_anatomy(model).layers):
+        device = next((weight.device.type for weight in model.parameters() if not weight.is_meta), "cpu")
         try:
             for module in model.modules():
                 if module.training:
@@ -151,7 +111,7 @@ def prepared(model: nn.Module) -> Iterator[None]:
                     changes.attribute(module, "_compiled_call_impl", None)
             for config, name, value in _settings(model):
                 changes.attribute(config, name, value)
-            with torch.no_grad(), torch.autocast("cpu" if device == "meta" else device, enabled=False):
+            with torch.no_grad(), torch.autocast(device, enabled=False):
                 yield
         finally:
             changes.undo()
