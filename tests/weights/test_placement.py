@@ -16,8 +16,8 @@ from moetrace import errors
 from moetrace.models.anatomy import find_anatomy
 from moetrace.models.float32 import can_be_wide, in_float32
 from moetrace.models.state import prepared
-from moetrace.models.stored import offloaded_modules
 from moetrace.trace.provenance import model_facts
+from moetrace.weights.stored import offloaded_modules
 from tests.engines.tiny import make_cases
 from tests.weights.places import PLACES, in_memory
 

@@ -14,8 +14,8 @@ from moetrace._native import _core
 from moetrace.errors import ArgumentError, HookError
 from moetrace.models.anatomy import Anatomy
 from moetrace.models.readout import ReadoutKind, make_readout
-from moetrace.models.stored import aligning_hook, execution_device
 from moetrace.noise import Noise, as_noise, embedding_std
+from moetrace.weights.stored import aligning_hook, execution_device
 
 if TYPE_CHECKING:
     from moetrace.cases import Case

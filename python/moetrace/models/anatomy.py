@@ -23,8 +23,9 @@ from moetrace.errors import (
     TokenMixingError,
 )
 from moetrace.models.layout import is_fused_layout
-from moetrace.models.stored import execution_devices, has_other_forward, offloaded_names
-from moetrace.models.tensors import NUMBERS
+from moetrace.weights import source_of
+from moetrace.weights.stored import execution_devices, has_other_forward, offloaded_names
+from moetrace.weights.tensors import NUMBERS
 
 LAYER_LISTS = ("layers", "h", "blocks", "block", "decoder_layers")
 # longcat_flash has one layer for every two that it counts in the first.
@@ -204,6 +205,8 @@ def find_anatomy(model: Any) -> Anatomy:
 
 def _refuse_absent_weights(model: nn.Module) -> None:
     """ModelError for weights on the meta device that nothing brings into memory during a forward."""
+    if source_of(model) is not None:
+        return
     brought = {
         f"{path}.{name}" if path else name
         for path, module in model.named_modules()

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from moetrace.models.readout import Readout
-from moetrace.models.tensors import is_plain
+from moetrace.weights.tensors import is_plain
 
 _ROWS = 1024  # rows that go through the norm at once
 _FITS = 1e-4  # by how much of its size a norm's output may differ from the form that is linearised

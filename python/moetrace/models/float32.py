@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from moetrace.changes import Changes, undisturbed
 from moetrace.models.anatomy import Anatomy
-from moetrace.models.changes import Changes, undisturbed
-from moetrace.models.placement import held
-from moetrace.models.stored import offloaded_modules
-from moetrace.models.tensors import is_plain
+from moetrace.weights.held import held
+from moetrace.weights.stored import offloaded_modules
+from moetrace.weights.tensors import is_plain
 
 HALF = (torch.bfloat16, torch.float16)
 

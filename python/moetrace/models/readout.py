@@ -15,7 +15,7 @@ from torch import nn
 
 from moetrace.errors import ArgumentError
 from moetrace.models.anatomy import Anatomy
-from moetrace.models.tensors import is_plain
+from moetrace.weights.tensors import is_plain
 
 ReadoutKind = Literal["exact", "model"]
 READOUTS = ("exact", "model")

@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from moetrace.changes import Changes as Changes
+from moetrace.changes import undisturbed as undisturbed
 from moetrace.errors import EngineError
 from moetrace.models.anatomy import find_anatomy
-from moetrace.models.changes import Changes as Changes
-from moetrace.models.changes import undisturbed as undisturbed
-from moetrace.models.placement import placed
-from moetrace.models.stored import offloaded_modules
-from moetrace.models.tensors import few_entries as few_entries
-from moetrace.models.tensors import parts_of
+from moetrace.weights.held import placed
+from moetrace.weights.offloaded import sourced
+from moetrace.weights.stored import offloaded_modules
+from moetrace.weights.tensors import few_entries as few_entries
+from moetrace.weights.tensors import parts_of
 
 _IMPLEMENTATIONS = ("_attn_implementation_internal", "_experts_implementation_internal")
 TREE_ATTENTION = ("sdpa", "eager")
@@ -101,7 +102,8 @@ def prepared(model: nn.Module) -> Iterator[None]:
             "which a graph can't hold: trace outside of the capture"
         )
     changes = Changes()
-    with _by_one_thread(model), placed(model, find_anatomy(model).layers):
+    layers = find_anatomy(model).layers
+    with _by_one_thread(model), placed(model, layers), sourced(model, layers):
         device = next((weight.device.type for weight in model.parameters() if not weight.is_meta), "cpu")
         try:
             for module in model.modules():

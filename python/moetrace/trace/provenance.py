@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from moetrace.engines.direct import final_cases
-from moetrace.models.stored import FileRange, offloaded_modules
-from moetrace.models.tensors import parts_of
+from moetrace.weights.stored import FileRange, offloaded_modules
+from moetrace.weights.tensors import parts_of
 
 if TYPE_CHECKING:
     from moetrace.trace.session import Session

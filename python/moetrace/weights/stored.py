@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from moetrace.errors import ModelError
-from moetrace.models.tensors import PLAIN, few_entries
+from moetrace.weights.tensors import PLAIN, few_entries
 
 _SAFETENSORS = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,

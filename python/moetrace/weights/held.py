@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from moetrace.models.changes import Changes, undisturbed
-from moetrace.models.stored import FileRange, Offloaded, offloaded_modules
+from moetrace.changes import Changes, undisturbed
+from moetrace.weights.stored import FileRange, Offloaded, offloaded_modules
 
 
 @contextmanager
