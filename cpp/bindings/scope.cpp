@@ -7,6 +7,7 @@
 #include <exception>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "bindings.h"
@@ -316,6 +317,22 @@ class HookScope {
     for (const Hook& own : pass.hooks()) arm_one(pass, own, Armed(torch, own.site), anatomy, routed_call);
   }
 
+  /// Take every hook off for a time, so that a module runs as it does by itself.
+  void pause() {
+    for (const py::handle handle : handles_) {
+      const py::object hooks = handle.attr("hooks_dict_ref")();
+      const py::object key = handle.attr("id");
+      paused_.append(py::make_tuple(hooks, key, hooks.attr("pop")(key)));
+    }
+  }
+
+  void resume() {
+    for (const py::handle own : std::exchange(paused_, py::list())) {
+      const auto hook = own.cast<py::tuple>();
+      hook[0][hook[1]] = hook[2];
+    }
+  }
+
   /// The last armed goes first. A hook that can't be removed doesn't keep the others.
   void close() {
     std::exception_ptr failure;
@@ -396,6 +413,7 @@ class HookScope {
   }
 
   py::list handles_;
+  py::list paused_;  ///< (registry, key, hook)
 };
 
 }  // namespace
@@ -408,6 +426,9 @@ void init_scope(py::module_& m) {
       .def(py::init<>())
       .def("__enter__", [](py::object self) { return self; })
       .def("__exit__", [](HookScope& scope, const py::args&) { scope.close(); })
+      .def("pause", &HookScope::pause,
+           "Take every hook off for a time, so that a module runs as it does by itself.")
+      .def("resume", &HookScope::resume, "Put on again what `pause` took off, in the same order.")
       .def("close", &HookScope::close, "Remove every hook, the last armed first.")
       .def(
           "before",

@@ -325,6 +325,14 @@ class HookScope:
         """
         Remove every hook, the last armed first.
         """
+    def pause(self) -> None:
+        """
+        Take every hook off for a time, so that a module runs as it does by itself.
+        """
+    def resume(self) -> None:
+        """
+        Put on again what `pause` took off, in the same order.
+        """
 def additivity(coalitions: typing.Annotated[numpy.typing.ArrayLike, numpy.uint64], values: typing.Annotated[numpy.typing.ArrayLike, numpy.float64]) -> tuple[numpy.typing.NDArray[numpy.float64], numpy.typing.NDArray[numpy.float64], numpy.typing.NDArray[numpy.float64]]:
     """
     Sum of the single players' gains, the grand coalition's gain, and their difference.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,23 +14,27 @@ from torch import nn
 
 from moetrace._native import _core
 from moetrace.engines.job import Engine, Job, Outcome
+from moetrace.engines.lockstep import gather
 from moetrace.engines.reference import ReferenceEngine
 from moetrace.engines.self_check import (
     MOST_ROUNDING,
     OF_ROUNDING,
     TOLERANCE,
     Comparison,
+    Seen,
     compare,
     confirm,
+    look_at,
     null_floor,
     refuse_undefined,
     tolerance_of,
     widened,
 )
-from moetrace.engines.stream import find_ending
+from moetrace.engines.stream import find_ending, likely_ending
 from moetrace.engines.tree import TreeEngine, lower
 from moetrace.errors import EngineError
 from moetrace.models.ending import Ending
+from moetrace.models.float32 import is_half
 from moetrace.models.state import fingerprint, settings_of
 
 if TYPE_CHECKING:
@@ -66,7 +70,9 @@ class EngineChoice:
 
 
 @dataclass(frozen=True)
-class _Verdict:
+class Verdict:
+    """Whether the tree engine serves a model, why, and what was measured."""
+
     tree: bool
     reason: str
     rows: int = 0
@@ -75,7 +81,7 @@ class _Verdict:
     tolerance: float = TOLERANCE
 
 
-_verdicts: weakref.WeakKeyDictionary[nn.Module, dict[Any, _Verdict]] = weakref.WeakKeyDictionary()
+_verdicts: weakref.WeakKeyDictionary[nn.Module, dict[Any, Verdict]] = weakref.WeakKeyDictionary()
 _nulls: weakref.WeakKeyDictionary[nn.Module, dict[Any, float]] = weakref.WeakKeyDictionary()
 _endings: weakref.WeakKeyDictionary[nn.Module, dict[Any, Ending]] = weakref.WeakKeyDictionary()
 _defined: weakref.WeakKeyDictionary[nn.Module, set[Any]] = weakref.WeakKeyDictionary()
@@ -99,27 +105,132 @@ def choose_engine(
     EngineError where "tree" is asked for and doesn't apply; LoopedLayerError, NotCausalError and
     TokenMixingError where no engine can be right.
     """
-    longest = max(cases, key=lambda case: len(case.input_ids))
-    state = (fingerprint(job.anatomy.model), settings_of(job.anatomy.model))
-    defined = _defined.setdefault(job.anatomy.model, set())
-    if (job.block_layers, state) not in defined:
-        refuse_undefined(job, longest)
-        defined.add((job.block_layers, state))
-    verdict = _Verdict(False, "asked for")
+    known = Knowledge(job, cases, batch_tokens, direct)
+    if not known.defined:
+        with widened(job):
+            known.look()
+    verdict = Verdict(False, "asked for")
     if engine != "reference":
-        rows = max(map(TreeEngine(job, batch_tokens=batch_tokens).rows_of, cases))
-        verdict = _verdict(job, longest, rows, state)
+        verdict = known.verdict or known.remember(_examine(job, known.longest, known.rows))
     if engine == "tree" and not verdict.tree:
-        raise EngineError(
-            f"the tree engine doesn't serve {type(job.anatomy.model).__name__}: {verdict.reason}; use "
-            "engine='auto' or engine='reference'"
+        raise not_served(job, verdict.reason)
+    return known.choice(verdict, known.find_ending() if direct else None)
+
+
+def not_served(job: Job, reason: str) -> EngineError:
+    """That the tree engine was asked for and doesn't apply."""
+    return EngineError(
+        f"the tree engine doesn't serve {type(job.anatomy.model).__name__}: {reason}; use engine='auto' or "
+        "engine='reference'"
+    )
+
+
+class Knowledge:
+    """What is known of a job's model in its present state, and what of it a trace of these cases needs."""
+
+    def __init__(self, job: Job, cases: Sequence[Case], batch_tokens: int | None, direct: bool) -> None:
+        self._job, self._budget, self._direct = job, batch_tokens, direct
+        self.longest = max(cases, key=lambda case: len(case.input_ids))
+        self._state = state_of(job)
+        # Rounded up, so that a model is seldom examined anew.
+        self.rows = (
+            1 << (max(map(TreeEngine(job, batch_tokens=batch_tokens).rows_of, cases)) - 1).bit_length()
         )
-    if direct:
-        job = replace(job, ending=_ending(job, longest, state))
-    tree = TreeEngine(job, verdict.join, batch_tokens)
-    chosen: Engine = tree if verdict.tree else ReferenceEngine(job)
-    null = _null_of(chosen, longest, state)
-    return EngineChoice(chosen, verdict.reason, verdict.difference, verdict.tolerance, null)
+
+    @property
+    def defined(self) -> bool:
+        """Whether patching one token of the job's layers is known to be defined."""
+        return (self._job.block_layers, self._state) in _defined.get(self._job.anatomy.model, ())
+
+    def look(self) -> Seen:
+        """Two plain forwards of the longest case. An error where no engine can be right."""
+        seen = look_at(self._job, self.longest)
+        refuse_undefined(self._job, self.longest, seen)
+        _defined.setdefault(self._job.anatomy.model, set()).add((self._job.block_layers, self._state))
+        return seen
+
+    @property
+    def _place(self) -> Any:
+        # Windows and chunks act only on prompts that are longer than they are.
+        return len(self.longest.input_ids).bit_length(), bool(self._job.expert_layers), self._state
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """On the tree engine, for passes of so many rows.
+
+        A pass of few rows doesn't tell of one with more, where a model counts its keys (minimax_m3's blocks).
+        """
+        found = _verdicts.get(self._job.anatomy.model, {}).get(self._place)
+        return found if found is not None and found.rows >= self.rows else None
+
+    def remember(self, verdict: Verdict) -> Verdict:
+        """Keep a verdict for later traces."""
+        _verdicts.setdefault(self._job.anatomy.model, {})[self._place] = verdict
+        return verdict
+
+    @property
+    def _end_place(self) -> Any:
+        return min(self._job.block_layers), self._state
+
+    @property
+    def ending(self) -> Ending | None:
+        """How the model ends behind the lowest traced layer, where that is known."""
+        return _endings.get(self._job.anatomy.model, {}).get(self._end_place)
+
+    def find_ending(self) -> Ending:
+        """The same, found out where it isn't known: one forward."""
+        found = self.ending or find_ending(self._job, self.longest)
+        _endings.setdefault(self._job.anatomy.model, {})[self._end_place] = found
+        return found
+
+    def choice(self, verdict: Verdict, ending: Ending | None) -> EngineChoice:
+        """The engine by a verdict, with its floor measured."""
+        engine = self.engine(verdict, ending)
+        null = _null_of(engine, self.longest, self._state)
+        return EngineChoice(engine, verdict.reason, verdict.difference, verdict.tolerance, null)
+
+    def engine(self, verdict: Verdict, ending: Ending | None) -> Engine:
+        """The engine by a verdict."""
+        job = self._job if ending is None else replace(self._job, ending=ending)
+        return TreeEngine(job, verdict.join, self._budget) if verdict.tree else ReferenceEngine(job)
+
+    def presumed(self, engine: EngineName) -> Verdict:
+        """What most likely serves a model, without a forward: a verdict that is known, or the single pass."""
+        if engine == "reference":
+            return Verdict(False, "asked for")
+        if self.verdict is not None:
+            return self.verdict
+        mixers, highest = other_mixers(self._job.anatomy.layers), next(iter(_core.Join))
+        return Verdict(not mixers, _mixing(mixers), self.rows, highest)
+
+    def likely_ending(self) -> Ending | None:
+        """How the model ends, as known or by its looks; None where direct effects aren't asked for."""
+        return (self.ending or likely_ending(self._job)) if self._direct else None
+
+    def learn(self, engine: Engine) -> Learnt:
+        """Beside a trace by ``engine``: whatever isn't known yet."""
+        verdict = self.verdict
+        tasks: list[Callable[[], Any]] = [partial(_null_of, engine, self.longest, self._state)]
+        tasks.append(self.find_ending if self._direct else lambda: None)
+        tasks.append(self.look if verdict is None or not self.defined else lambda: None)
+        null, ending, seen = gather(tasks)
+        tolerance = verdict.tolerance if verdict is not None else tolerance_of(self._job, seen)
+        return Learnt(tolerance, ending, null)
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What was found beside a trace: by how much two ways of computing may differ, relative to their size;
+    where the model ends; the floor of null patches, in logits."""
+
+    tolerance: float
+    ending: Ending | None
+    null: float
+
+
+def state_of(job: Job) -> Any:
+    """What every verdict about a job's model is true for."""
+    return fingerprint(job.anatomy.model), settings_of(job.anatomy.model)
 
 
 def confirmed(choice: EngineChoice, case: Case, outcome: Outcome) -> EngineChoice:
@@ -155,25 +266,6 @@ def _null_of(engine: Engine, case: Case, state: Any) -> float:
     return known[key]
 
 
-def _ending(job: Job, case: Case, state: Any) -> Ending:
-    """How the model ends behind the lowest traced layer, once for a state of it."""
-    known = _endings.setdefault(job.anatomy.model, {})
-    key = (min(job.block_layers), state)
-    if key not in known:
-        known[key] = find_ending(job, case)
-    return known[key]
-
-
-def _verdict(job: Job, case: Case, rows: int, state: Any) -> _Verdict:
-    # Windows and chunks act only on prompts that are longer than they are.
-    key = (len(case.input_ids).bit_length(), bool(job.expert_layers), state)
-    known = _verdicts.setdefault(job.anatomy.model, {})
-    # Nor does a pass of few rows tell of one with more, where a model counts its keys (minimax_m3's blocks).
-    if key not in known or known[key].rows < rows:
-        known[key] = _examine(job, case, 1 << (rows - 1).bit_length())  # rounded up: seldom examined anew
-    return known[key]
-
-
 def other_mixers(layers: Sequence[nn.Module]) -> list[str]:
     """Class names of recurrent and convolutional mixers inside the layers."""
     found = set()
@@ -184,31 +276,42 @@ def other_mixers(layers: Sequence[nn.Module]) -> list[str]:
     return sorted(found)
 
 
-def _examine(job: Job, case: Case, rows: int) -> _Verdict:
+def _examine(job: Job, case: Case, rows: int) -> Verdict:
     """Whether the tree engine gives what plain forwards give, on one case, three layers and so many rows."""
-    mixers = other_mixers(job.anatomy.layers)
+    model, mixers = job.anatomy.model, other_mixers(job.anatomy.layers)
     if mixers:
-        return _Verdict(False, f"its token mixing isn't masked attention alone ({', '.join(mixers)})", rows)
+        return Verdict(False, _mixing(mixers), rows)
     try:
         with widened(job) as wide:
-            tolerance = TOLERANCE if wide is not job else tolerance_of(job, case)
+            plain = wide is job
+            tolerance = tolerance_of(job, look_at(job, case)) if plain and is_half(model) else TOLERANCE
             found = _first_that_agrees(wide, case, rows, tolerance)
         agrees = found.within(tolerance)
         if agrees and wide is not job:  # what is left in half precision is its rounding
             found = compare(job, found.join, case, rows)
             rounding = OF_ROUNDING * found.difference / found.size
-            tolerance = max(tolerance_of(job, case), min(rounding, MOST_ROUNDING))
+            tolerance = max(tolerance_of(job, look_at(job, case)), min(rounding, MOST_ROUNDING))
     except torch.OutOfMemoryError:
         raise
     except Exception as failure:
         text = " ".join(str(failure).split())[:200]
-        return _Verdict(False, f"its single pass failed ({type(failure).__name__}: {text})", rows)
+        return Verdict(False, f"its single pass failed ({type(failure).__name__}: {text})", rows)
     if not agrees:
         allowed = tolerance * found.size
         differs = f"differs from plain forwards by {found.difference:.2g} (tolerance {allowed:.2g})"
-        return _Verdict(False, f"its single pass {differs}", rows)
-    reason = f"token mixing is masked attention ({_JOINS[found.join]})"
-    return _Verdict(True, reason, rows, found.join, found.difference, tolerance)
+        return Verdict(False, f"its single pass {differs}", rows)
+    return Verdict(True, reason_for(found.join), rows, found.join, found.difference, tolerance)
+
+
+def reason_for(join: _core.Join) -> str:
+    """Why the tree engine is taken, with forks that join there."""
+    return f"{_mixing([])} ({_JOINS[join]})"
+
+
+def _mixing(mixers: Sequence[str]) -> str:
+    if mixers:
+        return f"its token mixing isn't masked attention alone ({', '.join(mixers)})"
+    return "token mixing is masked attention"
 
 
 def _first_that_agrees(job: Job, case: Case, rows: int, tolerance: float) -> Comparison:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
@@ -233,8 +233,21 @@ class Engine(Protocol):
     name: str
     job: Job
 
+    def rows_of(self, case: Case) -> int:
+        """Token rows that a case takes in a layer, at most."""
+
     def batches(self, cases: Sequence[Case]) -> list[list[int]]:
         """Indices of the cases of each batch, within the engine's budget."""
 
     def run(self, cases: Sequence[Case]) -> Outcome:
         """Trace one batch. The model must be prepared (eval mode, no gradients)."""
+
+
+def left_of(engine: Engine, cases: Sequence[Case], done: Collection[int]) -> list[list[Case]]:
+    """The batches of an engine without the cases whose ids are done.
+
+    Cut before what is done is left out: a batch has the same cases, and so the same last bits, whether or
+    not a run was interrupted before it.
+    """
+    cut = [[cases[index] for index in batch] for batch in engine.batches(cases)]
+    return [own for batch in cut if (own := [case for case in batch if case.case_id not in done])]

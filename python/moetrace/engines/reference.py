@@ -7,6 +7,7 @@ every decoder-only model and is the oracle for the tree engine.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,9 @@ from moetrace._native import _core
 from moetrace.engines.ablation import Ablated, BlockCall, ablate, delta, patch_vector, routing_of, union_of
 from moetrace.engines.direct import PlainTap
 from moetrace.engines.job import Job, LayerRouting, Outcome, Patch, embedding_device, hook_error
+from moetrace.engines.lockstep import gather
 from moetrace.models.anatomy import expert_count
+from moetrace.models.experts import top_k_of
 from moetrace.models.forward import read_differences
 from moetrace.models.state import first_tensor
 
@@ -31,12 +34,6 @@ def with_first(output: Any, value: torch.Tensor) -> Any:
     return (value, *output[1:]) if isinstance(output, tuple) else value
 
 
-def _row(call: BlockCall, position: int) -> torch.Tensor:
-    """A block's output at one token of a sequence."""
-    assert call.output is not None
-    return call.output.reshape(-1, call.output.shape[-1])[position]
-
-
 class ReferenceEngine:
     """Plain patched forwards, batched over patches."""
 
@@ -49,6 +46,12 @@ class ReferenceEngine:
         """One case at a time."""
         return [[index] for index in range(len(cases))]
 
+    def rows_of(self, case: Case) -> int:
+        """Token rows of a case's sequences, those of a layer's experts included."""
+        top_k = top_k_of(self.job.anatomy.config) if self.job.sweeps else 0
+        runs = len(self.job.patches) + 2 * top_k * len(self.job.sweeps)
+        return len(case.input_ids) * (1 + self.job.noise.draws * (1 + runs))
+
     def run(self, cases: Sequence[Case]) -> Outcome:
         """Trace cases one after another."""
         return Outcome.stack([self._run_case(case) for case in cases])
@@ -56,26 +59,26 @@ class ReferenceEngine:
     def _run_case(self, case: Case) -> Outcome:
         job = self.job
         position = job.patch_position(case)
-        clean_calls, clean = self._watched(case, None)
-        clean_experts = self._ablate(clean_calls, position)
+        draws = [*job.noise_vectors(case)]
+        taps = [PlainTap(job, case) if job.measures_direct else None for _ in draws]
+        watched = [partial(self._watched, case, draw, tap) for draw, tap in zip(draws, taps, strict=True)]
+        (clean_rows, clean_experts, clean), *of_noised = gather(
+            [partial(self._watched, case, None), *watched]
+        )
         noised, patched, effects, routings = [], [], [], []
-        for draw in job.noise_vectors(case):
-            tap = PlainTap(job, case) if job.measures_direct else None
-            noised_calls, difference = self._watched(case, draw, tap)
-            noised_experts = self._ablate(noised_calls, position)
+        for draw, tap, (noised_rows, noised_experts, difference) in zip(draws, taps, of_noised, strict=True):
             noised.append(difference)
             runs: list[tuple[int, torch.Tensor]] = []  # layer, and what its block gives at the position
             for patch in job.patches:
                 layer = patch.layer
-                source = clean_calls if patch.kind is _core.PatchKind.BLOCK else noised_calls
-                value = _row(source[layer], position)
+                value = (clean_rows if patch.kind is _core.PatchKind.BLOCK else noised_rows)[layer]
                 if patch.kind is _core.PatchKind.EXPERTS:
                     value = value + patch_vector(patch, clean_experts[layer], noised_experts[layer])
                 runs.append((layer, value))
             swept = self._swept(clean_experts, noised_experts)
             for layer, expert in swept:
                 own = delta(expert, clean_experts[layer], noised_experts[layer])
-                runs.append((layer, _row(noised_calls[layer], position) + own))
+                runs.append((layer, noised_rows[layer] + own))
             differences = self._patched(case, draw, runs, position, tap)
             direct = np.full((2, len(runs)), np.nan) if tap is None else np.stack(tap.read(difference))
             if tap is not None and position < len(case.input_ids) - 1:
@@ -90,28 +93,32 @@ class ReferenceEngine:
         values = np.stack(patched, axis=-1)[None]
         return Outcome(np.array([clean]), np.array([noised]), values, straight, linear, routing)
 
-    def together(self, case: Case) -> Outcome:
+    def together(self, case: Case, firsts: Sequence[int] = ()) -> Outcome:
         """Runs of one case and draw side by side in one plain forward: clean, noised, and each patch's.
 
-        The same numbers as :meth:`run` gives for a job without sweeps, for a fraction of its time.
+        The same numbers as :meth:`run` gives for a job's patches, for a fraction of its time. ``firsts``:
+        layers; the clean-routed expert of the least number is patched in each, behind the patches.
         """
         job, tokens = self.job, len(case.input_ids)
         (draw,) = job.noise_vectors(case)
-        copies = 2 + len(job.patches)
+        runs: list[tuple[int, Patch | None]] = [(patch.layer, patch) for patch in job.patches]
+        runs += [(layer, None) for layer in firsts]
         fired: dict[int, bool] = {}
         hooks = []
-        for layer in job.block_layers:
-            own = {2 + index: patch for index, patch in enumerate(job.patches) if patch.layer == layer}
-            hook = self._patcher(layer, own, (copies, tokens), job.patch_position(case), fired)
+        layers = sorted({layer for layer, _ in runs})
+        for layer in layers:
+            own = {2 + index: patch for index, (where, patch) in enumerate(runs) if where == layer}
+            shape = (2 + len(runs), tokens)
+            hook = self._patcher(layer, own, shape, job.patch_position(case), fired)
             hooks.append((job.anatomy.site(layer).block, hook))
-        found = self._forward(case, draw, copies, hooks, fired.clear, clean=1)
-        self._all_fired(job.block_layers, fired)
+        found = self._forward(case, draw, 2 + len(runs), hooks, fired.clear, clean=1)
+        self._all_fired(layers, fired)
         return Outcome.plain(found[:1], found[None, 1:2], found[None, 2:, None])
 
     def _patcher(
         self,
         layer: int,
-        patches: dict[int, Patch],
+        patches: dict[int, Patch | None],
         shape: tuple[int, int],
         position: int,
         fired: dict[int, bool],
@@ -134,8 +141,12 @@ class ReferenceEngine:
                 finally:
                     inside = False
             for sequence, patch in patches.items():
-                vector = rows[0 if patch.kind is _core.PatchKind.BLOCK else 1, position]
-                if patch.kind is _core.PatchKind.EXPERTS:
+                of_block = patch is not None and patch.kind is _core.PatchKind.BLOCK
+                vector = rows[0 if of_block else 1, position]
+                if patch is None:
+                    routed = [e for e in runs[0].experts if e < expert_count(anatomy, layer)]
+                    vector = vector + delta(min(routed), runs[0], runs[1]) if routed else vector
+                elif patch.kind is _core.PatchKind.EXPERTS:
                     vector = vector + patch_vector(patch, runs[0], runs[1])
                 rows[sequence, position] = vector.to(rows.dtype)
             fired[layer] = True
@@ -165,22 +176,30 @@ class ReferenceEngine:
             found[layer] = routing_of(clean[layer], noised[layer], count, own)
         return found
 
-    def _ablate(self, calls: dict[int, BlockCall], position: int) -> dict[int, Ablated]:
-        """Contributions by ablation in every layer with expert patches."""
-        anatomy = self.job.anatomy
-        return {x: ablate(anatomy, x, calls[x], position) for x in self.job.expert_layers}
-
     def _watched(
         self, case: Case, noise: torch.Tensor | None, tap: PlainTap | None = None
-    ) -> tuple[dict[int, BlockCall], float]:
-        """Run one sequence and keep each patched layer's block call."""
-        kept: dict[int, BlockCall] = {}
+    ) -> tuple[dict[int, torch.Tensor], dict[int, Ablated], float]:
+        """Run one sequence: each patched layer's block output at the position, its experts, the result."""
+        position = self.job.patch_position(case)
+        kept: dict[int, torch.Tensor] = {}
+        experts: dict[int, Ablated] = {}
+        inside = False
 
         def keep(layer: int) -> Callable[..., None]:
             def hook(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+                nonlocal inside
+                if inside:  # the block that an ablation runs again
+                    return
                 self._check_once(layer, kept)
                 value = self._check_rows("block", layer, output, len(case.input_ids))
-                kept[layer] = BlockCall(args, kwargs, value.clone())
+                kept[layer] = value.reshape(-1, value.shape[-1])[position].clone()
+                if layer in self.job.expert_layers:  # while the layer's weights are at hand
+                    inside = True
+                    try:
+                        call = BlockCall(args, kwargs, value)
+                        experts[layer] = ablate(self.job.anatomy, layer, call, position)
+                    finally:
+                        inside = False
 
             return hook
 
@@ -190,7 +209,7 @@ class ReferenceEngine:
             hooks += tap.noised_hooks()
         difference = self._forward(case, noise, 1, hooks, kept.clear)
         self._all_fired(layers, kept)
-        return kept, float(difference[0])
+        return kept, experts, float(difference[0])
 
     def _patched(
         self,
@@ -202,7 +221,7 @@ class ReferenceEngine:
     ) -> np.ndarray:
         """Logit differences of patched runs of a case: sequence i of a batch carries run i."""
         size = max(1, _ROWS // len(case.input_ids))
-        found: list[np.ndarray] = []
+        forwards = []
         for begin in range(0, len(runs), size):
             part = runs[begin : begin + size]
             fired: dict[int, bool] = {}
@@ -213,9 +232,21 @@ class ReferenceEngine:
                 hooks.append((self.job.anatomy.site(layer).block, writer))
             if tap is not None:
                 hooks += tap.patched_hooks([layer for layer, _ in part])
-            found.append(self._forward(case, noise, len(part), hooks, fired.clear))
-            self._all_fired(sorted({layer for layer, _ in part}), fired)
+            forwards.append(partial(self._written, case, noise, part, hooks, fired))
+        found = gather(forwards)
         return np.concatenate(found) if found else np.zeros(0)
+
+    def _written(
+        self,
+        case: Case,
+        noise: torch.Tensor,
+        part: Sequence[tuple[int, torch.Tensor]],
+        hooks: Sequence[tuple[Any, Any]],
+        fired: dict[int, bool],
+    ) -> np.ndarray:
+        found = self._forward(case, noise, len(part), hooks, fired.clear)
+        self._all_fired(sorted({layer for layer, _ in part}), fired)
+        return found
 
     def _writer(
         self,

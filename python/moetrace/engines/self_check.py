@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ import torch
 from moetrace._native import _core
 from moetrace.arguments import shown
 from moetrace.engines.job import Job, Outcome, Patch, embedding_device
+from moetrace.engines.lockstep import gather
 from moetrace.engines.reference import ReferenceEngine
 from moetrace.engines.tree import TreeEngine
 from moetrace.errors import LoopedLayerError, NotCausalError, TokenMixingError
@@ -52,19 +53,43 @@ class Comparison:
         return self.difference <= tolerance * self.size
 
 
-def refuse_undefined(job: Job, case: Case) -> None:
+@dataclass(frozen=True)
+class Seen:
+    """Logit differences of one case in plain forwards: what tells whether patching its token is defined.
+
+    ``alone``: of the prompt by itself. Beside other sequences: ``earlier`` at the token before the last,
+    ``changed`` there with another last token, ``together`` at the last token. The first two are one number
+    for a prompt of one token.
+    """
+
+    alone: float
+    earlier: float
+    changed: float
+    together: float
+
+    @property
+    def rounding(self) -> float:
+        """What a batch of other composition changes, relative to the size."""
+        return abs(self.together - self.alone) / max(1.0, abs(self.alone))
+
+
+def look_at(job: Job, case: Case) -> Seen:
+    """Two plain forwards. LoopedLayerError where a traced block runs several times in one."""
+    alone, beside = gather([partial(_alone, job, case), partial(_beside, job, case)])
+    return Seen(*alone, *beside)
+
+
+def refuse_undefined(job: Job, case: Case, seen: Seen) -> None:
     """Refuse a model in which patching one token of one layer isn't defined, as seen on one case.
 
-    LoopedLayerError where a traced block runs several times in a forward; NotCausalError where an earlier
-    token's result depends on a later token; TokenMixingError where a sequence's depends on its batch.
+    NotCausalError where an earlier token's result depends on a later token; TokenMixingError where a
+    sequence's depends on its batch.
     """
-    with widened(job):
-        alone = _alone(job, case)
-        earlier, changed, together = _beside(job, case)
+    alone, earlier, changed, together = astuple(seen)
     if not np.isfinite([alone, earlier, changed, together]).all():
         return
     name = type(job.anatomy.model).__name__
-    tolerance = TOLERANCE if _widens(job) or not is_half(job.anatomy.model) else 0.25
+    tolerance = TOLERANCE if can_widen(job) or not is_half(job.anatomy.model) else 0.25
     if abs(changed - earlier) > tolerance * max(1.0, abs(earlier)):
         raise NotCausalError(
             f"{name}: the token before the last of case {case.case_id} gives {earlier:.3g}, and with another "
@@ -79,7 +104,7 @@ def refuse_undefined(job: Job, case: Case) -> None:
         )
 
 
-def _widens(job: Job) -> bool:
+def can_widen(job: Job) -> bool:
     """Whether the model is in half precision, and in memory so that float32 can take its place."""
     return is_half(job.anatomy.model) and can_be_wide(job.anatomy)
 
@@ -87,22 +112,20 @@ def _widens(job: Job) -> bool:
 @contextmanager
 def widened(job: Job) -> Iterator[Job]:
     """The job in float32 where its model is in half precision and all in memory; else as it is."""
-    if not _widens(job):
+    if not can_widen(job):
         yield job
         return
     with in_float32(job.anatomy):
         yield replace(job, readout=_fresh(job))
 
 
-def tolerance_of(job: Job, case: Case) -> float:
+def tolerance_of(job: Job, seen: Seen) -> float:
     """By how much two ways of computing may differ in the model's own precision, relative to their size."""
     model = job.anatomy.model
     if not is_half(model):
         return TOLERANCE
-    alone, (_, _, together) = _alone(job, case), _beside(job, case)
-    rounding = abs(together - alone) / max(1.0, abs(alone))
     units = UNITS * max(torch.finfo(w.dtype).eps for w in model.parameters() if w.is_floating_point())
-    return max(units, OF_ROUNDING * rounding) if np.isfinite(rounding) else units
+    return max(units, OF_ROUNDING * seen.rounding) if np.isfinite(seen.rounding) else units
 
 
 def compare(job: Job, join: _core.Join, case: Case, rows: int) -> Comparison:
@@ -110,10 +133,53 @@ def compare(job: Job, join: _core.Join, case: Case, rows: int) -> Comparison:
     probe = replace(
         job, patches=_probe_patches(job), sweeps=(), position="last", readout=_fresh(job), ending=None
     )
-    expected = ReferenceEngine(probe).run([case])
     tree = TreeEngine(_filled(probe, case, rows), join)
-    found = tree.run([case])
+    expected, found = gather([partial(ReferenceEngine(probe).run, [case]), partial(tree.run, [case])])
     return Comparison(_apart(expected, found, len(probe.patches)), _size(expected), tree.join)
+
+
+@dataclass(frozen=True)
+class Witness:
+    """Plain forwards of one case of a trace: clean, noised, and two of its patched runs, side by side.
+
+    ``firsts``: layers of which the first clean-routed expert is patched, behind the patches.
+    """
+
+    job: Job
+    case: Case
+    columns: tuple[int, ...]
+    firsts: tuple[int, ...]
+
+    @staticmethod
+    def of(job: Job, case: Case) -> Witness:
+        """Of the job's own runs, the first and the middle one; of the case, its first draw."""
+        patched = [i for i, patch in enumerate(job.patches) if patch.kind is not _core.PatchKind.NULL]
+        runs = [*patched, *(~index for index in range(len(job.sweeps)))]
+        chosen = [runs[0], runs[len(runs) // 2]] if len(runs) > 1 else runs
+        patches = tuple(job.patches[run] for run in chosen if run >= 0)
+        sweeps = tuple(job.sweeps[~run] for run in chosen if run < 0)
+        probe = replace(job, patches=patches, sweeps=sweeps, noise=_first_draw(job.noise), ending=None)
+        columns = tuple(run for run in chosen if run >= 0)
+        return Witness(probe, case, columns, tuple(sweep.layer for sweep in sweeps))
+
+    def plain(self) -> Outcome:
+        """One plain forward of all of them."""
+        return ReferenceEngine(self.job).together(self.case, self.firsts)
+
+    def found(self, outcome: Outcome) -> Outcome:
+        """The same runs of what a trace found for the case alone."""
+        values = [outcome.patched[:, column, :1] for column in self.columns]
+        for layer in self.firsts:
+            own = outcome.routing[layer]
+            active = np.flatnonzero(own.patched_active[0, 0] & own.clean_active[0, 0])
+            values.append(own.patched[:, :1, active[0]] if len(active) else outcome.noised[:, :1])
+        patched = np.stack(values, axis=1) if values else np.zeros((1, 0, 1))
+        return Outcome.plain(outcome.clean, outcome.noised[:, :1], patched)
+
+    def compare(self, expected: Outcome, outcome: Outcome, join: _core.Join) -> Comparison:
+        """The trace's outcome for the case beside :meth:`plain`."""
+        found = self.found(outcome)
+        return Comparison(_apart(expected, found, found.patched.shape[1]), _size(expected), join)
 
 
 def confirm(job: Job, case: Case, outcome: Outcome, join: _core.Join, tolerance: float) -> tuple[float, bool]:
@@ -124,18 +190,24 @@ def confirm(job: Job, case: Case, outcome: Outcome, join: _core.Join, tolerance:
     flip a router's near tie in one case and not in another. Returns the largest difference in logits, and
     whether rounding explains it.
     """
-    probe, found = _confirming(job, outcome)
-    expected = ReferenceEngine(probe).together(case)
-    native = Comparison(_apart(expected, found, len(probe.patches)), _size(expected), join)
-    if native.within(tolerance) or not _widens(job):
+    witness = Witness.of(job, case)
+    native = witness.compare(witness.plain(), outcome, join)
+    if native.within(tolerance) or not can_widen(job):
         return native.difference, native.within(tolerance)
-    with widened(probe) as wide:
-        expected = ReferenceEngine(wide).together(case)
-        found = TreeEngine(wide, join).run([case])
-    again = Comparison(_apart(expected, found, len(wide.patches)), _size(expected), join)
+    again = compare_wide(witness, join)
     if again.within(TOLERANCE):  # it was rounding, and goes into the floor
         return native.difference, True
     return again.difference, False
+
+
+def compare_wide(witness: Witness, join: _core.Join) -> Comparison:
+    """The runs of a witness in float32: plain forwards beside a tree of the job's own runs."""
+    with in_float32(witness.job.anatomy):
+        wide = replace(witness, job=replace(witness.job, readout=_fresh(witness.job)))
+        tree = TreeEngine(wide.job, join)
+        expected, found = gather([wide.plain, partial(tree.run, [wide.case])])
+    columns = tuple(range(len(witness.columns)))
+    return replace(wide, columns=columns).compare(expected, found, tree.join)
 
 
 def null_floor(job: Job, run: Callable[[Job], Outcome]) -> float:
@@ -144,27 +216,6 @@ def null_floor(job: Job, run: Callable[[Job], Outcome]) -> float:
     found = run(replace(job, patches=nulls, sweeps=(), noise=_first_draw(job.noise), ending=None))
     drift = np.abs(found.patched[0] - found.noised[0])
     return float(drift.max(initial=0.0)) if np.isfinite(drift).all() else 0.0
-
-
-def _confirming(job: Job, outcome: Outcome) -> tuple[Job, Outcome]:
-    """Two of a trace's runs as patches of a job of their own, and what the trace found for them."""
-    runs: list[tuple[Patch, np.ndarray]] = [
-        (patch, outcome.patched[:, index, :1])
-        for index, patch in enumerate(job.patches)
-        if patch.kind is not _core.PatchKind.NULL
-    ]
-    for sweep in job.sweeps:
-        own = outcome.routing[sweep.layer]
-        experts = np.flatnonzero(own.patched_active[0, 0])
-        for expert in experts[:1]:
-            patch = Patch.of_experts(sweep.layer, _core.Chosen.EXPERTS, experts=[int(expert)])
-            runs.append((patch, own.patched[:, :1, expert]))
-    chosen = [runs[0], runs[len(runs) // 2]] if len(runs) > 1 else runs
-    patches = tuple(patch for patch, _ in chosen)
-    probe = replace(job, patches=patches, sweeps=(), noise=_first_draw(job.noise), ending=None)
-    values = [value for _, value in chosen]
-    patched = np.stack(values, axis=1) if values else np.zeros((1, 0, 1))
-    return probe, Outcome.plain(outcome.clean, outcome.noised[:, :1], patched)
 
 
 def _first_draw(noise: Noise) -> Noise:
@@ -198,7 +249,7 @@ def _size(outcome: Outcome) -> float:
     return max(1.0, float(np.abs(values[np.isfinite(values)]).max(initial=0.0)))
 
 
-def _alone(job: Job, case: Case) -> float:
+def _alone(job: Job, case: Case) -> tuple[float]:
     """The clean logit difference of one sequence. LoopedLayerError where a traced block ran twice."""
     visits: dict[int, int] = {}
 
@@ -221,7 +272,7 @@ def _alone(job: Job, case: Case) -> float:
             f"{max(visits.values())} times in one forward, so that a patch of such a layer has no single "
             f"meaning; expected layers that run once: trace layers={shown(once)}, or others outside the loop"
         )
-    return float(found[0, 0])
+    return (float(found[0, 0]),)
 
 
 def _beside(job: Job, case: Case) -> tuple[float, float, float]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from moetrace._native import _core
 from moetrace.engines.direct import TreeTap
 from moetrace.engines.job import OUTCOME, Job, LayerRouting, Outcome, embedding_device, hook_error
 from moetrace.errors import ContributionError
-from moetrace.models.anatomy import expert_count
+from moetrace.models.anatomy import Anatomy, expert_count
 from moetrace.models.experts import block_scale, routed_call
 from moetrace.models.forward import read_differences
 from moetrace.models.masks import TreeMask, tree_masks
@@ -97,11 +96,12 @@ class TreeEngine:
         self, cases: Sequence[Case], given: list[_core.PassCase], begin: int, end: int, outcome: _core.Outcome
     ) -> None:
         while True:
-            run = _core.Pass(self.job.core, self._facts(), given, begin, end, self.join)
+            join = self.join
+            run = _core.Pass(self.job.core, self._facts(), given, begin, end, join)
             try:
                 differences, scales, direct = self._forward(run, cases, self.job.core.run_layers[begin:end])
             except Exception as failure:
-                self._answer(run, failure)  # raises where there is nothing else to try
+                self._answer(run, join, failure)  # raises where there is nothing else to try
                 continue
             if run.fused_calls:
                 self._trust_fused()
@@ -109,10 +109,10 @@ class TreeEngine:
             outcome.take(run, differences, scales, *direct)
             return
 
-    def _answer(self, run: _core.Pass, failure: Exception) -> None:
+    def _answer(self, run: _core.Pass, join: _core.Join, failure: Exception) -> None:
         """Choose what to try next after trouble at a site; raise what no other way would help."""
         if run.trouble is _core.Trouble.CANNOT_JOIN:
-            self.join = lower(self.join)[0]
+            self.join = max(self.join, lower(join)[0], key=tuple(_core.Join).index)  # of passes side by side
         elif run.trouble is _core.Trouble.NOT_FUSED:
             _, layer = run.troubled_module
             module = self.job.anatomy.experts(layer)
@@ -169,12 +169,12 @@ class TreeEngine:
             "use_cache": False,
         }
         objects = torch.tensor([(case.true_id, case.foil_id) for case in cases])
-        kept: dict[int, torch.Tensor] = {}
+        scales: dict[int, float] = {}
         tap = TreeTap(self.job, run, run_layers) if self.job.measures_direct and run_layers else None
         with _core.HookScope() as scope, tree_masks(_mask(run)):
             scope.arm(run, anatomy, routed_call)
             for index in self.job.expert_layers:
-                scope.before(anatomy.site(index).block, partial(_keep_row, kept, index))
+                _measure_scale(scope, anatomy, index, scales)
             if tap is not None:
                 tap.arm(scope)
             joining = run.plan.cases * (run.plan.rows - run.start_rows)
@@ -184,7 +184,6 @@ class TreeEngine:
         misfired = run.misfired()
         if misfired:
             raise hook_error(anatomy, misfired, run.misfired_modules)
-        scales = {index: block_scale(anatomy.site(index), row) for index, row in kept.items()}
         direct = (np.zeros(0), np.zeros(0)) if tap is None else tap.read(cases, found)
         return found.cpu().numpy(), scales, direct
 
@@ -197,9 +196,22 @@ def _mask(run: _core.Pass) -> TreeMask:
     return TreeMask(torch.from_numpy(plan.position.copy()), visible, lengths)
 
 
-def _keep_row(
-    kept: dict[int, torch.Tensor], layer: int, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> None:
-    """Forward pre-hook of a block: keep one row of its input."""
-    hidden = args[0] if args else kwargs["hidden_states"]
-    kept[layer] = hidden.reshape(1, -1, hidden.shape[-1])[:, :1].clone()
+def _measure_scale(scope: _core.HookScope, anatomy: Anatomy, layer: int, scales: dict[int, float]) -> None:
+    """Note what a layer's block scales its experts by, while the layer's weights are at hand."""
+    kept: list[torch.Tensor] = []
+
+    def keep_row(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        kept[:] = [hidden.reshape(1, -1, hidden.shape[-1])[:, :1].clone()]
+
+    def measure(*_: Any) -> None:
+        if not kept:
+            return  # the pass says itself that the block wasn't called
+        scope.pause()
+        try:
+            scales[layer] = block_scale(anatomy.site(layer), kept[0])
+        finally:
+            scope.resume()
+
+    scope.before(anatomy.site(layer).block, keep_row)
+    scope.behind(anatomy.layers[layer], measure)

@@ -6,7 +6,7 @@ Found by structure and attribute names, not by a list of models; what isn't reco
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -43,7 +43,8 @@ class LayerSite:
 
     ``layer``: index among the decoder layers; ``path``: dotted name inside the model; ``sparse``: whether
     it is a Mixture-of-Experts block; ``experts``: the experts module inside it, None if there is none;
-    ``router``: in the block or beside its experts, None where no usual name has one.
+    ``router``: in the block or beside its experts, None where no usual name has one; ``apart``: its weights
+    come from elsewhere, and are there when a pass enters the layer.
     """
 
     layer: int
@@ -52,11 +53,12 @@ class LayerSite:
     sparse: bool
     experts: nn.Module | None
     router: nn.Module | None = None
+    apart: bool = False
 
     @property
     def known_layout(self) -> bool:
         """Whether the compiled routines read the experts' weights."""
-        return self.experts is not None and is_fused_layout(self.experts)
+        return self.experts is not None and is_fused_layout(self.experts, self.apart)
 
     @property
     def fusible(self) -> bool:
@@ -180,7 +182,8 @@ def find_anatomy(model: Any) -> Anatomy:
     embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
     layers = _find_layers(model, config, embedding)
     names = {module: name for name, module in model.named_modules()}
-    sites = tuple(_find_site(index, layer, names) for index, layer in enumerate(layers))
+    found = [_find_site(index, layer, names) for index, layer in enumerate(layers)]
+    sites = tuple(None if site is None else replace(site, apart=_is_apart(model, site)) for site in found)
     _refuse_unknown_experts(model, config, layers, sites)
     _refuse_absent_weights(model)
     if embedding is None:
@@ -201,6 +204,11 @@ def find_anatomy(model: Any) -> Anatomy:
         vocab_size=int(getattr(config, "vocab_size", 0) or embedding.num_embeddings),
         hidden_size=int(config.hidden_size),
     )
+
+
+def _is_apart(model: nn.Module, site: LayerSite) -> bool:
+    """Whether the weights of a block come when a pass enters its layer."""
+    return source_of(model) is not None or any(map(offloaded_names, site.block.modules()))
 
 
 def _refuse_absent_weights(model: nn.Module) -> None:

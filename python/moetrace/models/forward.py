@@ -50,10 +50,10 @@ def read_differences(
         raise EngineError(f"the head of {type(anatomy.model).__name__} was never called in a forward pass")
     if not readout.checked:
         readout.check(tap.hidden[:, 0], objects, _pick(logits[:, :1], objects)[:, 0])
-        if readout.own_head:
+    if readout.own_head:
+        if tap.narrow:  # the check failed, here or in a forward beside this one
             again()
             return read_differences(anatomy, readout, inputs, rows, objects, joining=joining)
-    if readout.own_head:
         picked = _pick(logits, objects).double()
     else:
         batch, count, width = tap.hidden.shape

@@ -6,13 +6,14 @@ import torch
 from torch import nn
 from transformers.integrations import moe as hf_moe
 
-from moetrace.weights import origin
 from moetrace.weights.tensors import is_plain
 
 
-def is_fused_layout(module: nn.Module) -> bool:
-    """Whether the compiled routines know the layout: fused silu-gated weights without biases, in memory, or
-    there while their layer runs."""
+def is_fused_layout(module: nn.Module, apart: bool = False) -> bool:
+    """Whether the compiled routines know the layout: fused silu-gated weights without biases, in memory.
+
+    ``apart``: they needn't be in memory now.
+    """
     up, down = getattr(module, "gate_up_proj", None), getattr(module, "down_proj", None)
     if not (isinstance(up, torch.Tensor) and isinstance(down, torch.Tensor) and up.dim() == down.dim() == 3):
         return False
@@ -27,8 +28,7 @@ def is_fused_layout(module: nn.Module) -> bool:
         and getattr(module, "is_concatenated", True)
         and getattr(module, "has_gate", True)
     )
-    here = all(not weight.is_meta or origin(weight) is not None for weight in (up, down))
-    in_memory = here and is_plain(up) and is_plain(down)
+    in_memory = is_plain(up) and is_plain(down) and (apart or not (up.is_meta or down.is_meta))
     shapes = up.shape[0] == down.shape[0] and up.shape[1] == 2 * down.shape[2]  # not with identity experts
     return bool(
         alone and plain_gate and activation and flags and in_memory and shapes and up.device == down.device

@@ -134,7 +134,7 @@ class HeadTap:
     """
 
     def __init__(self, readout: Readout, rows: int, index: torch.Tensor | None = None) -> None:
-        self._narrow, self._rows, self._index = not readout.own_head, rows, index
+        self.narrow, self._rows, self._index = not readout.own_head, rows, index
         self.hidden: torch.Tensor | None = None
 
     def __call__(
@@ -145,4 +145,4 @@ class HeadTap:
         if hidden.shape[1] != self._rows and self._index is not None:
             hidden = hidden.index_select(1, self._index.to(hidden.device))  # no logits_to_keep in this model
         self.hidden = hidden
-        return (hidden[:, :1] if self._narrow else hidden, *args[1:]), kwargs
+        return (hidden[:, :1] if self.narrow else hidden, *args[1:]), kwargs

@@ -14,8 +14,9 @@ import torch
 from moetrace import effects
 from moetrace.arguments import as_choice, as_count, as_number, as_seed
 from moetrace.cases import Case, CaseSet, as_case_set, validate_cases
-from moetrace.engines.engine_choice import ENGINES, choose_engine
+from moetrace.engines.engine_choice import ENGINES
 from moetrace.engines.job import make_job
+from moetrace.engines.runner import make_runner
 from moetrace.errors import MoetraceWarning, NoCasesError, NonFiniteWarning
 from moetrace.models.anatomy import find_anatomy
 from moetrace.models.state import prepared
@@ -23,9 +24,11 @@ from moetrace.noise import NoiseLike, as_noise, check_seeds
 from moetrace.progress import Progress, progress_bar
 from moetrace.trace.budget import resolve_budget
 from moetrace.trace.options import as_batch_tokens, as_progress
+from moetrace.weights import source_of
 
 FIRST_BATCH = 32
 LARGEST_BATCH = 1024
+YIELD = 0.4  # usable cases among those scanned, as the paper found them (section 4.2), or somewhat fewer
 
 # Reasons to drop a case, in the order of the filters, and the names of the counts left after them.
 FILTERS = {"non_finite": "finite", "clean_margin": "clean_margin", "noise_drop": "noise_drop"}
@@ -99,7 +102,9 @@ def select_cases(
         )
     score = _score or score_cases
     verdicts: list[tuple[int, str | None]] = []
-    found, size = 0, min(n, FIRST_BATCH)
+    # Where every batch reads all layers anew, the first is to be the only one.
+    anew = isinstance(model, torch.nn.Module) and source_of(model) is not None
+    found, size = 0, min(LARGEST_BATCH, math.ceil(n / YIELD)) if anew else min(n, FIRST_BATCH)
     order = source.record_order(seed)
     with progress_bar(n, "usable cases", progress) as bar:
         while len(verdicts) < len(order) and found < n:
@@ -137,11 +142,11 @@ def score_cases(
     noised = clean.copy()
     with prepared(anatomy.model):
         job = make_job(anatomy, (), chosen)
-        runner = choose_engine(job, case_set, engine, budget).engine
-        for batch in runner.batches(case_set):
-            outcome = runner.run([case_set[index] for index in batch])
-            clean.iloc[batch] = outcome.clean
-            noised.iloc[batch] = outcome.noised.mean(axis=1)
+        rows = {case.case_id: row for row, case in enumerate(case_set)}
+        for batch, outcome in make_runner(job, case_set, engine, budget).run((), lambda _: None):
+            own = [rows[case.case_id] for case in batch]
+            clean.iloc[own] = outcome.clean
+            noised.iloc[own] = outcome.noised.mean(axis=1)
     table = pd.DataFrame({"case_id": [case.case_id for case in case_set], "clean": clean, "noised": noised})
     values = table[["clean", "noised"]]
     table[["clean", "noised"]] = values.where(values.abs().lt(float("inf")).all(axis=1), axis=0)

@@ -14,7 +14,7 @@ import torch
 
 from moetrace.cases import CaseSet, as_case_set, case_columns, validate_cases
 from moetrace.effects import rescue
-from moetrace.engines.engine_choice import EngineChoice, EngineName, choose_engine, confirmed
+from moetrace.engines.engine_choice import EngineChoice, EngineName
 from moetrace.engines.job import (
     Job,
     Outcome,
@@ -23,6 +23,7 @@ from moetrace.engines.job import (
     Sweep,
     make_job,
 )
+from moetrace.engines.runner import Runner, make_runner
 from moetrace.errors import EngineError, EngineWarning, NoEffectWarning, NonFiniteError, NonFiniteWarning
 from moetrace.models.anatomy import Anatomy
 from moetrace.models.readout import ReadoutKind
@@ -98,15 +99,15 @@ def trace(
     with prepared(anatomy.model):
         job = make_job(anatomy, patches, noise, position, sweeps, readout)
         _warn_of_nothing(job, case_set, [job.patch_position(case) for case in case_set])
-        choice = choose_engine(job, case_set, engine, budget, direct)
-        job = choice.engine.job
+        runner = make_runner(job, case_set, engine, budget, direct)
         attention = str(getattr(anatomy.config, "_attn_implementation", ""))  # prepared() may have changed it
         folder = None
         if out is not None:
-            how = {"engine": choice.engine.name, "attention": attention}
+            how = {"engine": runner.choice.engine.name, "attention": attention}
             folder = RunFolder.open(out, what, job, case_set, details, how)
-        outcome, choice = _run(choice, case_set, folder, progress, what)
-    return _without_failed(case_set, outcome, choice, attention, job)
+        outcome = _run(runner, case_set, folder, progress, what)
+        job = runner.choice.engine.job
+    return _without_failed(case_set, outcome, runner.choice, attention, job)
 
 
 def _warn_of_nothing(job: Job, cases: CaseSet, positions: Sequence[int]) -> None:
@@ -138,41 +139,21 @@ def _warn_of_nothing(job: Job, cases: CaseSet, positions: Sequence[int]) -> None
         )
 
 
-def _run(
-    choice: EngineChoice, cases: CaseSet, folder: RunFolder | None, progress: Progress, what: str
-) -> tuple[Outcome, EngineChoice]:
+def _run(runner: Runner, cases: CaseSet, folder: RunFolder | None, progress: Progress, what: str) -> Outcome:
     done: dict[int, Outcome] = folder.finished() if folder is not None else {}
-    resumed = bool(done)
+    resumed, engine = bool(done), runner.choice.engine.name
     with progress_bar(len(cases), what, progress) as bar:
         if resumed:
             bar.update(len(done))
-
-        def finish(batch: Sequence[Case], outcome: Outcome) -> None:
+        for batch, outcome in runner.run(frozenset(done), bar.update):
+            if runner.choice.engine.name != engine:
+                _say_it_changed(runner.choice, folder, resumed)
+                engine = runner.choice.engine.name
             parts = {case.case_id: outcome.case(index) for index, case in enumerate(batch)}
             if folder is not None:
                 folder.append(parts)
             done.update(parts)
-            bar.update(len(batch))
-
-        # Cut before what is done is left out: a batch has the same cases, and so the same last bits, whether
-        # or not a run was interrupted before it.
-        cut = [[cases[index] for index in batch] for batch in choice.engine.batches(cases)]
-        batches = [own for batch in cut if (own := [case for case in batch if case.case_id not in done])]
-        if batches:
-            # Nothing is kept before the engine is confirmed on one of the trace's own cases.
-            outcome = choice.engine.run(batches[0])
-            shortest = min(range(len(batches[0])), key=lambda index: len(batches[0][index].input_ids))
-            found = confirmed(choice, batches[0][shortest], outcome.case(shortest))
-            if found.engine.name == choice.engine.name:
-                finish(batches[0], outcome)
-                batches = batches[1:]
-            else:
-                _say_it_changed(found, folder, resumed)
-                batches = [[case] for batch in batches for case in batch]
-            choice = found
-        for batch in batches:
-            finish(batch, choice.engine.run(batch))
-    return Outcome.stack([done[case.case_id] for case in cases]), choice
+    return Outcome.stack([done[case.case_id] for case in cases])
 
 
 def _say_it_changed(choice: EngineChoice, folder: RunFolder | None, resumed: bool) -> None:

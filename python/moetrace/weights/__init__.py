@@ -1,62 +1,38 @@
-"""Where a decoder layer's weights come from when they aren't all in memory."""
+"""Where the weights of a model's decoder layers come from, when they aren't all in memory."""
 
 from __future__ import annotations
 
 from typing import Any, Protocol
 
-from torch import nn
-
-_PLACE = "_moetrace_layer_source"
-
 
 class LayerSource(Protocol):
-    """Brings the weights of one decoder layer at a time into its modules.
+    """Brings one decoder layer's weights after the other into their modules, while a trace passes."""
 
-    >>> source = source_of(model)
-    >>> source.begin()
-    >>> for layer in range(48):
-    ...     source.enter(layer)
-    ...     ...  # forwards of that layer
-    ...     source.leave(layer)
-    >>> source.end()
-
-    ``enter`` and ``leave`` count: a layer that is entered twice is read once, and gone when it was left twice.
-    ``bytes_read``: from disk, so far.
-    """
-
-    @property
-    def bytes_read(self) -> int:
-        """Bytes read from disk so far."""
+    bytes_read: int
 
     def begin(self) -> None:
-        """A sweep over the layers starts: files are checked, and the first layer is read ahead."""
+        """A sweep starts."""
 
     def enter(self, layer: int) -> None:
-        """The layer's weights are in its modules on return, and the next layer's are being read."""
+        """On return the layer's weights are in its modules."""
 
     def leave(self, layer: int) -> None:
-        """The layer's modules hold what they held before, tensors on the meta device."""
+        """Its modules hold what they held before."""
 
     def end(self) -> None:
-        """The sweep is over, also after an exception: no layer is entered any more, no thread reads."""
+        """The sweep is over."""
 
 
-def source_of(model: nn.Module) -> LayerSource | None:
-    """Where the model's layers come from; None where all weights are in memory."""
-    found: LayerSource | None = vars(model).get(_PLACE)
-    return found
+def source_of(model: Any) -> LayerSource | None:
+    """None where all weights are in memory."""
+    return getattr(model, "_moetrace_source", None)
 
 
-def attach(model: nn.Module, source: LayerSource) -> None:
+def attach(model: Any, source: LayerSource) -> None:
     """Make a source the one of a model."""
-    object.__setattr__(model, _PLACE, source)
+    object.__setattr__(model, "_moetrace_source", source)
 
 
-def detach(model: nn.Module) -> None:
+def detach(model: Any) -> None:
     """Take a model's source away."""
-    vars(model).pop(_PLACE, None)
-
-
-def origin(weight: Any) -> Any:
-    """What identifies a weight that comes and goes, whether it is there or not; None for one in memory."""
-    return getattr(weight, "moetrace_origin", None)
+    vars(model).pop("_moetrace_source", None)

@@ -35,12 +35,10 @@ def sourced(model: nn.Module, layers: Sequence[nn.Module]) -> Iterator[None]:
         return
     try:
         attach(model, source)
-        source.mark(True)
         yield
     finally:
         with undisturbed():
             source.end()
-            source.mark(False)
             detach(model)
 
 
@@ -81,19 +79,7 @@ class OffloadedSource:
         self._stopped = threading.Event()
         self._free: list[torch.Tensor] = []
         self._streams: dict[torch.device, torch.Stream] = {}
-        self._bytes_read = 0
-
-    @property
-    def bytes_read(self) -> int:
-        """Bytes read from disk so far; none for what is offloaded to memory."""
-        return self._bytes_read
-
-    def mark(self, served: bool) -> None:
-        """Let absent weights be known for those of a source."""
-        for layer in self._layers.values():
-            for own in layer:
-                for name in own.names:
-                    _mark(own, name, served)
+        self.bytes_read = 0  # from disk; none of what is offloaded to memory
 
     def begin(self) -> None:
         """Check the files, and begin to read the first of the layers."""
@@ -116,8 +102,6 @@ class OffloadedSource:
             self._inside[layer] = found  # before anything is changed: end() puts it back
             for own, values in zip(self._layers[layer], found.values, strict=True):
                 put_in(own, values, found.changes)
-                for name in own.names:
-                    _mark(own, name, True)
             _wait_for(found)
             self._read_next(layer)
         self._entered[layer] = self._entered.get(layer, 0) + 1
@@ -172,7 +156,7 @@ class OffloadedSource:
             if size and buffer is not None:
                 into, at = buffer[at : at + size], at + _aligned(size)
             value = value_of(own, name, into)
-            self._bytes_read += size if isinstance(own.place(name), FileRange) else 0
+            self.bytes_read += size if isinstance(own.place(name), FileRange) else 0
             found.values[index][name] = self._moved(value, own.device, into)
         found.copied = [(device, stream.record_event()) for device, stream in self._streams.items()]
         return found
@@ -228,14 +212,6 @@ def _sizes(modules: list[Offloaded]) -> Iterator[tuple[int, str, int]]:
 
 def _aligned(size: int) -> int:
     return -(-size // _ALIGNMENT) * _ALIGNMENT
-
-
-def _mark(own: Offloaded, name: str, served: bool) -> None:
-    holder, leaf = own.holder(name)
-    if served:
-        holder[leaf].moetrace_origin = own.identity(name)
-    else:
-        vars(holder[leaf]).pop("moetrace_origin", None)
 
 
 def _wait_for(found: _Layer) -> None:

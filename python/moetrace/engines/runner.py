@@ -1,0 +1,67 @@
+"""How the cases of a job are run: batch by batch where weights are in memory, else in sweeps over layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from moetrace.engines.engine_choice import EngineChoice, EngineName, choose_engine, confirmed
+from moetrace.engines.job import Job, Outcome, left_of
+from moetrace.engines.sweeps import Sweeps
+from moetrace.weights import source_of
+
+if TYPE_CHECKING:
+    from moetrace.cases import Case
+
+Batch = list["Case"]
+
+
+class Runner(Protocol):
+    """Runs the cases of a job. ``choice``: the engine, which the first outcome may change."""
+
+    choice: EngineChoice
+
+    def run(self, done: Collection[int], tell: Callable[[int], None]) -> Iterator[tuple[Batch, Outcome]]:
+        """Outcomes of all cases but those whose ids are ``done``.
+
+        Nothing comes before the engine is confirmed on one of the cases. ``tell``: called with the number of
+        further cases that are through.
+        """
+
+
+def make_runner(
+    job: Job, cases: Sequence[Case], engine: EngineName, batch_tokens: int | None, direct: bool = False
+) -> Runner:
+    """The runner for a job's model. The model must be prepared. Errors: see :func:`choose_engine`."""
+    source = source_of(job.anatomy.model)
+    if source is None:
+        return InMemory(job, cases, engine, batch_tokens, direct)
+    return Sweeps(job, cases, engine, batch_tokens, direct, source)
+
+
+class InMemory:
+    """One batch after another."""
+
+    def __init__(
+        self, job: Job, cases: Sequence[Case], engine: EngineName, batch_tokens: int | None, direct: bool
+    ) -> None:
+        self._cases = cases
+        self.choice = choose_engine(job, cases, engine, batch_tokens, direct)
+
+    def run(self, done: Collection[int], tell: Callable[[int], None]) -> Iterator[tuple[Batch, Outcome]]:
+        """See :class:`Runner`."""
+        batches = left_of(self.choice.engine, self._cases, done)
+        if batches:
+            first = batches[0]
+            outcome = self.choice.engine.run(first)
+            shortest = min(range(len(first)), key=lambda index: len(first[index].input_ids))
+            before, self.choice = self.choice, confirmed(self.choice, first[shortest], outcome.case(shortest))
+            if self.choice.engine.name == before.engine.name:
+                yield first, outcome
+                tell(len(first))
+                batches = batches[1:]
+            else:
+                batches = left_of(self.choice.engine, self._cases, done)
+        for batch in batches:
+            yield batch, self.choice.engine.run(batch)
+            tell(len(batch))

@@ -1,0 +1,206 @@
+"""Tracing a model whose layers' weights come from elsewhere: everything in one sweep over its layers.
+
+The checks of the engine ride in the sweep of the trace itself, beside its batches. So the trace is made by
+the engine that most likely serves the model, and what the checks found decides afterwards whether it stands.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from moetrace.engines.engine_choice import (
+    EngineChoice,
+    EngineName,
+    Knowledge,
+    Learnt,
+    Verdict,
+    not_served,
+    reason_for,
+)
+from moetrace.engines.job import Engine, Job, LayerRouting, Outcome, left_of
+from moetrace.engines.lockstep import Lockstep
+from moetrace.engines.self_check import TOLERANCE, Witness, compare_wide
+from moetrace.engines.tree import TreeEngine
+from moetrace.models.float32 import is_half
+
+if TYPE_CHECKING:
+    from moetrace.cases import Case
+    from moetrace.weights import LayerSource
+
+HELD = 1 << 30  # bytes that batches side by side may hold between two layers
+
+
+@dataclass
+class _Told:
+    """Cases that are through, counted up while layers pass; what is done a second time isn't told."""
+
+    tell: Callable[[int], None]
+    through: int = 0
+    told: int = 0
+
+    def reach(self, cases: int) -> None:
+        if cases > self.told:
+            self.tell(cases - self.told)
+            self.told = cases
+
+
+class Sweeps:
+    """Batches side by side, as many as their hidden states' memory allows, and with the first its checks."""
+
+    def __init__(
+        self,
+        job: Job,
+        cases: Sequence[Case],
+        engine: EngineName,
+        batch_tokens: int | None,
+        direct: bool,
+        source: LayerSource,
+    ) -> None:
+        self._job, self._cases, self._asked, self._source = job, cases, engine, source
+        self._known = Knowledge(job, cases, batch_tokens, direct)
+        self._verdict = self._known.presumed(engine)
+        if engine == "tree" and not self._verdict.tree:
+            raise not_served(job, self._verdict.reason)
+        self.choice = self._chosen(self._known.engine(self._verdict, self._known.likely_ending()))
+
+    def run(self, done: Collection[int], tell: Callable[[int], None]) -> Iterator[tuple[list[Case], Outcome]]:
+        """See :class:`moetrace.engines.runner.Runner`."""
+        told = _Told(tell)
+        waves = self._waves(done)
+        outcomes = self._first(waves[0], told) if waves else []
+        if outcomes is None:  # by another engine, or read out elsewhere
+            waves = self._waves(done)
+        for number, wave in enumerate(waves):
+            runs = [partial(self.choice.engine.run, batch) for batch in wave]
+            found = outcomes if number == 0 and outcomes is not None else self._sweep(runs, wave, told)
+            told.through += sum(map(len, wave))
+            yield from zip(wave, map(self._without_faults, found), strict=True)
+
+    def _waves(self, done: Collection[int]) -> list[list[list[Case]]]:
+        """The batches that are to be run, in lots that stand side by side."""
+        waves: list[list[list[Case]]] = []
+        held = math.inf
+        for batch in left_of(self.choice.engine, self._cases, done):
+            own = sum(map(self._held, batch))
+            if held + own > HELD:
+                waves.append([])
+                held = 0
+            waves[-1].append(batch)
+            held += own
+        return waves
+
+    def _held(self, case: Case) -> int:
+        """Bytes that a case holds between two layers: hidden states, masks, patch vectors."""
+        engine = self.choice.engine
+        job, rows = engine.job, engine.rows_of(case)
+        width, size = job.anatomy.hidden_size, next(job.anatomy.model.parameters()).element_size()
+        hidden = 2 * rows * width * size
+        if isinstance(engine, TreeEngine):
+            return hidden + rows * rows * size + len(job.core.run_layers) * job.noise.draws * width * 4
+        return hidden + 8 * width * (rows // len(case.input_ids))  # contributions are kept in float64
+
+    def _sweep(self, tasks: Sequence[Callable[[], Any]], wave: list[list[Case]], told: _Told) -> list[Any]:
+        """Run tasks in lockstep, and tell of a wave's cases as layers are passed."""
+        anatomy, cases = self._job.anatomy, sum(map(len, wave))
+
+        def passed(layer: int) -> None:
+            told.reach(told.through + cases * (layer + 1) // len(anatomy.layers))
+
+        return Lockstep(anatomy, self._source, passed).run(tasks)
+
+    def _first(self, wave: list[list[Case]], told: _Told) -> list[Outcome] | None:
+        """The first wave beside the checks. None where its outcomes can't be used."""
+        engine = self.choice.engine
+        shortest = min(range(len(wave[0])), key=lambda index: len(wave[0][index].input_ids))
+        witness = Witness.of(engine.job, wave[0][shortest])
+        tree = isinstance(engine, TreeEngine)
+        found = self._sweep(
+            [
+                partial(self._known.learn, engine),
+                witness.plain if tree else lambda: None,
+                *(partial(_attempt, engine, batch) for batch in wave),
+            ],
+            wave,
+            told,
+        )
+        learnt: Learnt = found[0]
+        outcomes: list[Outcome | Exception] = found[2:]
+        usable = [outcome for outcome in outcomes if isinstance(outcome, Outcome)]
+        reason = None
+        if len(usable) < len(outcomes):
+            failure = next(outcome for outcome in outcomes if isinstance(outcome, Exception))
+            if not tree:
+                raise failure
+            text = " ".join(str(failure).split())[:200]
+            reason = f"its single pass failed ({type(failure).__name__}: {text})"
+        elif isinstance(engine, TreeEngine):
+            reason = self._judge(engine, witness, found[1], usable[0].case(shortest), learnt)
+        if reason is not None:
+            self._refuse_tree(reason)
+        self.choice = replace(
+            self._chosen(self._known.engine(self._verdict, learnt.ending)), null=learnt.null
+        )
+        likely, ending = engine.job.ending, learnt.ending
+        same = ending is None or bool(ending.fault) or (likely is not None and likely.norm is ending.norm)
+        return usable if reason is None and same else None
+
+    def _judge(
+        self, engine: TreeEngine, witness: Witness, plain: Outcome, outcome: Outcome, learnt: Learnt
+    ) -> str | None:
+        """Hold a case of the trace against plain forwards. Why it can't be trusted; None where it can."""
+        found = witness.compare(plain, outcome, engine.join)
+        if not found.within(learnt.tolerance):
+            wide = found
+            if is_half(self._job.anatomy.model):  # rounding may flip a router's near tie in this very case
+                (wide,) = self._sweep(
+                    [partial(compare_wide, witness, engine.join)], [], _Told(lambda _: None)
+                )
+            if not wide.within(TOLERANCE):
+                return (
+                    f"its single pass differed by {found.difference:.2g} logits from plain forwards on case "
+                    f"{witness.case.case_id} of this trace, beyond what rounding explains"
+                )
+        known = Verdict(
+            True, reason_for(engine.join), self._known.rows, engine.join, found.difference, learnt.tolerance
+        )
+        self._verdict = self._known.remember(known)
+        return None
+
+    def _refuse_tree(self, reason: str) -> None:
+        self._verdict = self._known.remember(Verdict(False, reason, self._known.rows))
+        if self._asked == "tree":
+            raise not_served(self._job, reason)
+
+    def _chosen(self, engine: Engine) -> EngineChoice:
+        own = self._verdict
+        return EngineChoice(engine, own.reason, own.difference, own.tolerance)
+
+    def _without_faults(self, outcome: Outcome) -> Outcome:
+        """No direct effects where the model's ending doesn't allow them."""
+        ending = self.choice.engine.job.ending
+        if ending is None or not (ending.fault or ending.linear_fault):
+            return outcome
+        names = ["direct_linear", *(["direct"] if ending.fault else [])]
+
+        def unknown(own: Outcome | LayerRouting) -> dict[str, Any]:
+            return {name: np.full_like(getattr(own, name), np.nan) for name in names}
+
+        routing = {layer: replace(own, **unknown(own)) for layer, own in outcome.routing.items()}
+        return replace(outcome, **unknown(outcome), routing=routing)
+
+
+def _attempt(engine: Engine, batch: list[Case]) -> Outcome | Exception:
+    """A batch's outcome, or what went wrong: another engine may serve the model."""
+    try:
+        return engine.run(batch)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as failure:
+        return failure
