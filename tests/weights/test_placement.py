@@ -13,9 +13,6 @@ import torch
 
 import moetrace as mt
 from moetrace import errors
-from moetrace.models.anatomy import find_anatomy
-from moetrace.models.float32 import can_be_wide, in_float32
-from moetrace.models.state import prepared
 from moetrace.trace.provenance import model_facts
 from moetrace.weights.stored import offloaded_modules
 from tests.engines.tiny import make_cases
@@ -122,21 +119,6 @@ def test_nothing_is_left_in_memory_by_a_forward_that_fails(
     assert_same(before, state_of(model))
 
 
-def test_float32_for_a_time(tmp_path: Path) -> None:
-    """Also of weights that come and go."""
-    plain, model = in_memory(torch.bfloat16), PLACES["disk"](in_memory(torch.bfloat16), tmp_path)
-    found = []
-    for one in (plain, model):
-        anatomy = find_anatomy(one)
-        assert can_be_wide(anatomy)
-        before = state_of(one)
-        with prepared(one), in_float32(anatomy):
-            found.append(one(torch.tensor([CASES[0].input_ids])).logits)
-        assert_same(before, state_of(one))
-    assert found[0].dtype is torch.float32
-    torch.testing.assert_close(found[1].float(), found[0], atol=0.05, rtol=0.02)
-
-
 def test_an_edit_of_what_is_kept_is_seen() -> None:
     state = {name: weight.clone() for name, weight in in_memory().state_dict().items()}
     model = accelerate.cpu_offload(in_memory(), execution_device="cpu", state_dict=state)
@@ -163,12 +145,12 @@ def test_what_was_measured_stays_known(tmp_path: Path, monkeypatch: pytest.Monke
     """A second trace doesn't compare the engines anew because weights came to another place in memory."""
     from moetrace.engines import engine_choice
 
-    model, examined = PLACES["disk"](in_memory(), tmp_path), []
-    examine = engine_choice._examine
-    monkeypatch.setattr(engine_choice, "_examine", lambda *given: examined.append(1) or examine(*given))
+    model, looked = PLACES["disk"](in_memory(), tmp_path), []
+    look_at = engine_choice.look_at
+    monkeypatch.setattr(engine_choice, "look_at", lambda *given: looked.append(1) or look_at(*given))
     mt.trace_layers(model, CASES)
     mt.trace_layers(model, CASES)
-    assert len(examined) == 1
+    assert len(looked) == 1
 
 
 @pytest.mark.parametrize("place", ["disk", "checkpoint"])

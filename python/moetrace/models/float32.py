@@ -6,7 +6,7 @@ What two ways of computing differ by is then their meaning, and not what half pr
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,8 +14,6 @@ from torch import nn
 
 from moetrace.changes import Changes, undisturbed
 from moetrace.models.anatomy import Anatomy
-from moetrace.weights.held import held
-from moetrace.weights.stored import offloaded_modules
 from moetrace.weights.tensors import is_plain
 
 HALF = (torch.bfloat16, torch.float16)
@@ -27,16 +25,8 @@ def is_half(model: nn.Module) -> bool:
 
 
 def can_be_wide(anatomy: Anatomy) -> bool:
-    """Whether all weights are plain ones, in memory or offloaded, so that :func:`in_float32` reaches them."""
-    reached = {
-        id(holder[leaf])
-        for own in offloaded_modules(anatomy.model)
-        for holder, leaf in (own.holder(name) for name in own.names)
-    }
-    return all(
-        is_plain(weight) and (not weight.is_meta or id(weight) in reached)
-        for weight in anatomy.model.parameters()
-    )
+    """Whether all weights are in memory, plain ones, so that :func:`in_float32` reaches them."""
+    return all(is_plain(weight) and not weight.is_meta for weight in anatomy.model.parameters())
 
 
 @contextmanager
@@ -44,29 +34,24 @@ def in_float32(anatomy: Anatomy) -> Iterator[None]:
     """Weights and buffers in float32: a layer's while it or its block runs, all others for the whole time.
 
     Needs memory for one layer and for the embedding and the head. What the modules hold is put back, the
-    same tensors, also after an exception. Offloaded weights of a layer are read whenever it runs.
+    same tensors, also after an exception. Weights that aren't in memory stay what they are.
     """
     inside = {module for layer in anatomy.layers for module in layer.modules()}
     whole = Changes()
-    running: dict[nn.Module, list[ExitStack]] = {}
+    running: dict[nn.Module, Changes] = {}
     handles: list[Any] = []
 
     def widen(module: nn.Module, _args: Any) -> None:
-        running.setdefault(module, []).append(stack := ExitStack())
-        stack.enter_context(held([own for own in offloaded_modules(module) if own.absent]))
-        stack.callback((changes := Changes()).undo)
-        _widen(list(module.modules()), changes)
+        _widen(list(module.modules()), running.setdefault(module, Changes()))
 
     def restore(module: nn.Module, _args: Any, _output: Any) -> None:
-        while running.get(module):
-            running[module].pop().close()
+        running[module].undo()
 
     def end() -> None:
         for handle in reversed(handles):
             handle.remove()
-        for module in running:
-            restore(module, None, None)
-        whole.undo()
+        for changes in (*running.values(), whole):
+            changes.undo()
 
     try:
         blocks = [site.block for site in anatomy.sites if site is not None]
