@@ -23,6 +23,7 @@ from moetrace.errors import (
     TokenMixingError,
 )
 from moetrace.models.layout import is_fused_layout
+from moetrace.models.wrappers import unwrap
 from moetrace.weights import source_of
 from moetrace.weights.stored import execution_devices, has_other_forward, offloaded_names
 from moetrace.weights.tensors import NUMBERS
@@ -82,6 +83,7 @@ class Anatomy:
     head: nn.Module
     vocab_size: int
     hidden_size: int
+    wrapped: tuple[str, ...] = ()  # what was around the model, the innermost last
 
     @property
     def positions(self) -> int | None:
@@ -152,7 +154,7 @@ class Anatomy:
 
 def text_config(model: nn.Module) -> Any:
     """The configuration of the text decoder (a multimodal model has one inside its own)."""
-    config = getattr(model, "config", None) if isinstance(model, nn.Module) else None
+    config = getattr(model, "config", None)
     if config is None:
         raise ModelError(
             f"{type(model).__name__} has no config; expected a transformers model such as "
@@ -164,10 +166,9 @@ def text_config(model: nn.Module) -> Any:
 def find_anatomy(model: Any) -> Anatomy:
     """Look a model over. Raises a ModelError that says what was found and what was expected.
 
-    What ``torch.compile`` returned is taken as the module inside: hooks in compiled graphs don't fire.
+    The model inside torch.compile, DistributedDataParallel or PEFT is what is traced.
     """
-    if isinstance(model, nn.Module):
-        model = getattr(model, "_orig_mod", model)
+    model, wrapped = unwrap(model)
     config = text_config(model)
     if getattr(model.config, "is_encoder_decoder", False):
         raise EncoderDecoderError(
@@ -203,6 +204,7 @@ def find_anatomy(model: Any) -> Anatomy:
         head=head,
         vocab_size=int(getattr(config, "vocab_size", 0) or embedding.num_embeddings),
         hidden_size=int(config.hidden_size),
+        wrapped=wrapped,
     )
 
 

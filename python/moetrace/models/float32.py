@@ -24,6 +24,12 @@ def is_half(model: nn.Module) -> bool:
     return any(weight.dtype in HALF for weight in model.parameters())
 
 
+def is_coarse(model: nn.Module) -> bool:
+    """Whether rounding in it shows in logits: weights in half precision, or codes, with which activations are
+    often coded too."""
+    return is_half(model) or not all(map(is_plain, model.parameters()))
+
+
 def can_be_wide(anatomy: Anatomy) -> bool:
     """Whether all weights are in memory, plain ones, so that :func:`in_float32` reaches them."""
     return all(is_plain(weight) and not weight.is_meta for weight in anatomy.model.parameters())

@@ -16,6 +16,7 @@ from moetrace.changes import Changes as Changes
 from moetrace.changes import undisturbed as undisturbed
 from moetrace.errors import EngineError
 from moetrace.models.anatomy import find_anatomy
+from moetrace.models.quantised import explained
 from moetrace.weights.held import placed
 from moetrace.weights.offloaded import sourced
 from moetrace.weights.stored import offloaded_modules
@@ -103,7 +104,7 @@ def prepared(model: nn.Module) -> Iterator[None]:
         )
     changes = Changes()
     layers = find_anatomy(model).layers
-    with _by_one_thread(model), placed(model, layers), sourced(model, layers):
+    with _by_one_thread(model), placed(model, layers), sourced(model, layers), explained(model):
         device = next((weight.device.type for weight in model.parameters() if not weight.is_meta), "cpu")
         try:
             for module in model.modules():

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 from moetrace.engines.direct import final_cases
-from moetrace.weights.stored import FileRange, offloaded_modules
+from moetrace.models.quantised import quantisation_note
+from moetrace.weights.stored import FileRange, offloaded_modules, placement_note
 from moetrace.weights.tensors import parts_of
 
 if TYPE_CHECKING:
@@ -79,6 +80,9 @@ def provenance(session: Session, layers: tuple[int, ...]) -> dict[str, Any]:
     job, choice = session.job, session.choice
     return {
         "model": model_facts(job.anatomy.model),
+        "placement": placement_note(job.anatomy.model),
+        "quantization": quantisation_note(job.anatomy),
+        "wrapped": list(job.anatomy.wrapped),
         "versions": versions(),
         "engine": choice.engine.name,
         "engine_reason": choice.reason,

@@ -218,6 +218,21 @@ def execution_device(hook: Any) -> torch.device | None:
     return None if found.type == "meta" else found
 
 
+def placement_note(model: nn.Module) -> str:
+    """Where a model's weights are, in a few words: devices, and how many bytes are offloaded."""
+    sizes = {"memory": 0, "disk": 0}
+    for own in offloaded_modules(model):
+        for name in own.names:
+            place = own.place(name)
+            if isinstance(place, FileRange):
+                sizes["disk"] += place.size
+            else:
+                sizes["memory"] += place.nbytes
+    notes = [f"{size} bytes offloaded to {where}" for where, size in sizes.items() if size]
+    devices = sorted({str(weight.device) for weight in model.parameters() if not weight.is_meta})
+    return ", ".join([*devices, *notes])
+
+
 def execution_devices(root: nn.Module) -> set[torch.device]:
     """Where the modules inside run, as far as accelerate places them."""
     found = {execution_device(aligning_hook(module)) for module in root.modules()}
