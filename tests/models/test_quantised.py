@@ -107,6 +107,27 @@ def test_torchao_of_the_whole_model() -> None:
     assert "its head isn't a plain matrix" in found.provenance["direct"]
 
 
+def test_torchao_of_experts() -> None:
+    """They have products one by one, and grouped ones not."""
+    quantization = pytest.importorskip("torchao.quantization")
+    model, kind = wide_model(), quantization.Int8WeightOnlyConfig()
+    places = {rf"re:.*experts\.{name}": kind for name in ("gate_up_proj", "down_proj")}
+    quantization.quantize_(model, quantization.FqnToConfig(places), filter_fn=None)
+    assert model.config._experts_implementation == "grouped_mm"
+    with torch.no_grad(), pytest.raises(NotImplementedError):
+        model(input_ids=torch.tensor([CASES[0].input_ids]))
+    model.set_experts_implementation("eager")
+    clean = [clean_of(model, case) for case in CASES]
+    model.set_experts_implementation("grouped_mm")
+    found = mt.trace_experts(model, CASES)
+    plain = mt.trace_experts(model, CASES, engine="reference")
+    np.testing.assert_allclose(found.effects, plain.effects, atol=2e-5)
+    np.testing.assert_allclose(found.cases.clean, clean, atol=1e-4)
+    assert found.provenance["quantization"] == "torchao; routed experts are quantised"
+    assert found.provenance["engine"] == "tree"
+    assert model.config._experts_implementation == "grouped_mm"
+
+
 def test_torchao_in_half_precision(checkpoint: Path) -> None:
     quantization = pytest.importorskip("torchao.quantization")
     config = tf.TorchAoConfig(quantization.Int8WeightOnlyConfig())

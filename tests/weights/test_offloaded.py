@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -191,6 +193,23 @@ def test_a_failing_read_leaves_nothing_behind(
     np.testing.assert_allclose(
         mt.trace_layers(model, CASES).effects, mt.trace_layers(in_memory(), CASES).effects, atol=2e-5
     )
+
+
+def test_ctrl_c_while_a_layer_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = PLACES["disk"](in_memory(), tmp_path)
+    before, threads, read = state_of(model), threading.active_count(), FileRange.read
+
+    def slowly(self: FileRange, into: torch.Tensor | None = None) -> torch.Tensor:
+        if "layers.2" in self.path:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
+        return read(self, into)
+
+    monkeypatch.setattr(FileRange, "read", slowly)
+    with pytest.raises(KeyboardInterrupt):
+        mt.trace_layers(model, CASES)
+    assert_same(before, state_of(model))
+    assert threading.active_count() == threads
 
 
 @pytest.mark.parametrize("how", ["changed", "gone", "cut off"])

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 import moetrace as mt
 from moetrace import errors
+from moetrace.models.anatomy import find_anatomy
 from moetrace.trace.provenance import model_facts
 from moetrace.weights.stored import offloaded_modules
 from tests.engines.tiny import make_cases
@@ -89,6 +91,17 @@ def test_every_kind_of_trace(place: str, tmp_path: Path) -> None:
 
     for mine, theirs in zip(found(model), found(plain), strict=True):
         np.testing.assert_allclose(mine, theirs, atol=2e-5)
+
+
+def test_a_whole_protocol(tmp_path: Path) -> None:
+    from tests.test_arguments import PROTOCOL
+
+    cases = mt.CaseSet(make_cases(6))
+    model = PLACES["disk"](in_memory(), tmp_path)
+    found = mt.run_protocol(model, None, cases, "quick", **PROTOCOL)
+    expected = mt.run_protocol(in_memory(), None, cases, "quick", **PROTOCOL)
+    for name, table in expected.tables.items():
+        pd.testing.assert_frame_equal(found.tables[name], table, atol=1e-4, check_exact=False, rtol=1e-3)
 
 
 @pytest.mark.parametrize("failure", [RuntimeError("boom"), KeyboardInterrupt()])
@@ -180,6 +193,25 @@ def test_models_on_the_meta_device_are_refused_everywhere() -> None:
                 call(**{**given, "model": model})
             assert name
     assert models >= 7
+
+
+def test_provenance_says_where_the_weights_were(tmp_path: Path) -> None:
+    model = PLACES["checkpoint, some layers"](in_memory(), tmp_path)
+    own = in_memory()
+    away = [*own.model.layers[1].parameters(), *own.model.layers[2].parameters(), own.lm_head.weight]
+    size = sum(weight.nbytes for weight in away)
+    assert mt.trace_layers(model, CASES).provenance["placement"] == f"cpu, {size} bytes offloaded to disk"
+    assert mt.trace_layers(own, CASES).provenance["placement"] == "cpu"
+
+
+def test_fused_experts_where_accelerate_only_places(tmp_path: Path) -> None:
+    """A forward of accelerate's own is none that the user gave."""
+    model = PLACES["disk, lm_head only"](in_memory(), tmp_path)
+    assert all(site.fusible for site in find_anatomy(model).sites)
+    experts = model.model.layers[1].mlp.experts
+    given = experts.forward
+    experts.forward = lambda *args: given(*args)
+    assert [site.fusible for site in find_anatomy(model).sites] == [True, False, True, True]
 
 
 def test_weights_that_a_users_own_forward_would_bring_are_refused() -> None:

@@ -21,7 +21,7 @@ from moetrace.weights.held import placed
 from moetrace.weights.offloaded import sourced
 from moetrace.weights.stored import offloaded_modules
 from moetrace.weights.tensors import few_entries as few_entries
-from moetrace.weights.tensors import parts_of
+from moetrace.weights.tensors import is_coded, parts_of
 
 _IMPLEMENTATIONS = ("_attn_implementation_internal", "_experts_implementation_internal")
 TREE_ATTENTION = ("sdpa", "eager")
@@ -92,10 +92,11 @@ def prepared(model: nn.Module) -> Iterator[None]:
     """The model as every engine needs it, and as it was afterwards, also after an exception or Ctrl-C.
 
     In eval mode without gradients and autocast; attention that takes a 4-D mask; no router logits and no loss
-    over them, which ask for a plain batch; experts that take float64 where the weights are; and modules as
-    they were before ``module.compile()``, since hooks inside a compiled graph don't fire. Offloaded weights
-    beside the layers (embedding, final norm, head) are in memory for the time. EngineError where another
-    thread traces the model, or while a CUDA graph is captured.
+    over them, which ask for a plain batch; experts that take float64 or codes where the weights are; and
+    modules as they were before ``module.compile()``, since hooks inside a compiled graph don't fire.
+    Offloaded weights beside the layers (embedding, final norm, head) are in memory for the time, and layers'
+    come from a source. EngineError where another thread traces the model, or while a CUDA graph is captured;
+    QuantizationError where a package of quantised weights fails.
     """
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         raise EngineError(
@@ -124,14 +125,16 @@ def _settings(model: nn.Module) -> Iterator[tuple[Any, str, Any]]:
     """Configuration objects, and what of them has to be other during a trace."""
     sdpa = all(getattr(m, "_supports_sdpa", True) for m in model.modules() if hasattr(m, "_supports_sdpa"))
     double = any(weight.dtype is torch.float64 for weight in model.parameters())
+    coded = any(weight.dim() == 3 and is_coded(weight) for weight in model.parameters())
     for config in configs_of(model):
         attention = config._attn_implementation_internal
         if attention is not None and attention not in TREE_ATTENTION:
             yield config, "_attn_implementation_internal", "sdpa" if sdpa else "eager"
         if getattr(config, "output_router_logits", False):
             yield config, "output_router_logits", False
-        # torch has grouped products up to float32 only.
-        if double and getattr(config, "_experts_implementation_internal", None) == "grouped_mm":
+        # torch has grouped products up to float32 only, and codes have none at all.
+        experts = getattr(config, "_experts_implementation_internal", None)
+        if (double and experts == "grouped_mm") or (coded and experts is not None):
             yield config, "_experts_implementation_internal", "eager"
 
 

@@ -20,6 +20,11 @@ def is_plain(weight: object) -> TypeGuard[torch.Tensor]:
     return type(weight.data) is torch.Tensor and weight.dtype in NUMBERS
 
 
+def is_coded(weight: torch.Tensor) -> bool:
+    """Whether a weight is codes and scales behind a tensor's looks; a shard of a plain one isn't."""
+    return not hasattr(weight, "to_local") and hasattr(weight, "__tensor_flatten__")
+
+
 def parts_of(weight: torch.Tensor) -> Iterator[torch.Tensor]:
     """The ordinary tensors in memory that a weight is made of: itself, codes and scales, or its shard here.
 
