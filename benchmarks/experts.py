@@ -14,43 +14,32 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import Qwen3MoeForCausalLM
 
 import moetrace as mt
 from benchmarks import report
 from benchmarks.baselines import prepare_separate, prepare_together
 from benchmarks.model import Case, build_cases, build_model, draw_noise, twin
+from benchmarks.ours import traced
 from benchmarks.peers import hf_loop
 from benchmarks.timing import Timed, interleave
 from moetrace.engines.job import Patch, Sweep
+from moetrace.models.anatomy import find_anatomy
+from moetrace.trace.options import checked
 from moetrace.trace.session import trace
 
 GOALS = {"full": 3.5, "coalitions": 1.5}
-
-
-def as_moetrace(cases: Sequence[Case]) -> list[mt.Case]:
-    """The same cases for moetrace."""
-    return [mt.Case(c.input_ids, c.subject, c.true_id, c.foil_id, c.case_id) for c in cases]
 
 
 def every_patch(layers: int, top_k: int) -> dict[str, Any]:
     """Blocks and clean-routed experts of all layers, and the null patch."""
     patches = [*(Patch.block(layer) for layer in range(layers)), Patch.null(0)]
     return {"patches": patches, "sweeps": [Sweep(layer, top_k) for layer in range(layers)]}
-
-
-def build_top8(layers: int) -> Qwen3MoeForCausalLM:
-    """The benchmark's model with top-8 routing."""
-    base = build_model(layers)
-    config = Qwen3MoeConfig(**{**base.config.to_dict(), "num_experts_per_tok": 8})
-    model = Qwen3MoeForCausalLM(config).eval()
-    model.load_state_dict(base.state_dict())
-    return model
 
 
 def over_forwards(
@@ -88,15 +77,17 @@ def measure_full(options: argparse.Namespace, cases: list[Case]) -> tuple[dict[s
     """Every block and every clean-active expert in one pass; and seconds a case of one forward per patch."""
     model = build_model(options.layers)
     top_k = model.config.num_experts_per_tok
-    run = partial(trace, model, as_moetrace(cases), **every_patch(options.layers, top_k), progress=False)
+    common = checked({"progress": False}, mt.trace_layers)
+    patches = every_patch(options.layers, top_k)
+    run = partial(trace, model, traced(cases), anatomy=find_anatomy(model), **common, **patches)
     full = over_forwards(model, cases, run, options.repeats)
     return full, one_forward_per_patch(model, cases, options.layers * (1 + top_k), options.slice_cases)
 
 
 def measure_coalitions(options: argparse.Namespace, cases: list[Case], layer: int) -> dict[str, Any]:
     """All 255 coalitions of a layer's eight clean-routed experts."""
-    model = build_top8(options.layers)
-    run = partial(mt.trace_coalitions, model, as_moetrace(cases), layer, sets="all", progress=False)
+    model = build_model(options.layers, top_k=8)
+    run = partial(mt.trace_coalitions, model, traced(cases), layer, sets="all", progress=False)
     return over_forwards(model, cases, run, options.repeats)
 
 

@@ -34,7 +34,7 @@ class Case:
     case_id: int
 
 
-def build_model(layers: int = 24, seed: int = 0) -> Qwen3MoeForCausalLM:
+def build_model(layers: int = 24, seed: int = 0, top_k: int = 4) -> Qwen3MoeForCausalLM:
     """Qwen3-MoE of the benchmark in fp32: width 512, 32 experts of width 256, top-4, vocabulary 32,000.
 
     Heads (8 of width 64, 4 for keys and values) follow Qwen3's grouped attention. Weights are drawn by
@@ -49,7 +49,7 @@ def build_model(layers: int = 24, seed: int = 0) -> Qwen3MoeForCausalLM:
         num_key_value_heads=4,
         head_dim=64,
         num_experts=32,
-        num_experts_per_tok=4,
+        num_experts_per_tok=top_k,
         moe_intermediate_size=256,
         decoder_sparse_step=1,
         mlp_only_layers=[],

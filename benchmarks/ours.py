@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from transformers import Qwen3MoeForCausalLM
@@ -12,11 +13,11 @@ from benchmarks.model import NOISE_SCALE, Case
 requirement = "moetrace"
 
 
-def rescue(model: Qwen3MoeForCausalLM, cases: Sequence[Case]) -> np.ndarray:
-    """Rescue of every layer, cases x layers: the layer sweep as a user calls it, at the default budget."""
+def traced(cases: Sequence[Case]) -> list[Any]:
+    """The benchmark's cases as moetrace's."""
     import moetrace as mt
 
-    traced = [
+    return [
         mt.Case(
             input_ids=case.input_ids,
             subject=case.subject,
@@ -26,6 +27,19 @@ def rescue(model: Qwen3MoeForCausalLM, cases: Sequence[Case]) -> np.ndarray:
         )
         for case in cases
     ]
+
+
+def rescue(model: Qwen3MoeForCausalLM, cases: Sequence[Case]) -> np.ndarray:
+    """Rescue of every layer, cases x layers: the layer sweep as a user calls it, at the default budget."""
+    import moetrace as mt
+
     noise = mt.SubjectNoise(scale=NOISE_SCALE, seed=0, draws=1)
-    effects = mt.trace_layers(model, traced, noise=noise, batch_tokens="auto", progress=False).effects
-    return np.asarray(effects)
+    return np.asarray(mt.trace_layers(model, traced(cases), noise=noise, progress=False).effects)
+
+
+def every_expert(model: Qwen3MoeForCausalLM, cases: Sequence[Case]) -> np.ndarray:
+    """Rescue of every clean-active expert of every layer, the same way."""
+    import moetrace as mt
+
+    noise = mt.SubjectNoise(scale=NOISE_SCALE, seed=0, draws=1)
+    return np.asarray(mt.trace_experts(model, traced(cases), noise=noise, progress=False).effects)

@@ -1,11 +1,12 @@
-"""How the sweep's cost grows with the number of cases, and its peak memory at 256.
+"""How the sweeps' cost grows with cases and with layers, and the layer sweep's peak memory at 256 cases.
 
 ```
 python -m benchmarks.scaling --repeats 3
 ```
 
-prints a table and keeps it as ``benchmarks/results/scaling.json``. Memory is measured by
-``benchmarks.memory`` in a process of its own.
+prints tables and keeps them as ``benchmarks/results/scaling.json``. Memory is measured by
+``benchmarks.memory`` in a process of its own. The exponents are of power laws: of seconds over cases or
+layers, and beside it of the token rows, summed over layers, that the passes hold.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from typing import Any
 import torch
 
 from benchmarks import ours, report
-from benchmarks.model import build_cases, build_model
+from benchmarks.model import PROMPT_TOKENS, SUBJECT, build_cases, build_model
 from benchmarks.outcome import verdict
 from benchmarks.timing import Timed, seconds_per_case
 
 MEMORY_GOAL_MB = 500
+TOP_K = 8
 LINEAR_EXPONENT = 1.05  # of the power law fitted to the seconds; 1 is linear
 
 
@@ -74,6 +76,41 @@ def growth(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def layer_growth(options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of both sweeps at top-8 in models of more and more layers, the models interleaved."""
+    cases = build_cases(options.layer_cases)
+    models = {layers: build_model(layers, top_k=TOP_K) for layers in sorted(options.layer_counts)}
+    sweeps = {"layers": ours.rescue, "experts": ours.every_expert}
+    result: dict[str, Any] = {}
+    for name, run in sweeps.items():
+        timed = {
+            layers: Timed(str(layers), len(cases), lambda _, model=model, run=run: run(model, cases))
+            for layers, model in models.items()
+        }
+        for layers in models:
+            timed[layers].run(0)
+        for repetition in range(options.repeats):
+            for entry in timed.values():
+                entry.seconds.append(seconds_per_case(entry, repetition))
+        seconds = {layers: entry.median_seconds * len(cases) for layers, entry in timed.items()}
+        rows = {layers: row_layers(name, layers) for layers in models}
+        result[name] = {
+            "seconds": seconds,
+            "samples": {layers: entry.seconds for layers, entry in timed.items()},
+            "exponent": exponent(seconds),
+            "row_exponent": exponent(rows),
+        }
+    return result
+
+
+def row_layers(sweep: str, layers: int) -> float:
+    """Token rows of a case, summed over the layers: both prompts, and each fork from its layer on."""
+    start, _ = SUBJECT
+    prompts = start + 2 * (PROMPT_TOKENS - start)
+    forks = (1 if sweep == "layers" else TOP_K) * layers * (layers - 1) / 2
+    return prompts * layers + forks
+
+
 def text(result: Mapping[str, Any]) -> str:
     """The table and the lines below it."""
     cost, memory = result["growth"], result["memory"]
@@ -89,6 +126,11 @@ def text(result: Mapping[str, Any]) -> str:
         [
             table,
             "",
+            *(
+                f"{name} sweep, top-{TOP_K}: cost grows as layers^{found['exponent']:.2f}, its token rows as "
+                f"layers^{found['row_exponent']:.2f}"
+                for name, found in result["layer_growth"].items()
+            ),
             f"cost grows as cases^{cost['exponent']:.3f} ({linear})",
             f"peak at {memory['cases']} cases, above the model's own {memory['model_weights_mb']:.0f} MB: "
             f"{above:.0f} MB (< {goal}: {verdict(memory['reached'])}; {memory['method']})",
@@ -100,9 +142,12 @@ def text(result: Mapping[str, Any]) -> str:
 def main() -> None:
     """Measure, print and keep."""
     parser = argparse.ArgumentParser(description="cost and memory of the sweep as cases grow")
-    parser.add_argument("--counts", type=int, nargs="+", default=[16, 32, 64, 128, 256])
+    parser.add_argument("--counts", type=int, nargs="+", default=[16, 64, 256, 1024])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--layers", type=int, default=24)
+    parser.add_argument("--memory-cases", type=int, default=256)
+    parser.add_argument("--layer-counts", type=int, nargs="+", default=[12, 24, 48])
+    parser.add_argument("--layer-cases", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--name", default="scaling", help="of the JSON file in benchmarks/results")
     options = parser.parse_args()
@@ -110,8 +155,9 @@ def main() -> None:
     result = {
         "environment": report.environment(),
         "settings": {key: value for key, value in vars(options).items() if key != "name"},
-        "memory": peak_memory(max(options.counts), options),
+        "memory": peak_memory(options.memory_cases, options),
         "growth": growth(options),
+        "layer_growth": layer_growth(options),
     }
     print(text(result))
     print(f"kept as {report.write(options.name, result).name}")

@@ -8,3 +8,4 @@ void init_experts(pybind11::module_& m);
 void init_pass(pybind11::module_& m);
 void init_scope(pybind11::module_& m);
 void init_coalition(pybind11::module_& m);
+void init_weights(pybind11::module_& m);

@@ -10,4 +10,5 @@ PYBIND11_MODULE(_core, m) {
   init_pass(m);
   init_scope(m);
   init_coalition(m);
+  init_weights(m);
 }

@@ -2,6 +2,7 @@
 #include <pybind11/stl.h>
 
 #include <memory>
+#include <optional>
 
 #include "arrays.h"
 #include "bindings.h"
@@ -12,6 +13,7 @@
 using namespace moetrace::bindings;
 using namespace moetrace::pass;
 using moetrace::experts::Chosen;
+using moetrace::experts::Layout;
 using moetrace::hooks::Trouble;
 
 namespace {
@@ -133,13 +135,15 @@ void bind_job(py::module_& m) {
 
   py::class_<LayerFacts>(m, "LayerFacts", "What a pass has to know of a layer of the model.")
       .def(py::init(
-               [](bool experts, std::int64_t expert_count, std::int64_t fused_from, std::int64_t checked) {
-                 return LayerFacts{experts, expert_count, fused_from, checked};
+               [](bool experts, std::int64_t expert_count, std::int64_t fused_from, std::int64_t checked,
+                  std::optional<Layout> layout) {
+                 return LayerFacts{experts, expert_count, fused_from, checked, layout};
                }),
            py::kw_only(), py::arg("experts"), py::arg("expert_count") = 0, py::arg("fused_from") = 0,
-           py::arg("checked_rows") = 2,
+           py::arg("checked_rows") = 2, py::arg("layout") = py::none(),
            "`fused_from`: rows from which on the fused routine computes experts, 0 for never; "
-           "`checked_rows`: rows that the module computes all the same, for comparison.");
+           "`checked_rows`: rows that the module computes all the same, for comparison; `layout`: of the "
+           "experts' weights, None where it isn't known.");
 }
 
 }  // namespace

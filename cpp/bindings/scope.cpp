@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <exception>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -14,6 +15,7 @@
 #include "moetrace/pass/pass.h"
 
 namespace py = pybind11;
+using moetrace::experts::Layout;
 using moetrace::hooks::Failure;
 using moetrace::hooks::Site;
 using moetrace::hooks::Step;
@@ -210,22 +212,29 @@ struct Router : Armed {
 
 /// Around an experts module. `call`: reads hidden states, index and weights from its arguments, or raises.
 struct Experts : Armed {
-  Experts(const Armed& armed, py::object call, bool known_layout)
-      : Armed(armed), call_(std::move(call)), known_layout_(known_layout) {}
+  Experts(const Armed& armed, py::object call, std::optional<Layout> layout)
+      : Armed(armed), call_(std::move(call)), layout_(layout) {}
 
  protected:
   py::list routed_call(const py::object& module, const py::tuple& args, const py::dict& kwargs) const {
     return py::list(call_(module, args, kwargs, name()));
   }
   void append_weights(py::list& given, const py::object& module) const {
-    given.append(module.attr("gate_up_proj"));
+    const std::string up = layout_->gate.gated ? "gate_up_proj" : "up_proj";
+    given.append(module.attr(up.c_str()));
     given.append(module.attr("down_proj"));
+    if (!layout_->biased) return;
+    given.append(module.attr((up + "_bias").c_str()));
+    given.append(module.attr("down_proj_bias"));
   }
-  bool known_layout() const { return known_layout_; }
+  /// Whether the compiled routines can read the module's weights now: offloaded ones aren't in memory.
+  bool readable(const py::object& module) const {
+    return layout_ && !module.attr("down_proj").attr("is_meta").cast<bool>();
+  }
 
  private:
   py::object call_;
-  bool known_layout_;
+  std::optional<Layout> layout_;
 };
 
 /// Before the experts; `fused`: whether the fused routine may compute them.
@@ -280,15 +289,16 @@ struct ExpertsExit : Experts {
       for (int at = 0; at < 3; ++at) given.append(first_of(output));
     }
     py::list computed;
+    const bool known = patches_ && readable(module);
     if (patches_) {
       py::list asked(given.attr("copy")());
-      if (known_layout()) append_weights(asked, module);
+      if (known) append_weights(asked, module);
       computed = fire(Step::kPairs, std::move(asked));
     }
     given.append(first_of(output));
     if (!computed.empty()) {  // forward, not the call: the trace's own hooks hang on the call
       given.append(module.attr("forward")(*py::tuple(computed)));
-    } else if (patches_ && known_layout()) {
+    } else if (known) {
       append_weights(given, module);
     }
     const py::list found = fire(Step::kLeave, std::move(given));
@@ -388,7 +398,7 @@ class HookScope {
     if (own.place == Place::kLayerExit) return behind(layer, LayerExit(armed, own.joins));
     const py::object site = anatomy.attr("sites").cast<py::tuple>()[at];
     const py::object block = site.attr("block");
-    const auto experts = [&] { return Experts(armed, routed_call, site.attr("known_layout").cast<bool>()); };
+    const auto experts = [&] { return Experts(armed, routed_call, pass.facts(own.layer).layout); };
     switch (own.place) {
       case Place::kNorm:
         for (const py::handle child : layer.attr("children")()) {

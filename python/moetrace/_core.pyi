@@ -7,7 +7,8 @@ import enum
 import numpy
 import numpy.typing
 import typing
-__all__: list[str] = ['CaseShape', 'Chosen', 'HookScope', 'Job', 'Join', 'LayerFacts', 'Outcome', 'Pass', 'PassCase', 'Patch', 'PatchKind', 'Plan', 'Sweep', 'Trouble', 'additivity', 'banzhaf', 'banzhaf_interaction', 'cut', 'matched_control', 'pack', 'prefix_coalitions', 'sample_permutations', 'sampled_shapley', 'shapley', 'shapley_interaction', 'smallest_coalition', 'subsets', 'tree_cost', 'tree_rows']
+import typing_extensions
+__all__: list[str] = ['Buffer', 'CaseShape', 'Chosen', 'HookScope', 'Job', 'Join', 'LayerFacts', 'LayerReader', 'Outcome', 'Pass', 'PassCase', 'Patch', 'PatchKind', 'Plan', 'ReadError', 'ReadOptions', 'Segment', 'Sweep', 'Trouble', 'additivity', 'banzhaf', 'banzhaf_interaction', 'cut', 'matched_control', 'pack', 'prefix_coalitions', 'sample_permutations', 'sampled_shapley', 'shapley', 'shapley_interaction', 'smallest_coalition', 'subsets', 'tree_cost', 'tree_rows']
 class CaseShape:
     """
     What the tree has to know of a case: places in its prompt, in tokens.
@@ -333,6 +334,57 @@ class HookScope:
         """
         Put on again what `pause` took off, in the same order.
         """
+class ReadError(OSError):
+    pass
+class Buffer:
+    """
+    Bytes of one layer.
+    """
+class Segment:
+    """
+    Bytes of a file and where they belong in a layer's buffer.
+    """
+    def __init__(self, file: typing.SupportsInt | typing.SupportsIndex, offset: typing.SupportsInt | typing.SupportsIndex, bytes: typing.SupportsInt | typing.SupportsIndex, destination: typing.SupportsInt | typing.SupportsIndex) -> None:
+        ...
+class ReadOptions:
+    """
+    How a checkpoint is read; lengths in bytes.
+    """
+    def __init__(self, bytes: typing.SupportsInt | typing.SupportsIndex = 8388608, gap: typing.SupportsInt | typing.SupportsIndex = 131072, direct: bool = True) -> None:
+        ...
+class LayerReader:
+    """
+    Layers of a checkpoint in two buffers: while one layer is used, a thread reads another.
+    """
+    def __init__(self, files: collections.abc.Sequence[str], layers: collections.abc.Sequence[collections.abc.Sequence[Segment]], options: ReadOptions = ...) -> None:
+        """
+        layers: for each layer what is read of which of the files.
+        """
+    def acquire(self, layer: typing.SupportsInt | typing.SupportsIndex) -> typing_extensions.Buffer:
+        """
+        The layer's bytes, which stay as they are until it is released. Raises ReadError.
+        """
+    def prefetch(self, layer: typing.SupportsInt | typing.SupportsIndex) -> None:
+        """
+        Start reading a layer if it isn't there and a buffer is free.
+        """
+    def release(self, layer: typing.SupportsInt | typing.SupportsIndex) -> None:
+        """
+        The layer's buffer may be filled with another one.
+        """
+    def stop(self) -> None:
+        """
+        End what is being read, close files and free buffers that aren't in use.
+        """
+    @property
+    def buffer_bytes(self) -> int:
+        ...
+    @property
+    def bytes_read(self) -> int:
+        ...
+    @property
+    def seconds_waited(self) -> float:
+        ...
 def additivity(coalitions: typing.Annotated[numpy.typing.ArrayLike, numpy.uint64], values: typing.Annotated[numpy.typing.ArrayLike, numpy.float64]) -> tuple[numpy.typing.NDArray[numpy.float64], numpy.typing.NDArray[numpy.float64], numpy.typing.NDArray[numpy.float64]]:
     """
     Sum of the single players' gains, the grand coalition's gain, and their difference.

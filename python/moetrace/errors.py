@@ -80,6 +80,10 @@ class QuantizationError(ModelError):
     """Quantised weights that can't be loaded, or whose forward fails."""
 
 
+class CheckpointError(ModelError):
+    """A checkpoint's files are missing, cut off, changed, unreadable, or not those of the model."""
+
+
 class EngineError(MoetraceError, RuntimeError):
     """An engine doesn't apply to this model, or its self-check failed."""
 

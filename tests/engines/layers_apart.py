@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from moetrace.models.anatomy import find_anatomy
+from moetrace.weights import attach
 
 
 class LayersApart:
@@ -32,7 +33,7 @@ class LayersApart:
         self.bytes_read = 0
         for layer in range(len(self.layers)):
             self._take_away(layer)
-        model._moetrace_source = self
+        attach(model, self)
 
     @property
     def total(self) -> int:

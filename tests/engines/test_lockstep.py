@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 import torch
 
 import moetrace as mt
+from moetrace.engines import engine_choice, sweeps, tree
 from moetrace.engines.lockstep import Lockstep, gather
+from moetrace.engines.tree import TreeEngine
 from moetrace.models.anatomy import find_anatomy
 
 from .layers_apart import LayersApart
@@ -151,3 +154,65 @@ def test_an_engine_that_fails_beside_its_checks_is_replaced() -> None:
     with pytest.warns(mt.errors.EngineWarning, match="single pass"):
         found = mt.trace_layers(model, cases)
     assert found.provenance["engine"] == "reference"
+
+
+def test_batches_beyond_the_memory_for_hidden_states_come_in_further_sweeps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sweeps, "HELD", 1)
+    model, cases = make_model("qwen3_moe"), make_cases(8)
+    source, told = LayersApart(model), []
+    found = mt.trace_layers(model, cases, batch_tokens=64, progress=lambda done, total: told.append(done))
+    same(found, mt.trace_layers(make_model("qwen3_moe"), cases, batch_tokens=64))
+    assert source.log.count("begin") > 1
+    assert told == sorted(set(told))
+    assert told[-1] == 8
+
+
+def test_a_trace_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeps, "HELD", 1)
+    cases = make_cases(8)
+    expected = mt.trace_layers(make_model("qwen3_moe"), cases, batch_tokens=64)
+    model = make_model("qwen3_moe")
+    source = LayersApart(model)
+    whole, after = LayersApart.enter, 9
+
+    def fails(self: LayersApart, layer: int) -> None:
+        if len([x for x in self.log if isinstance(x, int)]) == after:
+            raise OSError("the disk is gone")
+        whole(self, layer)
+
+    monkeypatch.setattr(LayersApart, "enter", fails)
+    with pytest.raises(OSError, match="the disk is gone"):
+        mt.trace_layers(model, cases, batch_tokens=64, out=tmp_path)
+    monkeypatch.setattr(LayersApart, "enter", whole)
+    before = source.log.count("begin")
+    found = mt.trace_layers(model, cases, batch_tokens=64, out=tmp_path)
+    np.testing.assert_array_equal(found.effects, expected.effects)
+    fresh = make_model("qwen3_moe")
+    alone = LayersApart(fresh)
+    mt.trace_layers(fresh, cases, batch_tokens=64)
+    assert source.log.count("begin") - before < alone.log.count("begin")
+
+
+def test_the_compiled_experts_serve_where_weights_come_layer_by_layer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tree, "FUSED_FROM", 1)
+    trusted: list[int] = []
+    monkeypatch.setattr(TreeEngine, "_trust_fused", lambda self: trusted.append(1))
+    model, cases = make_model("qwen3_moe"), make_cases()
+    LayersApart(model)
+    same(mt.trace_experts(model, cases), mt.trace_experts(make_model("qwen3_moe"), cases))
+    assert trusted
+
+
+def test_half_precision_is_compared_again_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With no tolerance for rounding the check goes to float32, layer by layer, and finds the same."""
+    monkeypatch.setattr(engine_choice, "tolerance_of", lambda job, seen: 0.0)
+    model, cases = make_model("qwen3_moe").bfloat16(), make_cases()
+    source = LayersApart(model)
+    found = mt.trace_layers(model, cases)
+    assert found.provenance["engine"] == "tree"
+    assert source.log.count("begin") == 2
+    assert all(weight.dtype is torch.bfloat16 for weight in model.parameters())

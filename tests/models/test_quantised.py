@@ -354,7 +354,7 @@ def test_no_subclass_is_read_as_if_it_were_numbers() -> None:
     assert not is_plain(model.lm_head.weight)
     assert plain_weight(model.lm_head) is None
     sites = find_anatomy(model).sites
-    assert [site.known_layout for site in sites] == [True, False, True, True]
+    assert [site.expert_layout is not None for site in sites] == [True, False, True, True]
     assert len(list(parts_of(experts.down_proj))) == 2
     before, facts = fingerprint(model), model_facts(model)
     entries = few_entries(experts.down_proj)

@@ -21,7 +21,7 @@ from moetrace.weights.offloaded import OffloadedSource, offloaded_source
 from moetrace.weights.stored import FileRange, offloaded_modules
 from tests.engines.tiny import make_cases
 from tests.weights.places import PLACES, in_memory
-from tests.weights.test_placement import assert_same, state_of
+from tests.weights.test_accelerated import assert_same, state_of
 
 accelerate = pytest.importorskip("accelerate")
 CASES = make_cases(4)

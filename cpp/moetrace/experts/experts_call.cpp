@@ -22,6 +22,11 @@ double tolerance(ScalarType dtype) {
   }
 }
 
+bool is_computed(ScalarType dtype) {
+  return dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::BFloat16 ||
+         dtype == ScalarType::Half;
+}
+
 /// Largest absolute number of each row of (n, …).
 std::vector<double> row_sizes(const Tensor& value) {
   const Tensor flat =
@@ -46,11 +51,12 @@ std::int64_t first_difference(const Tensor& found, const Tensor& expected, const
 }  // namespace
 
 ExpertsCall::ExpertsCall(std::string name, Rows rows, std::vector<ExpertPatch> patches,
-                         std::int64_t fused_from)
+                         std::int64_t fused_from, const Layout& layout)
     : Site(std::move(name)),
       rows_(std::move(rows)),
       expert_patches_(std::move(patches)),
       fused_from_(fused_from),
+      layout_(layout),
       noised_(rows_.noised),
       patched_(rows_.patched) {
   const std::size_t items = rows_.clean.size();
@@ -96,7 +102,8 @@ std::vector<Tensor> ExpertsCall::apply(hooks::Step step, const std::vector<Tenso
   if (step == hooks::Step::kEnter) return enter(given);
   if (step == hooks::Step::kPairs) {
     const Routed call{given.at(0), given.at(1), given.at(2)};
-    const bool known = given.size() == 5 && serves({given[3], given[4]}, call.index);
+    const bool known = given.size() == 3 + layout_.weights() &&
+                       serves(FusedExperts::of(layout_, &given[3]), call.index);
     return known ? std::vector<Tensor>() : pairs(call);
   }
   return leave(given);
@@ -110,13 +117,13 @@ std::vector<Tensor> ExpertsCall::enter(std::vector<Tensor> given) {
   if (given.empty()) return {};  // a call that must be left alone
   const bool fewer = skip_new_rows(given);
   const bool computed = fused_from_ > 0 && compute_fused(given);
-  if (fused_from_ > 0) given.resize(given.size() - 2);
+  if (fused_from_ > 0) given.resize(given.size() - layout_.weights());
   return fewer || computed ? given : std::vector<Tensor>();
 }
 
 bool ExpertsCall::skip_new_rows(std::vector<Tensor>& values) {
   if (rows_.inside == rows_.before) return false;
-  const std::size_t count = values.size() - (fused_from_ > 0 ? 2 : 0);
+  const std::size_t count = values.size() - (fused_from_ > 0 ? layout_.weights() : 0);
   for (std::size_t at = 0; at < count; ++at) {
     if (values[at].size(0) != rows_.cases * rows_.inside) return false;
   }
@@ -127,15 +134,14 @@ bool ExpertsCall::skip_new_rows(std::vector<Tensor>& values) {
 }
 
 bool ExpertsCall::compute_fused(std::vector<Tensor>& values) {
-  const std::size_t count = values.size() - 2;
-  const FusedExperts experts{values[count], values[count + 1]};
+  const std::size_t count = values.size() - layout_.weights();
+  const auto experts = FusedExperts::of(layout_, &values[count]);
   const Routed call{values[0], values[1], values[2]};
   const std::int64_t rows = call.hidden.size(0);
   const ScalarType dtype = call.hidden.scalar_type();
-  bool fits = rows >= fused_from_ && (dtype == ScalarType::Float || dtype == ScalarType::Double) &&
-              experts.down.scalar_type() == dtype && experts.down.is_cpu();
-  for (std::size_t at = 0; fits && at < count; ++at) {
-    fits = values[at].size(0) == rows && values[at].is_cpu();
+  bool fits = rows >= fused_from_ && is_computed(dtype);
+  for (std::size_t at = 0; fits && at < values.size(); ++at) {
+    fits = values[at].is_cpu() && (at < count ? values[at].size(0) == rows : values[at].scalar_type() == dtype);
   }
   if (!fits) return false;
   const auto index = ops::to_vector<std::int64_t>(call.index, ScalarType::Long);
@@ -216,7 +222,7 @@ std::vector<Tensor> ExpertsCall::leave(const std::vector<Tensor>& given) {
     contribution = ops::to(ops::reshape(given[4], {watched_.size(), top_k, flat.size(1)}), wide);
   } else {
     const Tensor hidden = ops::index_select(call.hidden, wanted.on(call.hidden));
-    contribution = contributions({given.at(4), given.at(5)}, {hidden, index, weight});
+    contribution = contributions(FusedExperts::of(layout_, &given.at(4)), {hidden, index, weight});
   }
   fused_.reset();
   watched_output_ = ops::index_select(flat, watched_.on(flat));

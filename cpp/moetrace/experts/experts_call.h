@@ -11,11 +11,11 @@ namespace moetrace::experts {
 
 /// One call of a layer's experts in a pass: what is spared the module, and what is patched behind it.
 ///
-/// On the way in (kEnter: [hidden, index, weights, others…, gate_up, down where fused]) rows that have just
+/// On the way in (kEnter: [hidden, index, weights, others…, the experts' weights where fused]) rows that have just
 /// joined are left out, since their experts give what the experts of the rows give that they are copies of;
 /// and where the layout is known the fused routine computes all rows and leaves the module a few that count.
 /// On the way out (kLeave: [hidden, index, weights, output] and the pairs' outputs where the module computed
-/// them, or gate_up and down where the layout is known) the rows the module computed are compared, all rows
+/// them, or the experts' weights where the layout is known) the rows the module computed are compared, all rows
 /// are put back, and the patched rows get the noised row's output plus the sum of chosen patch vectors.
 class ExpertsCall final : public hooks::Site, public hooks::PatchedOutputs {
  public:
@@ -30,8 +30,10 @@ class ExpertsCall final : public hooks::Site, public hooks::PatchedOutputs {
     std::vector<std::int64_t> patched;  ///< by item and patch: where the row stands; empty where it has none
   };
   /// An item is a case and a noise draw. Rows are numbers of rows of the whole value. `patches`: of this
-  /// layer. `fused_from`: rows from which on the fused routine is used; 0 for never.
-  ExpertsCall(std::string name, Rows rows, std::vector<ExpertPatch> patches, std::int64_t fused_from);
+  /// layer. `fused_from`: rows from which on the fused routine is used; 0 for never. `layout`: of the weights,
+  /// wherever they are given.
+  ExpertsCall(std::string name, Rows rows, std::vector<ExpertPatch> patches, std::int64_t fused_from,
+              const Layout& layout = {});
 
   /// Whether patches are asked for, so that the site must fire.
   bool patches() const noexcept { return !clean_.empty(); }
@@ -68,6 +70,7 @@ class ExpertsCall final : public hooks::Site, public hooks::PatchedOutputs {
   Rows rows_;
   std::vector<ExpertPatch> expert_patches_;
   std::int64_t fused_from_;
+  Layout layout_;
   hooks::RowIndex kept_, place_;                    ///< rows left in the call; row of the call for every row
   hooks::RowIndex watched_, noised_, patched_;      ///< rows whose contributions are needed, each once
   std::vector<std::int64_t> clean_, noised_items_;  ///< by item, into watched_

@@ -9,6 +9,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -42,10 +43,26 @@ inline Tensor cat(const std::vector<Tensor>& parts, std::int64_t axis) {
 inline Tensor stack(const std::vector<Tensor>& parts) {
   return call<Tensor>("aten::stack", "", parts, std::int64_t{0});
 }
-inline Tensor linear(const Tensor& input, const Tensor& weight) {
-  return call<Tensor>("aten::linear", "", input, weight, std::optional<Tensor>());
+inline Tensor linear(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias = {}) {
+  return call<Tensor>("aten::linear", "", input, weight, bias);
 }
 inline Tensor silu(const Tensor& value) { return call<Tensor>("aten::silu", "", value); }
+inline Tensor sigmoid(const Tensor& value) { return call<Tensor>("aten::sigmoid", "", value); }
+inline Tensor relu(const Tensor& value) { return call<Tensor>("aten::relu", "", value); }
+/// `approximate`: "none" or "tanh".
+inline Tensor gelu(const Tensor& value, const std::string& approximate) {
+  return call<Tensor>("aten::gelu", "", value, approximate);
+}
+inline Tensor clamp(const Tensor& value, const std::optional<Tensor>& least,
+                    const std::optional<Tensor>& most) {
+  return call<Tensor>("aten::clamp", "Tensor", value, least, most);
+}
+inline Tensor slice(const Tensor& value, std::int64_t axis, std::int64_t begin, std::int64_t end,
+                    std::int64_t step) {
+  return call<Tensor>("aten::slice", "Tensor", value, axis, std::optional<std::int64_t>(begin),
+                      std::optional<std::int64_t>(end), step);
+}
+inline Tensor transpose(const Tensor& value) { return torch::stable::transpose(value, 0, 1); }
 inline Tensor mul(const Tensor& a, const Tensor& b) { return call<Tensor>("aten::mul", "Tensor", a, b); }
 inline Tensor bmm(const Tensor& a, const Tensor& b) { return call<Tensor>("aten::bmm", "", a, b); }
 inline Tensor sqrt(const Tensor& value) { return call<Tensor>("aten::sqrt", "", value); }

@@ -2,8 +2,10 @@
 
 #include <cstdint>
 #include <string>
+#include <optional>
 #include <vector>
 
+#include "moetrace/experts/layout.h"
 #include "moetrace/experts/expert_patch.h"
 #include "moetrace/tree/case_shape.h"
 
@@ -60,6 +62,7 @@ struct LayerFacts {
   std::int64_t expert_count = 0;  ///< 0 where it isn't known or not needed
   std::int64_t fused_from = 0;    ///< rows from which on the fused routine is used, 0 for never
   std::int64_t checked_rows = 2;  ///< rows that the module computes all the same, for comparison
+  std::optional<experts::Layout> layout{};  ///< of the experts' weights; none where it isn't known
 };
 
 }  // namespace moetrace::pass

@@ -182,7 +182,8 @@ void Pass::add_experts(std::int64_t layer) {
     add(Place::kRouter, layer, std::move(tap), false);
   }
   auto call = std::make_shared<experts::ExpertsCall>(at_layer("experts of layer ", layer), std::move(rows),
-                                                     std::move(patches), facts(layer).fused_from);
+                                                     std::move(patches), facts(layer).fused_from,
+                                                     facts(layer).layout.value_or(experts::Layout()));
   calls_[layer] = call;
   if (call->patches()) routed_[layer] = call;
   const bool spared = facts(layer).fused_from > 0 || inside > before;

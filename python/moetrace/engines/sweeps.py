@@ -27,7 +27,7 @@ from moetrace.engines.engine_choice import (
 from moetrace.engines.job import Engine, Job, LayerRouting, Outcome, left_of
 from moetrace.engines.lockstep import Lockstep
 from moetrace.engines.self_check import TOLERANCE, Witness, compare_wide
-from moetrace.engines.tree import TreeEngine
+from moetrace.engines.tree import TreeEngine, lower
 from moetrace.models.float32 import is_half
 
 if TYPE_CHECKING:
@@ -72,14 +72,14 @@ class Sweeps:
 
     def run(self, done: Collection[int], tell: Callable[[int], None]) -> Iterator[tuple[list[Case], Outcome]]:
         """See :class:`moetrace.engines.runner.Runner`."""
-        told = _Told(tell)
-        waves = self._waves(done)
-        outcomes = self._first(waves[0], told) if waves else []
-        if outcomes is None:  # by another engine, or read out elsewhere
+        told, waves = _Told(tell), self._waves(done)
+        if not waves:
+            return
+        while (outcomes := self._first(waves[0], told)) is None:  # by another engine, or read out elsewhere
             waves = self._waves(done)
         for number, wave in enumerate(waves):
             runs = [partial(self.choice.engine.run, batch) for batch in wave]
-            found = outcomes if number == 0 and outcomes is not None else self._sweep(runs, wave, told)
+            found = self._sweep(runs, wave, told) if number else outcomes
             told.through += sum(map(len, wave))
             yield from zip(wave, map(self._without_faults, found), strict=True)
 
@@ -143,7 +143,7 @@ class Sweeps:
         elif isinstance(engine, TreeEngine):
             reason = self._judge(engine, witness, found[1], usable[0].case(shortest), learnt)
         if reason is not None:
-            self._refuse_tree(reason)
+            self._lower(engine, reason)
         self.choice = replace(
             self._chosen(self._known.engine(self._verdict, learnt.ending)), null=learnt.null
         )
@@ -173,7 +173,12 @@ class Sweeps:
         self._verdict = self._known.remember(known)
         return None
 
-    def _refuse_tree(self, reason: str) -> None:
+    def _lower(self, engine: Engine, reason: str) -> None:
+        """Have forks join at the next lower place; where there is none, the tree doesn't serve the model."""
+        joins = lower(engine.join) if isinstance(engine, TreeEngine) else ()
+        if joins:
+            self._verdict = replace(self._verdict, join=joins[0])
+            return
         self._verdict = self._known.remember(Verdict(False, reason, self._known.rows))
         if self._asked == "tree":
             raise not_served(self._job, reason)

@@ -134,13 +134,15 @@ class TreeEngine:
             count = expert_count(self.job.anatomy, index) if index in traced else 0
             state, agreed = _compared.get(site.experts, (None, True))
             known = state is not None and state == fingerprint(site.experts)
-            fused = site.fusible and (agreed or not known)
+            layout = site.expert_layout
+            fused = layout is not None and site.fusible and (agreed or not known)
             found.append(
                 _core.LayerFacts(
                     experts=True,
                     expert_count=count,
                     fused_from=FUSED_FROM if fused else 0,
                     checked_rows=LATER_CHECK if known else FIRST_CHECK,
+                    layout=layout,
                 )
             )
         return found

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from moetrace._native import _core
 from moetrace.arguments import as_integer, as_list, is_integer, shown
 from moetrace.errors import (
     ArgumentTypeError,
@@ -22,7 +23,7 @@ from moetrace.errors import (
     NotCausalError,
     TokenMixingError,
 )
-from moetrace.models.layout import is_fused_layout
+from moetrace.models.layout import expert_layout
 from moetrace.models.wrappers import unwrap
 from moetrace.weights import source_of
 from moetrace.weights.stored import execution_devices, has_other_forward, offloaded_names
@@ -57,18 +58,25 @@ class LayerSite:
     apart: bool = False
 
     @property
-    def known_layout(self) -> bool:
-        """Whether the compiled routines read the experts' weights."""
-        return self.experts is not None and is_fused_layout(self.experts, self.apart)
+    def expert_layout(self) -> _core.ExpertLayout | None:
+        """How the experts' weights lie, where the compiled routines read them."""
+        return None if self.experts is None else expert_layout(self.experts)
+
+    @property
+    def _in_memory(self) -> bool:
+        assert self.experts is not None
+        return not any(weight.is_meta for weight in self.experts.parameters())
 
     @property
     def fusible(self) -> bool:
-        """Whether they may compute the module's output too: its user has no hooks on it and gave it no
-        forward of its own, and its block runs on one device."""
+        """Whether they may compute the module's output too, in a layout that is known: its user has no hooks
+        on it and gave it no forward of its own, and its block runs on one device."""
         module = self.experts
-        if module is None or module._forward_hooks or module._forward_pre_hooks or has_other_forward(module):
+        if module is None or module._forward_hooks or module._forward_pre_hooks:
             return False
-        return self.known_layout and len(execution_devices(self.block)) < 2
+        if self.expert_layout is None or not (self.apart or self._in_memory):
+            return False
+        return not has_other_forward(module) and len(execution_devices(self.block)) < 2
 
 
 @dataclass(frozen=True)
@@ -206,6 +214,12 @@ def find_anatomy(model: Any) -> Anatomy:
         hidden_size=int(config.hidden_size),
         wrapped=wrapped,
     )
+
+
+def decoder_layers(model: Any) -> tuple[nn.Module, ...]:
+    """The decoder layers of a language model, in order. ModelError where they aren't found."""
+    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    return _find_layers(model, text_config(model), embedding)
 
 
 def _is_apart(model: nn.Module, site: LayerSite) -> bool:

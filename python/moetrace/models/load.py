@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moetrace.arguments import as_flag, as_path, refuse_type
-from moetrace.errors import ModelError
+from moetrace.errors import ArgumentError, ModelError
 from moetrace.models.quantised import load_fault, method_named, method_of, warn_of_plain_experts
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -22,20 +22,27 @@ def load_model(
     device_map: Any = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    stream: bool = False,
     **kwargs: Any,
 ) -> tuple[Any, Any]:
-    """A model in eval mode and its tokenizer.
+    """A model in eval mode and its tokenizer; None in its place where the folder has none.
 
     >>> model, tokenizer = mt.load_model("Qwen/Qwen3-30B-A3B-Base", dtype="bfloat16", device_map="auto")
+
+    ``stream=True`` leaves the decoder layers on disk, for a model that is larger than memory: every trace
+    reads each layer once, the next one while the present one computes, straight from the checkpoint's
+    safetensors, and holds two of them. Embedding, head and norms are in memory. The model also works by
+    itself, and reads all its layers in every forward then. It can't be trained, moved or saved.
 
     ``name``: a hub id or a folder. ``dtype``: "auto" is the checkpoint's. ``device_map``: as in transformers
     (needs accelerate). Only safetensors are read: a pickle can run any code, so a checkpoint of
     ``pytorch_model.bin`` is refused unless ``use_safetensors=False`` is given. ``trust_remote_code`` stays
     off unless turned on. ``quantization_config``, ``gguf_file`` (its weights are unpacked) and all other
     arguments go to ``AutoModelForCausalLM.from_pretrained``. ModelError where the checkpoint can't be loaded;
-    QuantizationError, a kind of it, where that is for its quantised weights.
+    of its kinds QuantizationError where that is for its quantised weights, and CheckpointError where a
+    streamed one is incomplete or damaged.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     if not isinstance(name, str | os.PathLike):
         refuse_type(name, "name", "a hub id or a folder")
@@ -43,6 +50,8 @@ def load_model(
         name = str(as_path(name, "name"))
     trust_remote_code = as_flag(trust_remote_code, "trust_remote_code")
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if as_flag(stream, "stream"):
+        return _load_streamed(name, dtype, device_map, revision, trust_remote_code, kwargs)
     if "gguf_file" in kwargs:
         common["gguf_file"] = kwargs.pop("gguf_file")
     if kwargs.get("use_safetensors") is not False:
@@ -50,7 +59,7 @@ def load_model(
         _refuse_pickles(name)
     reading = "tokenizer"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **common)
+        tokenizer = _load_tokenizer(name, **common)
         reading = "model"
         model = AutoModelForCausalLM.from_pretrained(
             name, dtype=dtype, device_map=device_map, **common, **kwargs
@@ -79,6 +88,62 @@ def _quantised_by(name: str, common: dict[str, Any], kwargs: dict[str, Any]) -> 
     except (OSError, ValueError, AttributeError):
         return None
     return None if found is None else method_named(found)
+
+
+def _load_streamed(
+    name: str,
+    dtype: Any,
+    device_map: Any,
+    revision: str | None,
+    trust_remote_code: bool,
+    options: dict[str, Any],
+) -> tuple[Any, Any]:
+    from moetrace.models.anatomy import decoder_layers
+    from moetrace.weights.streamed import load_streamed
+
+    if device_map is not None or options.get("use_safetensors") is False:
+        what = "device_map" if device_map is not None else "use_safetensors=False"
+        raise ArgumentError(
+            f"stream=True takes no {what}: layers stay in the checkpoint's safetensors and are computed on "
+            "the processor; leave one of the two out"
+        )
+    options.pop("use_safetensors", None)
+    try:
+        folder = Path(name) if Path(name).exists() else _fetched(name, revision)
+        _refuse_pickles(folder)
+        model = load_streamed(
+            folder, decoder_layers, dtype=dtype, trust_remote_code=trust_remote_code, **options
+        )
+        return model, _load_tokenizer(str(folder), revision=None, trust_remote_code=trust_remote_code)
+    except ModelError:
+        raise
+    except Exception as failure:  # as above
+        raise ModelError(f"{name!r} can't be streamed as a causal language model: {failure}") from failure
+
+
+def _fetched(name: str, revision: str | None) -> Path:
+    """The folder of a hub's checkpoint, downloaded where the hub may be asked: safetensors and text alone."""
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py"]
+    return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+
+
+def _load_tokenizer(name: str, **common: Any) -> Any:
+    """None for a folder without a tokenizer."""
+    from transformers import AutoTokenizer
+
+    folder = Path(name)
+    if (
+        "gguf_file" not in common
+        and folder.is_dir()
+        and not any(
+            path.suffix in (".model", ".tiktoken") or path.name.startswith(("tokenizer", "vocab"))
+            for path in folder.iterdir()
+        )
+    ):
+        return None
+    return AutoTokenizer.from_pretrained(name, **common)
 
 
 def _refuse_pickles(name: str | os.PathLike[str]) -> None:

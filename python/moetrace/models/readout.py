@@ -145,4 +145,5 @@ class HeadTap:
         if hidden.shape[1] != self._rows and self._index is not None:
             hidden = hidden.index_select(1, self._index.to(hidden.device))  # no logits_to_keep in this model
         self.hidden = hidden
-        return (hidden[:, :1] if self.narrow else hidden, *args[1:]), kwargs
+        # Contiguous: of a strided batch torch would multiply each sequence by a copy of the matrix of its own.
+        return (hidden[:, :1].contiguous() if self.narrow else hidden, *args[1:]), kwargs

@@ -17,6 +17,7 @@ from moetrace.changes import undisturbed as undisturbed
 from moetrace.errors import EngineError
 from moetrace.models.anatomy import find_anatomy
 from moetrace.models.quantised import explained
+from moetrace.weights import origin
 from moetrace.weights.held import placed
 from moetrace.weights.offloaded import sourced
 from moetrace.weights.stored import offloaded_modules
@@ -43,7 +44,8 @@ def fingerprint(module: nn.Module) -> tuple[Any, ...]:
     """What a verdict about a module is true for: its weights, its hooks, its forwards.
 
     Weights by place, version and a few entries: an edit in place through ``.data`` raises no version, and
-    shows where it reaches one of the entries. Offloaded ones by what is kept of them, in or out.
+    shows where it reaches one of the entries. Offloaded ones by what is kept of them, in or out; those that
+    stay in a checkpoint by name, size and time of its files.
     """
     elsewhere = {}
     for own in offloaded_modules(module):
@@ -51,7 +53,7 @@ def fingerprint(module: nn.Module) -> tuple[Any, ...]:
             holder, leaf = own.holder(name)
             elsewhere[id(holder), leaf] = own.identity(name)
     weights = tuple(
-        elsewhere.get((id(holder), leaf)) or _identity(weight)
+        elsewhere.get((id(holder), leaf)) or _weight_state(weight)
         for child in module.modules()
         for holder in (child._parameters, child._buffers)
         for leaf, weight in holder.items()
@@ -70,8 +72,11 @@ def fingerprint(module: nn.Module) -> tuple[Any, ...]:
     return weights, hooks
 
 
-def _identity(weight: torch.Tensor) -> tuple[Any, ...]:
+def _weight_state(weight: torch.Tensor) -> tuple[Any, ...]:
     """Place, version and a few entries of what a weight is made of."""
+    found = origin(weight)
+    if found is not None:  # it comes and goes, and is the same one as long as its file is
+        return (found,)
     return tuple(
         (part.data_ptr(), 0 if weight.is_inference() else weight._version, few_entries(part))
         for part in parts_of(weight)

@@ -1,38 +1,61 @@
-"""Where the weights of a model's decoder layers come from, when they aren't all in memory."""
+"""Where a decoder layer's weights come from when they aren't all in memory."""
 
 from __future__ import annotations
 
 from typing import Any, Protocol
 
+from torch import nn
+
+_PLACE = "_moetrace_layer_source"
+
 
 class LayerSource(Protocol):
-    """Brings one decoder layer's weights after the other into their modules, while a trace passes."""
+    """Brings the weights of one decoder layer at a time into its modules.
 
-    bytes_read: int
+    >>> source = source_of(model)
+    >>> source.begin()
+    >>> for layer in range(48):
+    ...     source.enter(layer)
+    ...     ...  # forwards of that layer
+    ...     source.leave(layer)
+    >>> source.end()
+
+    ``enter`` and ``leave`` count: a layer entered twice is read once, and gone when it was left twice.
+    """
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes read from disk so far."""
 
     def begin(self) -> None:
-        """A sweep starts."""
+        """A sweep over the layers starts: files are checked, and the first layer is read ahead."""
 
     def enter(self, layer: int) -> None:
-        """On return the layer's weights are in its modules."""
+        """The layer's weights are in its modules on return, and the next layer's are being read."""
 
     def leave(self, layer: int) -> None:
-        """Its modules hold what they held before."""
+        """The layer's modules hold what they held before, tensors on the meta device."""
 
     def end(self) -> None:
-        """The sweep is over."""
+        """The sweep is over, also after an exception: no layer is entered any more, no thread reads."""
 
 
-def source_of(model: Any) -> LayerSource | None:
-    """None where all weights are in memory."""
-    return getattr(model, "_moetrace_source", None)
+def source_of(model: nn.Module) -> LayerSource | None:
+    """Where the model's layers come from; None where all weights are in memory."""
+    found: LayerSource | None = vars(model).get(_PLACE)
+    return found
 
 
-def attach(model: Any, source: LayerSource) -> None:
+def attach(model: nn.Module, source: LayerSource) -> None:
     """Make a source the one of a model."""
-    object.__setattr__(model, "_moetrace_source", source)
+    object.__setattr__(model, _PLACE, source)
 
 
-def detach(model: Any) -> None:
+def detach(model: nn.Module) -> None:
     """Take a model's source away."""
-    vars(model).pop("_moetrace_source", None)
+    vars(model).pop(_PLACE, None)
+
+
+def origin(weight: Any) -> Any:
+    """What identifies a weight that comes and goes, whether it is there or not; None for one in memory."""
+    return getattr(weight, "moetrace_origin", None)
