@@ -72,6 +72,14 @@ class LoopedLayerError(ModelError):
     """A layer that runs several times in a forward, so that a patch of it has no single meaning."""
 
 
+class WrappedModelError(ModelError):
+    """A model inside another that changes what it computes, or where its weights are."""
+
+
+class QuantizationError(ModelError):
+    """Quantised weights that can't be loaded, or whose forward fails."""
+
+
 class CheckpointError(ModelError):
     """A checkpoint's files are missing, cut off, changed, unreadable, or not those of the model."""
 
@@ -122,6 +130,14 @@ class CoreImportError(MoetraceError, ImportError):
 
 class MoetraceWarning(UserWarning):
     """Base of all warnings."""
+
+
+class WrapperWarning(MoetraceWarning):
+    """A model inside another is traced by itself."""
+
+
+class QuantizationWarning(MoetraceWarning):
+    """A quantised model isn't quantised where one would think."""
 
 
 class EngineWarning(MoetraceWarning):

@@ -169,6 +169,8 @@ def _state(embedding: torch.nn.Module) -> tuple[int, ...]:
     weight = getattr(embedding, "weight", None)
     if not isinstance(weight, torch.Tensor) or weight.is_meta or not weight.is_floating_point():
         return ()
+    if type(weight) not in (torch.Tensor, torch.nn.Parameter) or type(weight.data) is not torch.Tensor:
+        return ()  # of codes and scales the module alone knows the values
     entries = weight.detach()
     wide = entries.is_contiguous() and entries.shape[-1] * entries.element_size() % 8 == 0
     sizes = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

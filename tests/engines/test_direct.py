@@ -385,35 +385,6 @@ def test_what_was_found_is_known_until_the_model_changes(monkeypatch):
         assert choose_engine(job, CASES).engine.job.ending is None
 
 
-@pytest.mark.parametrize("absent", ["model.layers", "model.norm", "lm_head"])
-def test_weights_that_come_into_memory_as_they_are_used(absent, tmp_path):
-    accelerate = pytest.importorskip("accelerate")
-
-    def made() -> Any:
-        model = make_model("qwen3_moe")
-        with torch.no_grad():
-            model.model.norm.weight.copy_(torch.linspace(0.5, 2.0, model.config.hidden_size))
-        return model.bfloat16()
-
-    parts = ("model.embed_tokens", "model.layers", "model.norm", "model.rotary_emb", "lm_head")
-    places = {part: "disk" if part == absent else "cpu" for part in parts}
-    model = accelerate.dispatch_model(
-        made(), places, main_device="cpu", offload_dir=str(tmp_path), force_hooks=True
-    )
-    found, expected = mt.trace_layers(model, CASES), mt.trace_layers(made(), CASES)
-    np.testing.assert_allclose(found.effects, expected.effects, atol=0.1)
-    if absent == "lm_head":
-        assert "its head isn't a plain matrix in memory" in found.provenance["direct"]
-        assert np.isnan(found.direct).all()
-        return
-    np.testing.assert_allclose(found.direct, expected.direct, atol=1e-3)
-    if absent == "model.norm":
-        assert "has weights that aren't in memory" in found.provenance["direct"]
-        assert np.isnan(found.direct_linear).all()
-    else:
-        np.testing.assert_allclose(found.direct_linear, expected.direct_linear, atol=1e-3)
-
-
 @pytest.mark.parametrize("plus_one", [False, True])
 @pytest.mark.parametrize("centred", [False, True])
 def test_forms_of_norms_are_told_apart_where_the_stream_has_no_mean(centred, plus_one):

@@ -15,6 +15,7 @@ from moetrace.errors import ArgumentError, HookError
 from moetrace.models.anatomy import Anatomy
 from moetrace.models.readout import ReadoutKind, make_readout
 from moetrace.noise import Noise, as_noise, embedding_std
+from moetrace.weights.stored import aligning_hook, execution_device
 
 if TYPE_CHECKING:
     from moetrace.cases import Case
@@ -110,6 +111,8 @@ def embedding_device(anatomy: Anatomy) -> torch.device:
     weight = getattr(anatomy.embedding, "weight", None)
     if isinstance(weight, torch.Tensor) and not weight.is_meta:
         return weight.device
+    if (device := execution_device(aligning_hook(anatomy.embedding))) is not None:
+        return device
     return torch.device(getattr(anatomy.model, "device", "cpu"))
 
 

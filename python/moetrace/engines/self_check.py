@@ -23,7 +23,7 @@ from moetrace.engines.lockstep import gather
 from moetrace.engines.reference import ReferenceEngine
 from moetrace.engines.tree import TreeEngine
 from moetrace.errors import LoopedLayerError, NotCausalError, TokenMixingError
-from moetrace.models.float32 import can_be_wide, in_float32, is_half
+from moetrace.models.float32 import can_be_wide, in_float32, is_coarse, is_half
 from moetrace.models.forward import read_differences
 from moetrace.models.readout import Readout, make_readout
 from moetrace.noise import Noise, NoiseScales
@@ -90,7 +90,7 @@ def refuse_undefined(job: Job, case: Case, seen: Seen) -> None:
     if not np.isfinite([alone, earlier, changed, together]).all():
         return
     name = type(job.anatomy.model).__name__
-    tolerance = TOLERANCE if can_widen(job) or not is_half(job.anatomy.model) else 0.25
+    tolerance = TOLERANCE if can_widen(job) or not is_coarse(job.anatomy.model) else 0.25
     if abs(changed - earlier) > tolerance * max(1.0, abs(earlier)):
         raise NotCausalError(
             f"{name}: the token before the last of case {case.case_id} gives {earlier:.3g}, and with another "
@@ -123,8 +123,10 @@ def widened(job: Job) -> Iterator[Job]:
 def tolerance_of(job: Job, seen: Seen) -> float:
     """By how much two ways of computing may differ in the model's own precision, relative to their size."""
     model = job.anatomy.model
-    if not is_half(model):
+    if not is_coarse(model):
         return TOLERANCE
+    if not is_half(model):
+        return max(TOLERANCE, OF_ROUNDING * seen.rounding) if np.isfinite(seen.rounding) else TOLERANCE
     units = UNITS * max(torch.finfo(w.dtype).eps for w in model.parameters() if w.is_floating_point())
     return max(units, OF_ROUNDING * seen.rounding) if np.isfinite(seen.rounding) else units
 

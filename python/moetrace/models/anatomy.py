@@ -24,7 +24,10 @@ from moetrace.errors import (
     TokenMixingError,
 )
 from moetrace.models.layout import expert_layout
+from moetrace.models.wrappers import unwrap
 from moetrace.weights import source_of
+from moetrace.weights.stored import execution_devices, has_other_forward, offloaded_names
+from moetrace.weights.tensors import NUMBERS
 
 LAYER_LISTS = ("layers", "h", "blocks", "block", "decoder_layers")
 # longcat_flash has one layer for every two that it counts in the first.
@@ -60,13 +63,20 @@ class LayerSite:
         return None if self.experts is None else expert_layout(self.experts)
 
     @property
+    def _in_memory(self) -> bool:
+        assert self.experts is not None
+        return not any(weight.is_meta for weight in self.experts.parameters())
+
+    @property
     def fusible(self) -> bool:
-        """Whether they may compute the module's output too: its user has no hooks on it, and it has no
-        forward of its own, as offloaded weights give it."""
+        """Whether they may compute the module's output too, in a layout that is known: its user has no hooks
+        on it and gave it no forward of its own, and its block runs on one device."""
         module = self.experts
         if module is None or module._forward_hooks or module._forward_pre_hooks:
             return False
-        return self.expert_layout is not None and (self.apart or "forward" not in vars(module))
+        if self.expert_layout is None or not (self.apart or self._in_memory):
+            return False
+        return not has_other_forward(module) and len(execution_devices(self.block)) < 2
 
 
 @dataclass(frozen=True)
@@ -81,6 +91,7 @@ class Anatomy:
     head: nn.Module
     vocab_size: int
     hidden_size: int
+    wrapped: tuple[str, ...] = ()  # what was around the model, the innermost last
 
     @property
     def positions(self) -> int | None:
@@ -92,6 +103,12 @@ class Anatomy:
     def sparse_layers(self) -> tuple[int, ...]:
         """Layers with routed experts."""
         return tuple(site.layer for site in self.sites if site is not None and site.sparse)
+
+    @property
+    def element_size(self) -> int:
+        """Bytes of a number of the hidden states: codes of quantised weights have fewer."""
+        weights = (weight for weight in self.model.parameters() if weight.dtype in NUMBERS)
+        return next((weight.element_size() for weight in weights), 4)
 
     def default_layers(self) -> tuple[int, ...]:
         """Every layer with routed experts; every layer with a block in a model without any."""
@@ -145,7 +162,7 @@ class Anatomy:
 
 def text_config(model: nn.Module) -> Any:
     """The configuration of the text decoder (a multimodal model has one inside its own)."""
-    config = getattr(model, "config", None) if isinstance(model, nn.Module) else None
+    config = getattr(model, "config", None)
     if config is None:
         raise ModelError(
             f"{type(model).__name__} has no config; expected a transformers model such as "
@@ -157,10 +174,9 @@ def text_config(model: nn.Module) -> Any:
 def find_anatomy(model: Any) -> Anatomy:
     """Look a model over. Raises a ModelError that says what was found and what was expected.
 
-    What ``torch.compile`` returned is taken as the module inside: hooks in compiled graphs don't fire.
+    The model inside torch.compile, DistributedDataParallel or PEFT is what is traced.
     """
-    if isinstance(model, nn.Module):
-        model = getattr(model, "_orig_mod", model)
+    model, wrapped = unwrap(model)
     config = text_config(model)
     if getattr(model.config, "is_encoder_decoder", False):
         raise EncoderDecoderError(
@@ -175,9 +191,8 @@ def find_anatomy(model: Any) -> Anatomy:
     embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
     layers = _find_layers(model, config, embedding)
     names = {module: name for name, module in model.named_modules()}
-    apart = source_of(model) is not None
     found = [_find_site(index, layer, names) for index, layer in enumerate(layers)]
-    sites = tuple(None if site is None else replace(site, apart=apart) for site in found)
+    sites = tuple(None if site is None else replace(site, apart=_is_apart(model, site)) for site in found)
     _refuse_unknown_experts(model, config, layers, sites)
     _refuse_absent_weights(model)
     if embedding is None:
@@ -197,6 +212,7 @@ def find_anatomy(model: Any) -> Anatomy:
         head=head,
         vocab_size=int(getattr(config, "vocab_size", 0) or embedding.num_embeddings),
         hidden_size=int(config.hidden_size),
+        wrapped=wrapped,
     )
 
 
@@ -206,23 +222,26 @@ def decoder_layers(model: Any) -> tuple[nn.Module, ...]:
     return _find_layers(model, text_config(model), embedding)
 
 
+def _is_apart(model: nn.Module, site: LayerSite) -> bool:
+    """Whether the weights of a block come when a pass enters its layer."""
+    return source_of(model) is not None or any(map(offloaded_names, site.block.modules()))
+
+
 def _refuse_absent_weights(model: nn.Module) -> None:
     """ModelError for weights on the meta device that nothing brings into memory during a forward."""
     if source_of(model) is not None:
         return
-    for name, module in model.named_modules():
-        absent = [own for own, weight in module.named_parameters(recurse=False) if weight.is_meta]
-        # Offloading replaces the forward of the module, or of one around it, by one that loads the weights.
-        if absent and "forward" not in vars(module) and not _loaded_by_a_parent(model, name):
+    brought = {
+        f"{path}.{name}" if path else name
+        for path, module in model.named_modules()
+        for name in offloaded_names(module)
+    }
+    for name, weight in (*model.named_parameters(), *model.named_buffers()):
+        if weight.is_meta and name not in brought:
             raise ModelError(
-                f"{type(model).__name__}: {name}.{absent[0]} is on the meta device and holds no values; load "
-                "the checkpoint into memory (load_model, or from_pretrained without init_empty_weights)"
+                f"{type(model).__name__}: {name} is on the meta device and holds no values; load the "
+                "checkpoint into memory (load_model, or from_pretrained without init_empty_weights)"
             )
-
-
-def _loaded_by_a_parent(model: nn.Module, name: str) -> bool:
-    parts = name.split(".")
-    return any("forward" in vars(model.get_submodule(".".join(parts[:n]))) for n in range(1, len(parts)))
 
 
 def _find_layers(model: nn.Module, config: Any, embedding: nn.Module | None) -> tuple[nn.Module, ...]:

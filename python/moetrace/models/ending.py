@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from moetrace.models.readout import Readout
+from moetrace.weights.tensors import is_plain
 
-_PLAIN = (torch.Tensor, nn.Parameter)
 _ROWS = 1024  # rows that go through the norm at once
 _FITS = 1e-4  # by how much of its size a norm's output may differ from the form that is linearised
 
@@ -72,7 +72,7 @@ class Ending:
         assert self.norm is not None
         held = dict(self.norm.named_parameters())
         found: torch.Tensor
-        if not any(w.is_meta or type(w) not in _PLAIN for w in held.values()):
+        if all(is_plain(weight) and not weight.is_meta for weight in held.values()):
             wide = {name: weight.to(hidden.dtype) for name, weight in held.items()}
             found = torch.func.functional_call(self.norm, wide, (hidden,))
             return found
@@ -107,7 +107,7 @@ class Ending:
     def _forms(self, like: torch.Tensor) -> Iterator[tuple[torch.Tensor, bool]]:
         weight = getattr(self.norm, "weight", None)
         gains = [torch.ones(like.shape[-1], dtype=like.dtype, device=like.device)]
-        if isinstance(weight, torch.Tensor) and weight.shape == gains[0].shape and not weight.is_meta:
+        if is_plain(weight) and weight.shape == gains[0].shape and not weight.is_meta:
             gains = [weight.to(like), 1.0 + weight.to(like), *gains]  # Gemma keeps what is added to 1
         for gain in gains:
             yield gain, False

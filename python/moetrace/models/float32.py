@@ -13,9 +13,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from moetrace.changes import Changes, undisturbed
 from moetrace.errors import ModelError
 from moetrace.models.anatomy import Anatomy
-from moetrace.models.state import Changes, mark_stored, undisturbed
+from moetrace.models.state import mark_stored
+from moetrace.weights.tensors import is_plain
 
 HALF = (torch.bfloat16, torch.float16)
 ComputeDtype = Literal["float32"]
@@ -40,12 +42,15 @@ def held_wide(model: nn.Module, layer: nn.Module) -> AbstractContextManager[None
     return _wide[model](layer) if model in _wide else nullcontext()
 
 
+def is_coarse(model: nn.Module) -> bool:
+    """Whether rounding in it shows in logits: weights in half precision, or codes, with which activations are
+    often coded too."""
+    return is_half(model) or not all(map(is_plain, model.parameters()))
+
+
 def can_be_wide(anatomy: Anatomy) -> bool:
     """Whether all weights are in memory, plain ones, so that :func:`in_float32` reaches them."""
-    return all(
-        not weight.is_meta and type(weight) in (torch.Tensor, nn.Parameter)
-        for weight in anatomy.model.parameters()
-    )
+    return all(is_plain(weight) and not weight.is_meta for weight in anatomy.model.parameters())
 
 
 def computing_in(
@@ -61,7 +66,7 @@ def computing_in(
     unreachable = [
         name
         for name, weight in anatomy.model.named_parameters()
-        if type(weight) not in (torch.Tensor, nn.Parameter) or (weight.is_meta and not sourced)
+        if not is_plain(weight) or (weight.is_meta and not sourced)
     ]
     if unreachable:
         names = ", ".join(unreachable[:3]) + (", …" if len(unreachable) > 3 else "")

@@ -14,6 +14,7 @@ from torch import nn
 from transformers.integrations import moe as hf_moe
 
 from moetrace._native import _core
+from moetrace.weights.tensors import is_plain
 
 _LIMITS = ("limit", "swiglu_limit")
 _SLOPES = ("alpha", "swiglu_alpha")
@@ -37,7 +38,7 @@ def expert_layout(module: nn.Module) -> _core.ExpertLayout | None:
         return None
     weights: dict[str, Any] = {name: getattr(module, name) for name in names}
     up, down = weights[up_name], weights["down_proj"]
-    if not all(_plain(weight) and weight.device == down.device for weight in weights.values()):
+    if not all(_known_kind(weight) and weight.device == down.device for weight in weights.values()):
         return None
     transposed = bool(getattr(module, "is_transposed", False))
     if up.dim() != 3 or down.dim() != 3:
@@ -51,13 +52,9 @@ def expert_layout(module: nn.Module) -> _core.ExpertLayout | None:
     return None if gate is None else _core.ExpertLayout(gate, transposed=transposed, biased=biased)
 
 
-def _plain(weight: Any) -> bool:
-    """Whether it is a tensor like any other: not quantised, not spread over devices."""
-    return (
-        type(weight) in (torch.Tensor, nn.Parameter)
-        and type(weight.data) is torch.Tensor
-        and weight.dtype in _DTYPES
-    )
+def _known_kind(weight: Any) -> bool:
+    """Whether the compiled routines read it: a tensor like any other, in a dtype that they compute in."""
+    return is_plain(weight) and weight.dtype in _DTYPES
 
 
 def _gate_of(module: nn.Module, gated: bool) -> _core.Gate | None:

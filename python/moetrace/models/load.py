@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from moetrace.arguments import as_flag, as_path, refuse_type
 from moetrace.errors import ArgumentError, ModelError
+from moetrace.models.quantised import load_fault, method_named, method_of, warn_of_plain_experts
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
@@ -35,8 +37,10 @@ def load_model(
     ``name``: a hub id or a folder. ``dtype``: "auto" is the checkpoint's. ``device_map``: as in transformers
     (needs accelerate). Only safetensors are read: a pickle can run any code, so a checkpoint of
     ``pytorch_model.bin`` is refused unless ``use_safetensors=False`` is given. ``trust_remote_code`` stays
-    off unless turned on. Other arguments go to ``AutoModelForCausalLM.from_pretrained``. ModelError where the
-    checkpoint can't be loaded; CheckpointError, a kind of it, where a streamed one is incomplete or damaged.
+    off unless turned on. ``quantization_config``, ``gguf_file`` (its weights are unpacked) and all other
+    arguments go to ``AutoModelForCausalLM.from_pretrained``. ModelError where the checkpoint can't be loaded;
+    of its kinds QuantizationError where that is for its quantised weights, and CheckpointError where a
+    streamed one is incomplete or damaged.
     """
     from transformers import AutoModelForCausalLM
 
@@ -45,21 +49,45 @@ def load_model(
     if isinstance(name, os.PathLike) or not _HUB_ID.fullmatch(name):
         name = str(as_path(name, "name"))
     trust_remote_code = as_flag(trust_remote_code, "trust_remote_code")
-    common = {"revision": revision, "trust_remote_code": trust_remote_code}
+    common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if as_flag(stream, "stream"):
         return _load_streamed(name, dtype, device_map, revision, trust_remote_code, kwargs)
+    if "gguf_file" in kwargs:
+        common["gguf_file"] = kwargs.pop("gguf_file")
     if kwargs.get("use_safetensors") is not False:
         kwargs["use_safetensors"] = True
         _refuse_pickles(name)
+    reading = "tokenizer"
     try:
         tokenizer = _load_tokenizer(name, **common)
+        reading = "model"
         model = AutoModelForCausalLM.from_pretrained(
             name, dtype=dtype, device_map=device_map, **common, **kwargs
         )
     except Exception as failure:  # transformers, safetensors and the hub raise dozens of kinds
+        method = _quantised_by(name, common, kwargs)
+        if method is not None and reading == "model":
+            raise load_fault(name, method, failure) from failure
         raise ModelError(f"{name!r} can't be loaded as a causal language model: {failure}") from failure
+    if method_of(model) is not None:
+        warn_of_plain_experts(model)
     model.eval()  # type: ignore[no-untyped-call]
     return model, tokenizer
+
+
+def _quantised_by(name: str, common: dict[str, Any], kwargs: dict[str, Any]) -> str | None:
+    """How what was to be loaded is quantised, as the call or the folder's config says."""
+    if "gguf_file" in common:
+        return "GGUF"
+    if kwargs.get("quantization_config") is not None:
+        return method_named(kwargs["quantization_config"])
+    try:
+        found = json.loads((Path(name) / "config.json").read_text(encoding="utf-8")).get(
+            "quantization_config"
+        )
+    except (OSError, ValueError, AttributeError):
+        return None
+    return None if found is None else method_named(found)
 
 
 def _load_streamed(
@@ -106,9 +134,13 @@ def _load_tokenizer(name: str, **common: Any) -> Any:
     from transformers import AutoTokenizer
 
     folder = Path(name)
-    if folder.is_dir() and not any(
-        path.suffix in (".model", ".tiktoken") or path.name.startswith(("tokenizer", "vocab"))
-        for path in folder.iterdir()
+    if (
+        "gguf_file" not in common
+        and folder.is_dir()
+        and not any(
+            path.suffix in (".model", ".tiktoken") or path.name.startswith(("tokenizer", "vocab"))
+            for path in folder.iterdir()
+        )
     ):
         return None
     return AutoTokenizer.from_pretrained(name, **common)

@@ -15,6 +15,7 @@ from torch import nn
 
 from moetrace.errors import ArgumentError
 from moetrace.models.anatomy import Anatomy
+from moetrace.weights.tensors import is_plain
 
 ReadoutKind = Literal["exact", "model"]
 READOUTS = ("exact", "model")
@@ -38,7 +39,7 @@ def _candidates(config: Any) -> dict[str, Elementwise]:
 def plain_weight(head: nn.Module) -> torch.Tensor | None:
     """The head's (vocabulary, width) matrix, where it is a plain one that is in memory."""
     weight = getattr(head, "weight", None)
-    if not isinstance(weight, torch.Tensor) or weight.is_meta or not weight.is_floating_point():
+    if not is_plain(weight) or weight.is_meta:
         return None
     return weight if weight.dim() == 2 else None
 

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-import signal
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
+from moetrace.changes import Changes as Changes
+from moetrace.changes import undisturbed as undisturbed
 from moetrace.errors import EngineError
+from moetrace.models.anatomy import find_anatomy
+from moetrace.models.quantised import explained
 from moetrace.weights import origin
+from moetrace.weights.held import placed
+from moetrace.weights.offloaded import sourced
+from moetrace.weights.stored import offloaded_modules
+from moetrace.weights.tensors import few_entries as few_entries
+from moetrace.weights.tensors import is_coded, parts_of
 
 _IMPLEMENTATIONS = ("_attn_implementation_internal", "_experts_implementation_internal")
 TREE_ATTENTION = ("sdpa", "eager")
@@ -37,10 +44,22 @@ def fingerprint(module: nn.Module) -> tuple[Any, ...]:
     """What a verdict about a module is true for: its weights, its hooks, its forwards.
 
     Weights by place, version and a few entries: an edit in place through ``.data`` raises no version, and
-    shows where it reaches one of the entries. Weights that stay in a checkpoint by name, size and time of its
-    files. A copy that computes in the place of a weight for a time counts as the weight.
+    shows where it reaches one of the entries. Offloaded ones by what is kept of them, in or out; those that
+    stay in a checkpoint by name, size and time of its files. A copy that computes in the place of a weight
+    for a time counts as the weight.
     """
-    weights = tuple(_weight_state(stored(weight)) for weight in (*module.parameters(), *module.buffers()))
+    elsewhere = {}
+    for own in offloaded_modules(module):
+        for name in own.names:
+            holder, leaf = own.holder(name)
+            elsewhere[id(holder), leaf] = own.identity(name)
+    weights = tuple(
+        elsewhere.get((id(holder), leaf)) or _weight_state(stored(weight))
+        for child in module.modules()
+        for holder in (child._parameters, child._buffers)
+        for leaf, weight in holder.items()
+        if weight is not None
+    )
     hooks = tuple(
         (
             type(child).__name__,
@@ -55,12 +74,14 @@ def fingerprint(module: nn.Module) -> tuple[Any, ...]:
 
 
 def _weight_state(weight: torch.Tensor) -> tuple[Any, ...]:
+    """Place, version and a few entries of what a weight is made of."""
     found = origin(weight)
     if found is not None:  # it comes and goes, and is the same one as long as its file is
         return (found,)
-    if weight.is_meta:
-        return 0, 0, b""
-    return weight.data_ptr(), 0 if weight.is_inference() else weight._version, few_entries(weight)
+    return tuple(
+        (part.data_ptr(), 0 if weight.is_inference() else weight._version, few_entries(part))
+        for part in parts_of(weight)
+    )
 
 
 def mark_stored(copy: torch.Tensor, weight: torch.Tensor) -> None:
@@ -83,76 +104,16 @@ def settings_of(model: nn.Module) -> str:
     return hashlib.sha256(repr(found).encode()).hexdigest()
 
 
-def few_entries(weight: torch.Tensor) -> bytes:
-    """Up to seven entries along each axis, spread evenly."""
-    local = weight.to_local() if hasattr(weight, "to_local") else weight.detach()  # of a DTensor
-    spread = local[tuple(slice(None, None, max(1, size // 4)) for size in local.shape)]
-    return spread.to("cpu", torch.float64).numpy().tobytes()
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """Hold Ctrl-C back until the end, so that what is changed or put back here is so wholly."""
-    handler = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(handler):
-        yield  # other threads get no signals; a handler that isn't Python's raises nothing here
-        return
-    came: list[tuple[int, Any]] = []
-    signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-        if came:
-            handler(*came[-1])
-
-
-class Changes:
-    """Attributes and entries that are other for a time: what was there comes back, the last changed first.
-
-    A change is written down before it is made, and putting back is done wholly or, after Ctrl-C in the
-    middle, once more.
-    """
-
-    def __init__(self) -> None:
-        self._made: list[tuple[Callable[[Any], None], Any]] = []
-
-    def attribute(self, owner: Any, name: str, value: Any) -> None:
-        """Set an attribute."""
-        self._make(partial(setattr, owner, name), getattr(owner, name), value)
-
-    def entry(self, owner: dict[str, Any], name: str, value: Any) -> None:
-        """Set an entry of a dictionary."""
-        self._make(partial(owner.__setitem__, name), owner[name], value)
-
-    def _make(self, put: Callable[[Any], None], before: Any, value: Any) -> None:
-        self._made.append((put, before))
-        put(value)
-
-    def undo(self) -> None:
-        """Put everything back."""
-        try:
-            self._undo()
-        except KeyboardInterrupt:  # it came before it could be held back
-            self._undo()
-            raise
-
-    def _undo(self) -> None:
-        with undisturbed():
-            while self._made:
-                put, before = self._made[-1]
-                put(before)
-                self._made.pop()
-
-
 @contextmanager
 def prepared(model: nn.Module) -> Iterator[None]:
     """The model as every engine needs it, and as it was afterwards, also after an exception or Ctrl-C.
 
     In eval mode without gradients and autocast; attention that takes a 4-D mask; no router logits and no loss
-    over them, which ask for a plain batch; experts that take float64 where the weights are; and modules as
-    they were before ``module.compile()``, since hooks inside a compiled graph don't fire. EngineError where
-    another thread traces the model, or while a CUDA graph is captured.
+    over them, which ask for a plain batch; experts that take float64 or codes where the weights are; and
+    modules as they were before ``module.compile()``, since hooks inside a compiled graph don't fire.
+    Offloaded weights beside the layers (embedding, final norm, head) are in memory for the time, and layers'
+    come from a source. EngineError where another thread traces the model, or while a CUDA graph is captured;
+    QuantizationError where a package of quantised weights fails.
     """
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         raise EngineError(
@@ -160,8 +121,9 @@ def prepared(model: nn.Module) -> Iterator[None]:
             "which a graph can't hold: trace outside of the capture"
         )
     changes = Changes()
-    device = next((weight.device.type for weight in model.parameters()), "cpu")
-    with _by_one_thread(model):
+    layers = find_anatomy(model).layers
+    with _by_one_thread(model), placed(model, layers), sourced(model, layers), explained(model):
+        device = next((weight.device.type for weight in model.parameters() if not weight.is_meta), "cpu")
         try:
             for module in model.modules():
                 if module.training:
@@ -170,7 +132,7 @@ def prepared(model: nn.Module) -> Iterator[None]:
                     changes.attribute(module, "_compiled_call_impl", None)
             for config, name, value in _settings(model):
                 changes.attribute(config, name, value)
-            with torch.no_grad(), torch.autocast("cpu" if device == "meta" else device, enabled=False):
+            with torch.no_grad(), torch.autocast(device, enabled=False):
                 yield
         finally:
             changes.undo()
@@ -180,14 +142,16 @@ def _settings(model: nn.Module) -> Iterator[tuple[Any, str, Any]]:
     """Configuration objects, and what of them has to be other during a trace."""
     sdpa = all(getattr(m, "_supports_sdpa", True) for m in model.modules() if hasattr(m, "_supports_sdpa"))
     double = any(weight.dtype is torch.float64 for weight in model.parameters())
+    coded = any(weight.dim() == 3 and is_coded(weight) for weight in model.parameters())
     for config in configs_of(model):
         attention = config._attn_implementation_internal
         if attention is not None and attention not in TREE_ATTENTION:
             yield config, "_attn_implementation_internal", "sdpa" if sdpa else "eager"
         if getattr(config, "output_router_logits", False):
             yield config, "output_router_logits", False
-        # torch has grouped products up to float32 only.
-        if double and getattr(config, "_experts_implementation_internal", None) == "grouped_mm":
+        # torch has grouped products up to float32 only, and codes have none at all.
+        experts = getattr(config, "_experts_implementation_internal", None)
+        if (double and experts == "grouped_mm") or (coded and experts is not None):
             yield config, "_experts_implementation_internal", "eager"
 
 

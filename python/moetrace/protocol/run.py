@@ -87,7 +87,7 @@ def run_protocol(
         "format": FORMAT,
         "moetrace": __version__,
         "settings": settings.json(),
-        "model": {**model_facts(model), "bytes": _bytes(model)},
+        "model": {**model_facts(anatomy.model), "bytes": _bytes(anatomy.model)},
         "attention": str(getattr(anatomy.config, "_attn_implementation", "")),
         "cases": {"count": len(cases), "digest": cases.fingerprint(), "records": cases.n_records},
         "versions": versions(),

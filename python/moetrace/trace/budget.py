@@ -24,7 +24,7 @@ def auto_budget(anatomy: Anatomy) -> int:
     )
     inner = int(max(inner) if isinstance(inner, (list, tuple)) else inner)  # ernie4_5_vl: text and images
     top_k = int(getattr(config, "num_experts_per_tok", 0) or 1) if anatomy.sparse_layers else 1
-    size = next(anatomy.model.parameters()).element_size()
+    size = anatomy.element_size
     per_row = size * (6 * width + top_k * (2 * width + 3 * inner))
     rows = max(_ROW_BYTES // per_row, min(_rows_for_experts(anatomy), _MOST_BYTES // per_row))
     return int(min(4096, max(256, rows)))

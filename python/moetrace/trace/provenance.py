@@ -12,7 +12,10 @@ import numpy as np
 import torch
 
 from moetrace.engines.direct import final_cases
+from moetrace.models.quantised import quantisation_note
 from moetrace.models.state import stored
+from moetrace.weights.stored import FileRange, offloaded_modules, placement_note
+from moetrace.weights.tensors import parts_of
 
 if TYPE_CHECKING:
     from moetrace.trace.session import Session
@@ -23,18 +26,26 @@ _SAMPLED = 64  # entries of each parameter that go into the fingerprint
 def model_facts(model: torch.nn.Module) -> dict[str, Any]:
     """Name, revision, dtype, a digest of the config and a fingerprint of the weights.
 
-    The fingerprint reads a few entries of every parameter that is in memory: it tells two models of one
-    config apart without reading all of a large one.
+    The fingerprint reads a few entries of every parameter, wherever it is: it tells two models of one config
+    apart without reading all of a large one, and is the same for one model in memory and offloaded.
     """
     config = getattr(model, "config", None)
     text = json.dumps(config.to_dict(), sort_keys=True, default=str) if config is not None else ""
     digest = hashlib.sha256()
+    places = {
+        id(holder[leaf]): place
+        for own in offloaded_modules(model)
+        for (holder, leaf), place in ((own.holder(name), own.place(name)) for name in own.names)
+    }
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
     for name, parameter in ((name, stored(weight)) for name, weight in model.named_parameters()):
+        place = places.get(id(parameter))
+        if place is not None and name in tied:  # in memory, it is one with another
+            continue
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        if not parameter.is_meta and parameter.numel():
-            step = max(1, parameter.numel() // _SAMPLED)
-            sample = parameter.detach().flatten()[::step][:_SAMPLED]
-            digest.update(sample.to("cpu", torch.float32).numpy().tobytes())
+        for part in parts_of(parameter) if place is None else [place]:
+            sample = _sample(part).to("cpu", torch.float32)
+            digest.update(sample.numpy().tobytes())
     return {
         "class": type(model).__name__,
         "name": str(getattr(config, "_name_or_path", "") or ""),
@@ -43,6 +54,14 @@ def model_facts(model: torch.nn.Module) -> dict[str, Any]:
         "config": hashlib.sha256(text.encode()).hexdigest()[:16],
         "weights": digest.hexdigest()[:16],
     }
+
+
+def _sample(part: torch.Tensor | FileRange) -> torch.Tensor:
+    """Some entries of a weight, spread evenly."""
+    step = max(1, torch.Size(part.shape).numel() // _SAMPLED)
+    if isinstance(part, FileRange):
+        return part.sample(step, _SAMPLED)
+    return part.detach().flatten()[::step][:_SAMPLED]
 
 
 def versions() -> dict[str, str]:
@@ -62,6 +81,9 @@ def provenance(session: Session, layers: tuple[int, ...]) -> dict[str, Any]:
     job, choice = session.job, session.choice
     return {
         "model": model_facts(job.anatomy.model),
+        "placement": placement_note(job.anatomy.model),
+        "quantization": quantisation_note(job.anatomy),
+        "wrapped": list(job.anatomy.wrapped),
         "versions": versions(),
         "engine": choice.engine.name,
         "engine_reason": choice.reason,

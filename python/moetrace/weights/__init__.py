@@ -51,6 +51,11 @@ def attach(model: nn.Module, source: LayerSource) -> None:
     object.__setattr__(model, _PLACE, source)
 
 
+def detach(model: nn.Module) -> None:
+    """Take a model's source away."""
+    vars(model).pop(_PLACE, None)
+
+
 def origin(weight: Any) -> Any:
     """What identifies a weight that comes and goes, whether it is there or not; None for one in memory."""
     return getattr(weight, "moetrace_origin", None)
