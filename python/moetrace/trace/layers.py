@@ -12,15 +12,17 @@ from typing_extensions import Unpack
 from moetrace.effects import rescue
 from moetrace.engines.job import Patch
 from moetrace.models.anatomy import find_anatomy
+from moetrace.ranks import on_all_ranks
 from moetrace.results.layers import LayerTrace
 from moetrace.trace.options import TraceOptions, checked, shows_options
 from moetrace.trace.provenance import provenance
-from moetrace.trace.session import Session, case_table, trace
+from moetrace.trace.session import Session, case_table, keep, trace
 
 if TYPE_CHECKING:
     from moetrace.cases import Case, CaseSet
 
 
+@on_all_ranks
 @shows_options
 def trace_layers(
     model: torch.nn.Module,
@@ -62,8 +64,7 @@ def trace_layers(
     patches: list[Patch] = [*(Patch.block(layer) for layer in chosen), Patch.null(min(chosen))]
     session = trace(model, cases, patches, anatomy=anatomy, what="layers", **common)
     result = layer_trace_of(session, chosen)
-    if common["out"] is not None:
-        result.save(common["out"])
+    keep(result, common["out"])
     return result
 
 

@@ -78,6 +78,7 @@ def provenance(session: Session, layers: tuple[int, ...]) -> dict[str, Any]:
         "position": job.position,
         "direct": _direct_note(session),
         "metric": "logit_diff",
+        "ranks": session.ranks,
         "layers": list(layers),
         "case_ids": [case.case_id for case in session.cases],
         "failed_case_ids": session.failed.case_id.tolist(),

@@ -8,12 +8,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
-import torch
 
 from moetrace import effects
 from moetrace.arguments import as_choice, as_count, as_number, as_seed
 from moetrace.cases import Case, CaseSet, as_case_set, validate_cases
+from moetrace.engines.agreed import agreed_choice
 from moetrace.engines.engine_choice import ENGINES, choose_engine
 from moetrace.engines.job import make_job
 from moetrace.errors import MoetraceWarning, NoCasesError, NonFiniteWarning
@@ -21,8 +22,10 @@ from moetrace.models.anatomy import find_anatomy
 from moetrace.models.state import prepared
 from moetrace.noise import NoiseLike, as_noise, check_seeds
 from moetrace.progress import Progress, progress_bar
+from moetrace.ranks import here, on_all_ranks
 from moetrace.trace.budget import resolve_budget
 from moetrace.trace.options import as_batch_tokens, as_progress
+from moetrace.trace.run_folder import call_facts
 
 FIRST_BATCH = 32
 LARGEST_BATCH = 1024
@@ -35,6 +38,7 @@ class FewCasesWarning(MoetraceWarning):
     """Fewer cases than asked for are usable; those there are were returned."""
 
 
+@on_all_ranks
 def select_cases(
     model: Any,
     cases: Sequence[Case],
@@ -101,7 +105,9 @@ def select_cases(
     verdicts: list[tuple[int, str | None]] = []
     found, size = 0, min(n, FIRST_BATCH)
     order = source.record_order(seed)
-    with progress_bar(n, "usable cases", progress) as bar:
+    ranks = here()
+    ranks.agree("selection", lambda: {"n": n, "margin": margin, "drop": drop, "seed": seed})
+    with progress_bar(n, "usable cases", progress if ranks.first else False) as bar:
         while len(verdicts) < len(order) and found < n:
             batch = source.take(order[len(verdicts) : len(verdicts) + size])
             scores = score(model, batch, noise=noise, batch_tokens=batch_tokens, engine=engine)
@@ -113,6 +119,7 @@ def select_cases(
     return _collect(source, verdicts, n, seed)
 
 
+@on_all_ranks
 def score_cases(
     model: torch.nn.Module,
     cases: Sequence[Case] | CaseSet,
@@ -133,16 +140,22 @@ def score_cases(
     chosen, engine = as_noise(noise), as_choice(engine, "engine", ENGINES)
     check_seeds(chosen, case_set)
     budget = resolve_budget(as_batch_tokens(batch_tokens), anatomy)
-    clean = pd.Series(index=range(len(case_set)), dtype="float64")
-    noised = clean.copy()
+    found: dict[int, tuple[float, float]] = {}
+    ranks = here()
     with prepared(anatomy.model):
         job = make_job(anatomy, (), chosen)
-        runner = choose_engine(job, case_set, engine, budget).engine
-        for batch in runner.batches(case_set):
+        asked = {"engine": engine, "batch_tokens": budget}
+        ranks.agree("scores", lambda: {**call_facts("scores", job, case_set, None), **asked})
+        runner = agreed_choice(ranks, choose_engine(job, case_set, engine, budget)).engine
+        for batch in ranks.own(runner.batches(case_set), anatomy.model):
             outcome = runner.run([case_set[index] for index in batch])
-            clean.iloc[batch] = outcome.clean
-            noised.iloc[batch] = outcome.noised.mean(axis=1)
-    table = pd.DataFrame({"case_id": [case.case_id for case in case_set], "clean": clean, "noised": noised})
+            found |= zip(batch, zip(outcome.clean, outcome.noised.mean(axis=1), strict=True), strict=True)
+            ranks.look()
+    found = ranks.joined("scores", found)
+    scores = np.array([found[index] for index in range(len(case_set))], dtype=float).reshape(-1, 2)
+    table = pd.DataFrame(
+        {"case_id": [case.case_id for case in case_set], "clean": scores[:, 0], "noised": scores[:, 1]}
+    )
     values = table[["clean", "noised"]]
     table[["clean", "noised"]] = values.where(values.abs().lt(float("inf")).all(axis=1), axis=0)
     return table
@@ -191,7 +204,7 @@ def _collect(source: CaseSet, verdicts: list[tuple[int, str | None]], n: int, se
             f"{len(ids)} of {len(verdicts)} scanned cases gave NaN or infinite logits and were dropped:"
             f" case ids {', '.join(map(str, ids[:10]))}{', …' if len(ids) > 10 else ''}",
             NonFiniteWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     if len(usable) < n:
         steps = ", ".join(f"{name} {left}" for name, left in funnel.items())
@@ -199,6 +212,6 @@ def _collect(source: CaseSet, verdicts: list[tuple[int, str | None]], n: int, se
             f"only {len(usable)} of the {n} cases asked for are usable ({steps}); go on with these, give more"
             " records, or lower margin and drop",
             FewCasesWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     return result

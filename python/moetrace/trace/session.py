@@ -14,6 +14,7 @@ import torch
 
 from moetrace.cases import CaseSet, as_case_set, case_columns, validate_cases
 from moetrace.effects import rescue
+from moetrace.engines.agreed import agreed_choice, first_verdict
 from moetrace.engines.engine_choice import EngineChoice, EngineName, choose_engine, confirmed
 from moetrace.engines.job import (
     Job,
@@ -28,9 +29,11 @@ from moetrace.models.anatomy import Anatomy
 from moetrace.models.readout import ReadoutKind
 from moetrace.models.state import prepared
 from moetrace.noise import Noise, check_seeds
-from moetrace.progress import Progress, progress_bar
+from moetrace.progress import Progress
+from moetrace.ranks import here, progress_bar
+from moetrace.results.base import TraceResult
 from moetrace.trace.budget import resolve_budget
-from moetrace.trace.run_folder import RunFolder
+from moetrace.trace.run_folder import RunFolder, call_facts
 
 if TYPE_CHECKING:
     from moetrace.cases import Case
@@ -46,6 +49,7 @@ class Session:
     attention: str
     job: Job
     failed: pd.DataFrame
+    ranks: int = 1
 
     def only(self, columns: Sequence[int]) -> Session:
         """The same session with some of its patches, in this order."""
@@ -97,16 +101,28 @@ def trace(
     budget = resolve_budget(batch_tokens, anatomy)
     with prepared(anatomy.model):
         job = make_job(anatomy, patches, noise, position, sweeps, readout)
+        ranks = here()
+        asked = {"engine asked for": engine, "batch_tokens": budget, "out": str(out)}
+        ranks.agree(what, lambda: {**call_facts(what, job, case_set, details), **asked})
         _warn_of_nothing(job, case_set, [job.patch_position(case) for case in case_set])
-        choice = choose_engine(job, case_set, engine, budget, direct)
+        choice = agreed_choice(ranks, choose_engine(job, case_set, engine, budget, direct))
         job = choice.engine.job
         attention = str(getattr(anatomy.config, "_attn_implementation", ""))  # prepared() may have changed it
         folder = None
         if out is not None:
             how = {"engine": choice.engine.name, "attention": attention}
-            folder = RunFolder.open(out, what, job, case_set, details, how)
+            path = out
+            folder = ranks.first_then_all(
+                "run folder", lambda: RunFolder.open(path, what, job, case_set, details, how)
+            )
         outcome, choice = _run(choice, case_set, folder, progress, what)
     return _without_failed(case_set, outcome, choice, attention, job)
+
+
+def keep(result: TraceResult, out: Path | None) -> None:
+    """Save a result into its run folder, if it has one: one rank writes."""
+    if out is not None and here().first:
+        result.save(out)
 
 
 def _warn_of_nothing(job: Job, cases: CaseSet, positions: Sequence[int]) -> None:
@@ -117,7 +133,7 @@ def _warn_of_nothing(job: Job, cases: CaseSet, positions: Sequence[int]) -> None
             "the embedding is zero everywhere, and so is the noise, whose scale is its standard deviation: "
             "clean and noised runs are the same",
             NoEffectWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     before = [case.case_id for case, at in places if at < case.subject[0]]
     if before:
@@ -125,7 +141,7 @@ def _warn_of_nothing(job: Job, cases: CaseSet, positions: Sequence[int]) -> None
             f"position {job.position!r} lies before the subject in {len(before)} of {len(cases)} cases: "
             f"clean and noised runs are the same and every rescue is 0: case ids {before[:20]}",
             NoEffectWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     last = len(job.anatomy.layers) - 1
     early = [case.case_id for case, at in places if at < len(case.input_ids) - 1]
@@ -134,44 +150,57 @@ def _warn_of_nothing(job: Job, cases: CaseSet, positions: Sequence[int]) -> None
             f"layer {last} is the last: what is patched there at position {job.position!r} doesn't reach the "
             f"final token of {len(early)} of {len(cases)} cases, and its rescue is 0: case ids {early[:20]}",
             NoEffectWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 
 def _run(
     choice: EngineChoice, cases: CaseSet, folder: RunFolder | None, progress: Progress, what: str
 ) -> tuple[Outcome, EngineChoice]:
-    done: dict[int, Outcome] = folder.finished() if folder is not None else {}
+    ranks = here()
+    done: dict[int, Outcome] = {}
+    if folder is not None:
+        done = ranks.of_first("finished cases", folder.finished)
     resumed = bool(done)
+    fresh: dict[int, Outcome] = {}  # of this rank
     with progress_bar(len(cases), what, progress) as bar:
-        if resumed:
+        if resumed and ranks.first:
             bar.update(len(done))
 
         def finish(batch: Sequence[Case], outcome: Outcome) -> None:
             parts = {case.case_id: outcome.case(index) for index, case in enumerate(batch)}
-            if folder is not None:
+            if folder is not None and (ranks.first or not ranks.mirrored):
                 folder.append(parts)
-            done.update(parts)
+            fresh.update(parts)
             bar.update(len(batch))
 
         # Cut before what is done is left out: a batch has the same cases, and so the same last bits, whether
-        # or not a run was interrupted before it.
+        # or not a run was interrupted before it, and on however many ranks.
         cut = [[cases[index] for index in batch] for batch in choice.engine.batches(cases)]
         batches = [own for batch in cut if (own := [case for case in batch if case.case_id not in done])]
+        own = ranks.own(batches, choice.engine.job.anatomy.model)
         if batches:
             # Nothing is kept before the engine is confirmed on one of the trace's own cases.
-            outcome = choice.engine.run(batches[0])
-            shortest = min(range(len(batches[0])), key=lambda index: len(batches[0][index].input_ids))
-            found = confirmed(choice, batches[0][shortest], outcome.case(shortest))
-            if found.engine.name == choice.engine.name:
-                finish(batches[0], outcome)
-                batches = batches[1:]
-            else:
+            outcome = choice.engine.run(own[0]) if own else None
+
+            def confirm() -> EngineChoice:
+                assert outcome is not None  # the first batch is the first rank's
+                shortest = min(range(len(own[0])), key=lambda index: len(own[0][index].input_ids))
+                return confirmed(choice, own[0][shortest], outcome.case(shortest))
+
+            found = first_verdict(ranks, choice, confirm)
+            if found.engine.name != choice.engine.name:
                 _say_it_changed(found, folder, resumed)
-                batches = [[case] for batch in batches for case in batch]
+                own = ranks.own(
+                    [[case] for batch in batches for case in batch], found.engine.job.anatomy.model
+                )
+            elif outcome is not None:
+                finish(own[0], outcome)
+                own = own[1:]
             choice = found
-        for batch in batches:
+        for batch in own:
             finish(batch, choice.engine.run(batch))
+        done |= ranks.joined("results", fresh)
     return Outcome.stack([done[case.case_id] for case in cases]), choice
 
 
@@ -184,7 +213,7 @@ def _say_it_changed(choice: EngineChoice, folder: RunFolder | None, resumed: boo
         )
     if folder is not None:
         folder.amend(engine=choice.engine.name)
-    warnings.warn(f"{choice.reason}; the reference engine traces it", EngineWarning, stacklevel=5)
+    warnings.warn(f"{choice.reason}; the reference engine traces it", EngineWarning, stacklevel=6)
 
 
 def _without_failed(
@@ -210,7 +239,8 @@ def _without_failed(
             f"{len(failed)} of {len(cases)} cases gave NaN or infinite logits and are left out of every "
             f"figure; they are listed in .failed: case ids {failed.case_id.tolist()[:20]}",
             NonFiniteWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     kept = cases if finite.all() else CaseSet([c for c, good in zip(cases, finite, strict=True) if good])
-    return Session(kept, outcome.select(np.flatnonzero(finite)), choice, attention, job, failed)
+    found = outcome.select(np.flatnonzero(finite))
+    return Session(kept, found, choice, attention, job, failed, here().size)
