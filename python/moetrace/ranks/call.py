@@ -20,7 +20,8 @@ from moetrace.arguments import shown
 from moetrace.errors import EngineError, MoetraceWarning, RankError
 from moetrace.ranks.line import Line, gathered
 
-K, T = TypeVar("K"), TypeVar("T")
+K = TypeVar("K")
+T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -97,8 +98,9 @@ class Call(Alone):
 
     def of_first(self, what: str, make: Callable[[], T]) -> T:
         """What the first rank makes."""
-        value: Any = make() if self.first else None
-        return self.share(what, value)[0]
+        found: list[Any] = self.share(what, make() if self.first else None)
+        made: T = found[0]
+        return made
 
     def first_then_all(self, what: str, make: Callable[[], T]) -> T:
         """First the first, then the others."""
@@ -200,10 +202,8 @@ class Call(Alone):
             self.line.note("left", "")
         except RankError:  # nobody is left to tell
             return
-        if self.first or not isinstance(failure, RankError):
-            _told = self.line.linger("left")
-        else:
-            _told = True  # the first rank says it
+        stays = self.first or not isinstance(failure, RankError)
+        _told = self.line.linger("left") if stays else True  # the first rank says what others failed with
 
 
 def told(failure: BaseException) -> str:
@@ -300,9 +300,9 @@ def _several() -> bool:
     if not _warned and "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
         _warned = True
         warnings.warn(
-            f"torchrun started {os.environ['WORLD_SIZE']} processes, but torch.distributed isn't initialised, "
-            "so each of them traces every case: call torch.distributed.init_process_group() first, or use "
-            "moetrace.ranks.alone() where that is what you want",
+            f"torchrun started {os.environ['WORLD_SIZE']} processes, but torch.distributed isn't "
+            "initialised, so each traces every case: call torch.distributed.init_process_group() first, "
+            "or use moetrace.ranks.alone() where that is what you want",
             MoetraceWarning,
             stacklevel=5,
         )

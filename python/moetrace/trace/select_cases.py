@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import torch
 
 from moetrace import effects
 from moetrace.arguments import as_choice, as_count, as_number, as_seed

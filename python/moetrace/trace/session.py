@@ -178,27 +178,26 @@ def _run(
         # or not a run was interrupted before it, and on however many ranks.
         cut = [[cases[index] for index in batch] for batch in choice.engine.batches(cases)]
         batches = [own for batch in cut if (own := [case for case in batch if case.case_id not in done])]
-        own = ranks.own(batches, choice.engine.job.anatomy.model)
+        model = choice.engine.job.anatomy.model
+        mine = ranks.own(batches, model)
         if batches:
             # Nothing is kept before the engine is confirmed on one of the trace's own cases.
-            outcome = choice.engine.run(own[0]) if own else None
+            outcome = choice.engine.run(mine[0]) if mine else None
 
             def confirm() -> EngineChoice:
                 assert outcome is not None  # the first batch is the first rank's
-                shortest = min(range(len(own[0])), key=lambda index: len(own[0][index].input_ids))
-                return confirmed(choice, own[0][shortest], outcome.case(shortest))
+                shortest = min(range(len(mine[0])), key=lambda index: len(mine[0][index].input_ids))
+                return confirmed(choice, mine[0][shortest], outcome.case(shortest))
 
             found = first_verdict(ranks, choice, confirm)
             if found.engine.name != choice.engine.name:
                 _say_it_changed(found, folder, resumed)
-                own = ranks.own(
-                    [[case] for batch in batches for case in batch], found.engine.job.anatomy.model
-                )
+                mine = ranks.own([[case] for batch in batches for case in batch], model)
             elif outcome is not None:
-                finish(own[0], outcome)
-                own = own[1:]
+                finish(mine[0], outcome)
+                mine = mine[1:]
             choice = found
-        for batch in own:
+        for batch in mine:
             finish(batch, choice.engine.run(batch))
         done |= ranks.joined("results", fresh)
     return Outcome.stack([done[case.case_id] for case in cases]), choice
