@@ -7,6 +7,7 @@ own logits; where nothing fits, the model's own head is used for every row.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from moetrace.models.anatomy import Anatomy
 ReadoutKind = Literal["exact", "model"]
 READOUTS = ("exact", "model")
 Elementwise = Callable[[torch.Tensor], torch.Tensor]
+_forward_mode = threading.Lock()  # torch counts the levels of forward differentiation for the whole process
 
 
 def _candidates(config: Any) -> dict[str, Elementwise]:
@@ -100,7 +102,8 @@ class Readout:
         """By how much the same logits change with what the head gives: the slope of a scale or soft cap."""
         assert self._chosen is not None
         raw = self._linear(hidden, tokens)
-        found: torch.Tensor = torch.func.jvp(self._chosen, (raw,), (torch.ones_like(raw),))[1]
+        with _forward_mode:
+            found: torch.Tensor = torch.func.jvp(self._chosen, (raw,), (torch.ones_like(raw),))[1]
         return found
 
     def _linear(self, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
