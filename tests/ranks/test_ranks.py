@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shutil
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 import moetrace as mt
 from moetrace.counts import counting
-from moetrace.ranks import ALONE, here
+from moetrace.ranks import ALONE, here, on_all_ranks
 from moetrace.ranks.call import dealt, spans_ranks
 from moetrace.ranks.start import share_of
 from tests.engines.tiny import make_model
@@ -55,6 +56,21 @@ def test_every_call_gives_every_rank_what_one_process_finds(size: int, expected:
     for rank in others:
         assert rank["one batch"] == expected["one batch"]
         assert rank["rows"] == 0 < first["rows"]
+
+
+def test_a_model_in_parts_on_all_ranks_is_traced_as_one(tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    first, second = whole(launch(2, "parts", tmp_path))
+    assert first["engine"] == "tree"
+    assert max(first["apart"]) < 1e-5
+    assert first["digest"] == second["digest"] == first["saved"] == second["saved"]
+
+
+def test_every_public_call_is_one_of_all_ranks() -> None:
+    calls = [name for name in mt.__all__ if name.startswith(("trace_", "select_", "run_"))]
+    assert len(calls) >= 7
+    for name in (*calls, "layer_protocol"):
+        assert on_all_ranks.__name__ in inspect.getsource(getattr(mt, name)).split("def ")[0], name
 
 
 def test_what_goes_wrong_on_one_rank_stops_all_and_says_why(expected: Any, tmp_path: Path) -> None:

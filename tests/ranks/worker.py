@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from transformers import AutoModelForCausalLM
 
 import moetrace as mt
 from moetrace.counts import counting
@@ -113,6 +114,32 @@ def equal(folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def parts(folder: Path) -> dict[str, Any]:
+    """One model in parts on all ranks (tensor parallel), beside the same on each."""
+    path = folder / "model"
+    if dist.get_rank() == 0:
+        make_model("qwen3_moe").save_pretrained(path)
+    dist.barrier()
+    load = partial(AutoModelForCausalLM.from_pretrained, path)
+    model, whole = load(tp_plan="auto"), load()
+    with mt.ranks.alone():
+        expected = [trace(whole, CASES, batch_tokens=BUDGET) for trace in (mt.trace_layers, mt.trace_experts)]
+    found = [
+        mt.trace_layers(model, CASES, batch_tokens=BUDGET, out=folder / "run"),
+        mt.trace_experts(model, CASES, batch_tokens=BUDGET),
+    ]
+    apart = [
+        float(abs(mine.effects - other.effects).max()) for mine, other in zip(found, expected, strict=True)
+    ]
+    saved = digest_of(mt.load(folder / "run"))
+    return {
+        "apart": apart,
+        "digest": digest_of(found[0]),
+        "saved": saved,
+        "engine": found[0].provenance["engine"],
+    }
+
+
 def wrong(folder: Path) -> dict[str, Any]:
     """Calls that can't go well, each followed by one that does."""
     rank, model = dist.get_rank(), make_model("qwen3_moe")
@@ -173,7 +200,7 @@ def resumed(folder: Path) -> dict[str, Any]:
     return {"digest": digest_of(found), "rows": counted.rows}
 
 
-SCENARIOS = {"equal": equal, "wrong": wrong, "killed": killed, "resumed": resumed}
+SCENARIOS = {"equal": equal, "parts": parts, "wrong": wrong, "killed": killed, "resumed": resumed}
 
 
 def main() -> None:

@@ -42,7 +42,8 @@ def plain_weight(head: nn.Module) -> torch.Tensor | None:
     weight = getattr(head, "weight", None)
     if not isinstance(weight, torch.Tensor) or weight.is_meta or not weight.is_floating_point():
         return None
-    return weight if weight.dim() == 2 else None
+    whole = not hasattr(weight, "device_mesh")  # a DTensor lies in parts on several ranks
+    return weight if weight.dim() == 2 and whole else None
 
 
 class Readout:

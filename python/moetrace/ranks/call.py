@@ -268,7 +268,7 @@ def alone() -> Iterator[None]:
 @contextmanager
 def together(name: str) -> Iterator[Alone]:
     """A call that all ranks make, or part of one that is open. EngineError beside another thread's call."""
-    global _open, _thread, _calls
+    global _open, _thread, _calls, _told
     if here() is not ALONE or not _several():
         yield here()
         return
@@ -280,6 +280,7 @@ def together(name: str) -> Iterator[Alone]:
     try:
         store = dist.distributed_c10d._get_default_store()
         _calls += 1
+        _told = False
         with Call(name, _calls, dist.get_rank(), dist.get_world_size(), store) as call:
             _open, _thread = call, threading.get_ident()
             try:

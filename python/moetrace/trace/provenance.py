@@ -23,14 +23,15 @@ def model_facts(model: torch.nn.Module) -> dict[str, Any]:
     """Name, revision, dtype, a digest of the config and a fingerprint of the weights.
 
     The fingerprint reads a few entries of every parameter that is in memory: it tells two models of one
-    config apart without reading all of a large one.
+    config apart without reading all of a large one. Of a parameter that lies in parts on several ranks it
+    has the shape alone, so that it is the same on all of them.
     """
     config = getattr(model, "config", None)
     text = json.dumps(config.to_dict(), sort_keys=True, default=str) if config is not None else ""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        if not parameter.is_meta and parameter.numel():
+        if not parameter.is_meta and not hasattr(parameter, "device_mesh") and parameter.numel():
             step = max(1, parameter.numel() // _SAMPLED)
             sample = parameter.detach().flatten()[::step][:_SAMPLED]
             digest.update(sample.to("cpu", torch.float32).numpy().tobytes())
