@@ -298,7 +298,8 @@ def _several() -> bool:
         return False
     if dist.is_initialized():
         return dist.get_world_size() > 1
-    if not _warned and "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
+    started = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
+    if started and not _warned and os.environ.get("RANK") == "0":
         _warned = True
         warnings.warn(
             f"torchrun started {os.environ['WORLD_SIZE']} processes, but torch.distributed isn't "
