@@ -13,7 +13,8 @@ import torch
 
 import moetrace as mt
 from moetrace.counts import counting
-from moetrace.ranks import ALONE, here, on_all_ranks
+from moetrace.errors import EngineError
+from moetrace.ranks import ALONE, call, here, on_all_ranks
 from moetrace.ranks.call import dealt, spans_ranks
 from moetrace.ranks.start import share_of
 from tests.engines.tiny import make_model
@@ -63,6 +64,7 @@ def test_a_model_in_parts_on_all_ranks_is_traced_as_one(tmp_path: Path) -> None:
     first, second = whole(launch(2, "parts", tmp_path))
     assert first["engine"] == "tree"
     assert max(first["apart"]) < 1e-5
+    assert (first["told"], second["told"]) == ([[len(CASES), len(CASES)]], [])
     assert first["digest"] == second["digest"] == first["saved"] == second["saved"]
 
 
@@ -149,6 +151,12 @@ def test_gpus_of_a_machine_are_dealt_out() -> None:
     assert [share_of(eight, rank, 4) for rank in range(4)] == [eight[i : i + 2] for i in (0, 2, 4, 6)]
     assert [share_of(["3"], rank, 2) for rank in range(2)] == [["3"], ["3"]]
     assert share_of([], 0, 2) == []
+
+
+def test_a_second_thread_of_a_rank_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(call, "_several", lambda: True)
+    with call._lock, pytest.raises(EngineError, match="one call after another"):
+        mt.trace_layers(make_model("llama"), CASES)
 
 
 def test_a_process_by_itself_is_alone() -> None:

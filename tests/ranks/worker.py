@@ -124,8 +124,11 @@ def parts(folder: Path) -> dict[str, Any]:
     model, whole = load(tp_plan="auto"), load()
     with mt.ranks.alone():
         expected = [trace(whole, CASES, batch_tokens=BUDGET) for trace in (mt.trace_layers, mt.trace_experts)]
+    told: list[tuple[int, int]] = []
     found = [
-        mt.trace_layers(model, CASES, batch_tokens=BUDGET, out=folder / "run"),
+        mt.trace_layers(
+            model, CASES, batch_tokens=BUDGET, out=folder / "run", progress=lambda *at: told.append(at)
+        ),
         mt.trace_experts(model, CASES, batch_tokens=BUDGET),
     ]
     apart = [
@@ -137,6 +140,7 @@ def parts(folder: Path) -> dict[str, Any]:
         "digest": digest_of(found[0]),
         "saved": saved,
         "engine": found[0].provenance["engine"],
+        "told": told[-1:],
     }
 
 

@@ -20,7 +20,8 @@ class _Counted:
 
     def update(self, n: int = 1) -> None:
         """So many more cases of this rank. RankError where another rank has failed."""
-        self._show(self._call.line.count(self._name, n))
+        counts = self._call.first or not self._call.mirrored  # ranks that run all batches count once
+        self._show(self._call.line.count(self._name, n if counts else 0))
         self._call.look()
 
     def look(self) -> None:
