@@ -17,6 +17,8 @@ import transformers as tf
 import moetrace as mt
 from moetrace.errors import EngineError
 from moetrace.models import state
+from moetrace.models.anatomy import find_anatomy
+from moetrace.models.readout import make_readout
 from tests.engines.tiny import make_cases, make_model
 from tests.trace.test_faults import state as state_of
 
@@ -75,6 +77,23 @@ def test_two_models_of_two_families_in_two_threads():
         for one, other in zip(mine, theirs, strict=True):
             np.testing.assert_array_equal(one, other)
     assert [state_of(model)[1:4] for model in models] == [own[1:4] for own in before]
+
+
+def test_slopes_of_readouts_in_threads():
+    """torch has one level of forward differentiation for the whole process."""
+    tokens = torch.tensor([[3, 4]])
+
+    def slopes(readout: Any) -> list[torch.Tensor]:
+        return [readout.slopes(torch.ones(1, 32), tokens) for _ in range(200)]
+
+    readouts = []
+    for seed in range(3):
+        readout = make_readout(find_anatomy(make_model("granitemoe", seed)))
+        readout._chosen = lambda logits: logits / 2.0
+        readouts.append(readout)
+    for found in at_once(*(partial(slopes, readout) for readout in readouts)):
+        assert not isinstance(found, Exception), found
+        assert all(torch.equal(own, torch.full((1, 2), 0.5, dtype=torch.float64)) for own in found)
 
 
 def test_one_model_in_two_threads_is_refused_and_left_as_it_was():
