@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from moetrace import coalition as coalition
     from moetrace import planted as planted
+    from moetrace import ranks as ranks
     from moetrace import stats as stats
     from moetrace.cases import Case as Case
     from moetrace.cases import CaseSet as CaseSet
@@ -73,13 +74,13 @@ _HOMES = {
     "trace_noise_scales": "trace.scales",
 }
 
-__all__ = ["__version__", "coalition", "errors", "planted", "stats", *sorted(_HOMES)]
+__all__ = ["__version__", "coalition", "errors", "planted", "ranks", "stats", *sorted(_HOMES)]
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         value = getattr(import_module(f"moetrace.{_HOMES[name]}"), name)
-    elif name in ("coalition", "errors", "planted", "stats"):
+    elif name in ("coalition", "errors", "planted", "ranks", "stats"):
         value = import_module(f"moetrace.{name}")
     else:
         raise AttributeError(f"module 'moetrace' has no attribute {name!r}")

@@ -45,6 +45,10 @@ class Changes:
         """Set an entry of a dictionary."""
         self._make(partial(owner.__setitem__, name), owner[name], value)
 
+    def later(self, act: Callable[[], None]) -> None:
+        """Do something when all is put back."""
+        self._made.append((lambda _: act(), None))
+
     def _make(self, put: Callable[[Any], None], before: Any, value: Any) -> None:
         self._made.append((put, before))
         put(value)

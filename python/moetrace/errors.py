@@ -88,6 +88,10 @@ class EngineError(MoetraceError, RuntimeError):
     """An engine doesn't apply to this model, or its self-check failed."""
 
 
+class RankError(MoetraceError, RuntimeError):
+    """Of several processes that trace together one failed, was lost, or was asked for something else."""
+
+
 class NonFiniteError(ModelError):
     """No case has finite logits."""
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from moetrace import __version__
-from moetrace.cli.console import Command, Commands, plain_errors, wrong_use
+from moetrace.cli.console import Command, Commands, plain_errors, rank, say, wrong_use
 from moetrace.cli.options import ProtocolCommand, chosen, takes_settings
 
 app = typer.Typer(
@@ -79,12 +79,14 @@ def demo(
         from moetrace.cli.inputs import check_folder
         from moetrace.demo import demo_records, load_demo
         from moetrace.protocol.layers import as_enough, layer_protocol
+        from moetrace.ranks.start import started
 
         with wrong_use():
             n = as_enough(n)
-        check_folder(out)
-        model, tokenizer = load_demo()
-        layer_protocol(model, tokenizer, demo_records(), out=out, n=n, progress=progress, echo=typer.echo)
+        with started("moetrace demo"):
+            check_folder(out)
+            model, tokenizer = load_demo()
+            layer_protocol(model, tokenizer, demo_records(), out=out, n=n, progress=progress, echo=say)
 
 
 @app.command(cls=ProtocolCommand, epilog=_RUN_EXAMPLES)
@@ -131,15 +133,17 @@ def run(
         from moetrace.cli.inputs import check_folder, loading_bars, read_cases
         from moetrace.models.load import load_model
         from moetrace.protocol.run import run_protocol
+        from moetrace.ranks.start import started
 
-        check_folder(out, protocol=True)
-        source = read_cases(cases, given)
-        with loading_bars(progress):
-            loaded, tokenizer = load_model(model, dtype=dtype, device_map=device_map, revision=revision)
-        report = run_protocol(
-            loaded, tokenizer, source, preset, out=out, progress=progress, echo=typer.echo, **given
-        )
-        typer.echo(f"\n{report.markdown(1).rstrip()}\n\ntables: {out / 'tables'}")
+        with started("moetrace run"):
+            check_folder(out, protocol=True)
+            source = read_cases(cases, given)
+            with loading_bars(progress and rank() == 0):
+                loaded, tokenizer = load_model(model, dtype=dtype, device_map=device_map, revision=revision)
+            report = run_protocol(
+                loaded, tokenizer, source, preset, out=out, progress=progress, echo=say, **given
+            )
+            say(f"\n{report.markdown(1).rstrip()}\n\ntables: {out / 'tables'}")
 
 
 @app.command(

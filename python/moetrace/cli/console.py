@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shlex
 import warnings
 from collections.abc import Iterator
@@ -25,6 +26,15 @@ class Commands(TyperGroup):
         """Keep the words as they came."""
         ctx.meta[_WORDS] = list(args)
         return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """A command that isn't understood is said to be so by one rank."""
+        try:
+            return super().invoke(ctx)
+        except Exception as failure:
+            if rank() and getattr(failure, "exit_code", 0) == 2:  # a usage error of typer's click
+                raise typer.Exit(2) from None
+            raise
 
 
 class Command(TyperCommand):
@@ -54,8 +64,26 @@ def typed(ctx: typer.Context) -> str:
     return shlex.join([*str(root.info_name).split(), *root.meta[_WORDS]])
 
 
+def rank() -> int:
+    """Which of the processes that torchrun started this is; 0 where there is no other."""
+    found = os.environ.get("RANK", "")
+    return int(found) if found.isdigit() and os.environ.get("WORLD_SIZE", "1") != "1" else 0
+
+
+def say(text: str) -> None:
+    """A line of results on standard output, from one rank."""
+    if not rank():
+        typer.echo(text)
+
+
 def tell(text: str) -> None:
-    """One line on standard error."""
+    """One line on standard error, from one rank; from another where it knows what the first doesn't."""
+    if rank():
+        from moetrace.ranks.call import told_by_first
+
+        if told_by_first():
+            return
+        text = f"rank {rank()}: {text}"
     typer.echo(f"moetrace: {' '.join(text.split())}", err=True)
 
 
@@ -101,4 +129,5 @@ def wrong_use() -> Iterator[None]:
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    tell(f"warning: {message}")
+    if not rank():
+        tell(f"warning: {message}")

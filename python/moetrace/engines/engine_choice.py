@@ -248,13 +248,18 @@ def confirmed(choice: EngineChoice, case: Case, outcome: Outcome) -> EngineChoic
     difference, explained = confirm(engine.job, case, outcome, engine.join, choice.tolerance)
     if explained:
         return replace(choice, difference=max(choice.difference, difference))
-    _verdicts.pop(engine.job.anatomy.model, None)
     reason = (
         f"the single pass differed by {difference:.2g} logits from plain forwards on case "
         f"{case.case_id} of this trace, beyond what rounding explains"
     )
-    reference = ReferenceEngine(engine.job)
-    return EngineChoice(reference, reason, null=_null_of(reference, case, None))
+    return distrusted(choice, reason, _null_of(ReferenceEngine(engine.job), case, None))
+
+
+def distrusted(choice: EngineChoice, reason: str, null: float) -> EngineChoice:
+    """The reference engine in the place of the tree, about which nothing that was found counts any more."""
+    job = choice.engine.job
+    _verdicts.pop(job.anatomy.model, None)
+    return EngineChoice(ReferenceEngine(job), reason, null=null)
 
 
 def _null_of(engine: Engine, case: Case, state: Any) -> float:

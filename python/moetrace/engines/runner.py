@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from moetrace.engines.agreed import agreed_choice, first_verdict
 from moetrace.engines.engine_choice import EngineChoice, EngineName, choose_engine, confirmed
 from moetrace.engines.job import Job, Outcome, left_of
 from moetrace.engines.sweeps import Sweeps
+from moetrace.ranks import here
 from moetrace.weights import source_of
 
 if TYPE_CHECKING:
@@ -17,7 +19,8 @@ Batch = list["Case"]
 
 
 class Runner(Protocol):
-    """Runs the cases of a job. ``choice``: the engine, which the first outcome may change."""
+    """Runs the cases of a job, of several ranks each its own. ``choice``: the engine, which the first outcome
+    may change."""
 
     choice: EngineChoice
 
@@ -46,22 +49,29 @@ class InMemory:
         self, job: Job, cases: Sequence[Case], engine: EngineName, batch_tokens: int | None, direct: bool
     ) -> None:
         self._cases = cases
-        self.choice = choose_engine(job, cases, engine, batch_tokens, direct)
+        self.choice = agreed_choice(here(), choose_engine(job, cases, engine, batch_tokens, direct))
 
     def run(self, done: Collection[int], tell: Callable[[int], None]) -> Iterator[tuple[Batch, Outcome]]:
         """See :class:`Runner`."""
+        ranks, model = here(), self.choice.engine.job.anatomy.model
         batches = left_of(self.choice.engine, self._cases, done)
+        mine = ranks.own(batches, model)
         if batches:
-            first = batches[0]
-            outcome = self.choice.engine.run(first)
-            shortest = min(range(len(first)), key=lambda index: len(first[index].input_ids))
-            before, self.choice = self.choice, confirmed(self.choice, first[shortest], outcome.case(shortest))
-            if self.choice.engine.name == before.engine.name:
+            first = mine[0] if mine else []
+            outcome = self.choice.engine.run(first) if first else None
+
+            def confirm() -> EngineChoice:
+                assert outcome is not None  # the first batch is the first rank's
+                shortest = min(range(len(first)), key=lambda index: len(first[index].input_ids))
+                return confirmed(self.choice, first[shortest], outcome.case(shortest))
+
+            before, self.choice = self.choice, first_verdict(ranks, self.choice, confirm)
+            if self.choice.engine.name != before.engine.name:
+                mine = ranks.own(left_of(self.choice.engine, self._cases, done), model)
+            elif outcome is not None:
                 yield first, outcome
                 tell(len(first))
-                batches = batches[1:]
-            else:
-                batches = left_of(self.choice.engine, self._cases, done)
-        for batch in batches:
+                mine = mine[1:]
+        for batch in mine:
             yield batch, self.choice.engine.run(batch)
             tell(len(batch))

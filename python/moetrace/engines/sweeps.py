@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from moetrace._native import _core
 from moetrace.engines.engine_choice import (
     EngineChoice,
     EngineName,
@@ -29,6 +30,7 @@ from moetrace.engines.lockstep import Lockstep
 from moetrace.engines.self_check import TOLERANCE, Witness, compare_wide
 from moetrace.engines.tree import TreeEngine, lower
 from moetrace.models.float32 import is_half
+from moetrace.ranks import Alone, here
 
 if TYPE_CHECKING:
     from moetrace.cases import Case
@@ -72,11 +74,11 @@ class Sweeps:
 
     def run(self, done: Collection[int], tell: Callable[[int], None]) -> Iterator[tuple[list[Case], Outcome]]:
         """See :class:`moetrace.engines.runner.Runner`."""
-        told, waves = _Told(tell), self._waves(done)
-        if not waves:
+        told, ranks = _Told(tell), here()
+        if not left_of(self.choice.engine, self._cases, done):
             return
-        while (outcomes := self._first(waves[0], told)) is None:  # by another engine, or read out elsewhere
-            waves = self._waves(done)
+        while (outcomes := self._first(waves := self._waves(done), told, ranks)) is None:
+            pass  # once more, by another engine, or read out elsewhere
         for number, wave in enumerate(waves):
             runs = [partial(self.choice.engine.run, batch) for batch in wave]
             found = self._sweep(runs, wave, told) if number else outcomes
@@ -84,10 +86,11 @@ class Sweeps:
             yield from zip(wave, map(self._without_faults, found), strict=True)
 
     def _waves(self, done: Collection[int]) -> list[list[list[Case]]]:
-        """The batches that are to be run, in lots that stand side by side."""
+        """The batches that this rank is to run, in lots that stand side by side."""
         waves: list[list[list[Case]]] = []
         held = math.inf
-        for batch in left_of(self.choice.engine, self._cases, done):
+        batches = left_of(self.choice.engine, self._cases, done)
+        for batch in here().own(batches, self._job.anatomy.model):
             own = sum(map(self._held, batch))
             if held + own > HELD:
                 waves.append([])
@@ -115,41 +118,48 @@ class Sweeps:
 
         return Lockstep(anatomy, self._source, passed).run(tasks)
 
-    def _first(self, wave: list[list[Case]], told: _Told) -> list[Outcome] | None:
-        """The first wave beside the checks. None where its outcomes can't be used."""
-        engine = self.choice.engine
+    def _first(self, waves: list[list[list[Case]]], told: _Told, ranks: Alone) -> list[Outcome] | None:
+        """The first wave beside the checks. None where its outcomes can't be used, here or on another rank."""
+        engine, wave = self.choice.engine, waves[0] if waves else []
+        learnt, outcomes, reason = self._beside_checks(engine, wave, told)
+        likely, ending = engine.job.ending, learnt.ending
+        same = ending is None or bool(ending.fault) or (likely is not None and likely.norm is ending.norm)
+        own = (reason, _place(engine), same, self._verdict.difference, learnt.null)
+        found = ranks.share("the check of the engine", own)
+        # Of several ranks the most careful counts.
+        reason = next((each[0] for each in found if each[0] is not None), None)
+        if reason is None and (lowest := max(each[1] for each in found)) > _place(engine):
+            reason = "forks join lower on another rank"
+            self._verdict = replace(self._verdict, join=tuple(_core.Join)[lowest])
+        elif reason is not None:
+            self._lower(engine, reason)
+        chosen = self._chosen(self._known.engine(self._verdict, learnt.ending))
+        difference, null = max(each[3] for each in found), max(each[4] for each in found)
+        self.choice = replace(chosen, difference=difference, null=null)
+        return outcomes if reason is None and all(each[2] for each in found) else None
+
+    def _beside_checks(
+        self, engine: Engine, wave: list[list[Case]], told: _Told
+    ) -> tuple[Learnt, list[Outcome], str | None]:
+        """One sweep: what was learnt of the model, a wave's outcomes, and why they can't be trusted."""
+        tasks: list[Callable[[], Any]] = [partial(self._known.learn, engine)]
+        if not wave:
+            return self._sweep(tasks, wave, told)[0], [], None
         shortest = min(range(len(wave[0])), key=lambda index: len(wave[0][index].input_ids))
         witness = Witness.of(engine.job, wave[0][shortest])
         tree = isinstance(engine, TreeEngine)
-        found = self._sweep(
-            [
-                partial(self._known.learn, engine),
-                witness.plain if tree else lambda: None,
-                *(partial(_attempt, engine, batch) for batch in wave),
-            ],
-            wave,
-            told,
-        )
-        learnt: Learnt = found[0]
-        outcomes: list[Outcome | Exception] = found[2:]
-        usable = [outcome for outcome in outcomes if isinstance(outcome, Outcome)]
-        reason = None
-        if len(usable) < len(outcomes):
-            failure = next(outcome for outcome in outcomes if isinstance(outcome, Exception))
+        tasks.append(witness.plain if tree else lambda: None)
+        tasks += [partial(_attempt, engine, batch) for batch in wave]
+        learnt, plain, *found = self._sweep(tasks, wave, told)
+        failure = next((outcome for outcome in found if isinstance(outcome, Exception)), None)
+        if failure is not None:
             if not tree:
                 raise failure
             text = " ".join(str(failure).split())[:200]
-            reason = f"its single pass failed ({type(failure).__name__}: {text})"
-        elif isinstance(engine, TreeEngine):
-            reason = self._judge(engine, witness, found[1], usable[0].case(shortest), learnt)
-        if reason is not None:
-            self._lower(engine, reason)
-        self.choice = replace(
-            self._chosen(self._known.engine(self._verdict, learnt.ending)), null=learnt.null
-        )
-        likely, ending = engine.job.ending, learnt.ending
-        same = ending is None or bool(ending.fault) or (likely is not None and likely.norm is ending.norm)
-        return usable if reason is None and same else None
+            return learnt, [], f"its single pass failed ({type(failure).__name__}: {text})"
+        if not isinstance(engine, TreeEngine):
+            return learnt, found, None
+        return learnt, found, self._judge(engine, witness, plain, found[0].case(shortest), learnt)
 
     def _judge(
         self, engine: TreeEngine, witness: Witness, plain: Outcome, outcome: Outcome, learnt: Learnt
@@ -199,6 +209,11 @@ class Sweeps:
 
         routing = {layer: replace(own, **unknown(own)) for layer, own in outcome.routing.items()}
         return replace(outcome, **unknown(outcome), routing=routing)
+
+
+def _place(engine: Engine) -> int:
+    """Where the engine's forks join, as a number: the lower in the model, the higher."""
+    return tuple(_core.Join).index(engine.join) if isinstance(engine, TreeEngine) else -1
 
 
 def _attempt(engine: Engine, batch: list[Case]) -> Outcome | Exception:

@@ -7,6 +7,7 @@ own logits; where nothing fits, the model's own head is used for every row.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from moetrace.weights.tensors import is_plain
 ReadoutKind = Literal["exact", "model"]
 READOUTS = ("exact", "model")
 Elementwise = Callable[[torch.Tensor], torch.Tensor]
+_forward_mode = threading.Lock()  # torch counts the levels of forward differentiation for the whole process
 
 
 def _candidates(config: Any) -> dict[str, Elementwise]:
@@ -41,7 +43,8 @@ def plain_weight(head: nn.Module) -> torch.Tensor | None:
     weight = getattr(head, "weight", None)
     if not is_plain(weight) or weight.is_meta:
         return None
-    return weight if weight.dim() == 2 else None
+    whole = not hasattr(weight, "device_mesh")  # a DTensor lies in parts on several ranks
+    return weight if weight.dim() == 2 and whole else None
 
 
 class Readout:
@@ -101,7 +104,8 @@ class Readout:
         """By how much the same logits change with what the head gives: the slope of a scale or soft cap."""
         assert self._chosen is not None
         raw = self._linear(hidden, tokens)
-        found: torch.Tensor = torch.func.jvp(self._chosen, (raw,), (torch.ones_like(raw),))[1]
+        with _forward_mode:
+            found: torch.Tensor = torch.func.jvp(self._chosen, (raw,), (torch.ones_like(raw),))[1]
         return found
 
     def _linear(self, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import threading
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,8 +26,9 @@ from moetrace.weights.tensors import is_coded, parts_of
 
 _IMPLEMENTATIONS = ("_attn_implementation_internal", "_experts_implementation_internal")
 TREE_ATTENTION = ("sdpa", "eager")
-_locks: weakref.WeakKeyDictionary[nn.Module, Any] = weakref.WeakKeyDictionary()
-_locks_lock = threading.Lock()
+_using = threading.RLock()
+_traced: dict[int, list[int]] = {}  # of each module in use: the thread that traces it, and how deep
+_shared: dict[int, _Shared] = {}  # of each configuration in use
 
 
 def configs_of(model: nn.Module) -> list[Any]:
@@ -130,8 +131,7 @@ def prepared(model: nn.Module) -> Iterator[None]:
                     changes.attribute(module, "training", False)
                 if getattr(module, "_compiled_call_impl", None) is not None:
                     changes.attribute(module, "_compiled_call_impl", None)
-            for config, name, value in _settings(model):
-                changes.attribute(config, name, value)
+            _settle(model, changes)
             with torch.no_grad(), torch.autocast(device, enabled=False):
                 yield
         finally:
@@ -155,20 +155,69 @@ def _settings(model: nn.Module) -> Iterator[tuple[Any, str, Any]]:
             yield config, "_experts_implementation_internal", "eager"
 
 
+class _Shared:
+    """What of a configuration is other for a time: it may be that of several models that are traced at once.
+
+    The first of them changes it, the last puts it back.
+    """
+
+    def __init__(self) -> None:
+        self.changes = Changes()
+        self.users: set[Changes] = set()  # each by the changes that are undone when it is done
+
+    def leave(self, config: Any, user: Changes) -> None:
+        """One of them is done with it."""
+        with _using:
+            self.users.discard(user)
+            if not self.users:
+                self.changes.undo()
+                _shared.pop(id(config), None)
+
+
+def _settle(model: nn.Module, changes: Changes) -> None:
+    """Give the model's configurations what a trace needs; ``changes`` puts back. EngineError where another
+    thread's model has one of them too and needs it otherwise.
+    """
+    with _using:
+        wanted = list(_settings(model))
+        for config in configs_of(model):
+            own = [(name, value) for other, name, value in wanted if other is config]
+            shared = _shared.setdefault(id(config), _Shared())
+            if own and shared.users:
+                raise EngineError(
+                    f"{type(model).__name__} shares its configuration with a model that is being traced by "
+                    f"another thread, and needs {own[0][0].strip('_')} otherwise; wait for it, or make each "
+                    "model of a copy.deepcopy of the configuration"
+                )
+            changes.later(partial(shared.leave, config, changes))
+            shared.users.add(changes)
+            for name, value in own:
+                shared.changes.attribute(config, name, value)
+
+
 @contextmanager
 def _by_one_thread(model: nn.Module) -> Iterator[None]:
-    """Refuse a second thread, whose forwards would run into the first one's hooks."""
-    with _locks_lock:
-        lock = _locks.setdefault(model, threading.RLock())
-    if not lock.acquire(blocking=False):
-        raise EngineError(
-            f"{type(model).__name__} is being traced by another thread, and hooks of one trace would act in "
-            "the other; wait for it, or give each thread a copy of the model"
-        )
+    """Refuse a second thread, whose forwards would run into the first one's hooks.
+
+    What counts are modules: a wrapper, or a model that shares layers with another, is the same model here.
+    """
+    thread, modules = threading.get_ident(), list(model.modules())
+    with undisturbed(), _using:
+        if any(_traced.get(id(module), [thread])[0] != thread for module in modules):
+            raise EngineError(
+                f"{type(model).__name__} is being traced by another thread, and hooks of one trace would act "
+                "in the other; wait for it, or give each thread a copy of the model"
+            )
+        for module in modules:
+            _traced.setdefault(id(module), [thread, 0])[1] += 1
     try:
         yield
     finally:
-        lock.release()
+        with undisturbed(), _using:
+            for module in modules:
+                _traced[id(module)][1] -= 1
+                if not _traced[id(module)][1]:
+                    del _traced[id(module)]
 
 
 def first_tensor(output: Any) -> torch.Tensor:

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from moetrace.arguments import as_folder
-from moetrace.counts import counting
+from moetrace.counts import Counted, counting
 from moetrace.errors import RunFolderError
 from moetrace.files import is_passing, write_json
 from moetrace.integrity import json_digest
+from moetrace.ranks import here
 from moetrace.results.base import TraceResult
 from moetrace.results.load import load as load_trace
 from moetrace.results.saved import META
@@ -39,6 +40,12 @@ class Folder:
 
     def __init__(self, path: Path | None, stages: dict[str, Any], lock: int | None = None) -> None:
         self.path, self.stages, self._lock = path, stages, lock
+        self._ranks = here()
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process keeps what is found: one rank of several does."""
+        return self.path is not None and self._ranks.first
 
     @classmethod
     def open(cls, out: Any, config: Mapping[str, Any]) -> Folder:
@@ -48,7 +55,13 @@ class Folder:
         """
         if out is None:
             return cls(None, {})
-        path = as_folder(out, "out")
+        path, ranks = as_folder(out, "out"), here()
+        own = cls._opened(path, config) if ranks.first else None
+        stages = ranks.of_first("run folder", lambda: {} if own is None else own.stages)
+        return own or cls(path, stages)
+
+    @classmethod
+    def _opened(cls, path: Path, config: Mapping[str, Any]) -> Folder:
         refuse_other_files(path)
         lock = None
         try:
@@ -88,29 +101,34 @@ class Folder:
         place = self.place(f"traces/{name}")
         if name in self.stages:
             own = self.stages[name]["results"]
-            _tidy(place, name in own)
+            if self.writes:
+                _tidy(place, name in own)
             return {} if self.path is None else read_traces(self.path, own)
         start = time.perf_counter()
         with counting() as counted:
             found = dict(make(place))
         seconds = time.perf_counter() - start
-        if self.path is not None:
+        if self.path is not None and self.writes:
             for own, trace in found.items():
                 folder = self.path / "traces" / own
                 if not (folder / META).exists():
                     trace.save(folder)
-        self.finish(name, counted.forwards, counted.rows, seconds, list(found))
-        _tidy(place, name in found)
+        self.finish(name, counted, seconds, list(found))
+        if self.writes:
+            _tidy(place, name in found)
         return found
 
     def finish(
-        self, name: str, forwards: int = 0, rows: int = 0, seconds: float = 0.0, results: Any = ()
+        self, name: str, counted: Counted | None = None, seconds: float = 0.0, results: Any = ()
     ) -> None:
-        """Keep that a stage is finished."""
+        """Keep that a stage is finished, and what it took on all ranks together."""
+        own = (counted.forwards, counted.rows) if counted else (0, 0)
+        each = self._ranks.share(f"the end of stage {name}", own)
+        forwards, rows = (sum(column) for column in zip(*each, strict=True))
         self.stages[name] = {
             "forwards": forwards, "rows": rows, "seconds": round(seconds, 3), "results": list(results),
         }  # fmt: skip
-        if self.path is not None:
+        if self.path is not None and self.writes:
             write_sealed(self.path / STAGES, self.stages)
 
 

@@ -15,6 +15,7 @@ from moetrace.errors import ArgumentError
 from moetrace.noise import SubjectNoise
 from moetrace.progress import Progress
 from moetrace.protocol.scan import LEAST, TooFewCasesError
+from moetrace.ranks import here, on_all_ranks
 from moetrace.results.layers import LayerTrace
 from moetrace.trace.layers import trace_layers
 from moetrace.trace.select_cases import select_cases
@@ -31,6 +32,7 @@ class LayerProtocol:
     validation: LayerTrace
 
 
+@on_all_ranks
 def layer_protocol(
     model: torch.nn.Module,
     tokenizer: Any,
@@ -58,6 +60,9 @@ def layer_protocol(
     n = as_enough(n)
     if not callable(echo):
         refuse_type(echo, "echo", "a function of a line of text")
+    first = here().first  # of several ranks: it writes and tells
+    if not first:
+        echo = _silent
     cases = make_cases(records, tokenizer)
     usable = select_cases(model, cases, n=n, seed=seed, noise=noise, progress=progress)
     if len(usable) < LEAST:
@@ -66,15 +71,21 @@ def layer_protocol(
     discovery, validation = usable.split(seed=seed)
     found = trace_layers(model, discovery, noise=noise, progress=progress, out=folder / "discovery")
     held = trace_layers(model, validation, noise=noise, progress=progress, out=folder / "validation")
-    usable.save(folder / "cases.json")  # by now both folders are known to be of these cases
     table = held.summary(correction="max_t")
-    table.to_csv(folder / "layers.csv", index=False)
+    if first:
+        usable.save(folder / "cases.json")  # by now both folders are known to be of these cases
+        table.to_csv(folder / "layers.csv", index=False)
     echo(f"\nlayer selected on {len(found)} discovery cases: L{found.best}")
     echo(f"rescue on {len(held)} validation cases (logits):\n")
     echo(table.to_string(index=False, float_format=lambda value: f"{value:.4g}"))
     echo(f"\nnumerical floor {held.noise_floor:.1e} logits, engine {held.provenance['engine']}")
-    echo(_draw(held, folder / "layers.png"))
+    if first:
+        echo(_draw(held, folder / "layers.png"))
     return LayerProtocol(usable, found, held)
+
+
+def _silent(_: str) -> None:
+    """For nobody."""
 
 
 def as_enough(n: Any) -> int:

@@ -23,6 +23,7 @@ from moetrace.protocol.report import Report
 from moetrace.protocol.scan import Scan, told
 from moetrace.protocol.settings import Settings
 from moetrace.protocol.texts import texts_of
+from moetrace.ranks import here, on_all_ranks
 from moetrace.results.expert_name import Expert
 from moetrace.trace.experts import trace_experts
 from moetrace.trace.layers import trace_layers
@@ -32,6 +33,7 @@ from moetrace.trace.scales import trace_noise_scales
 from moetrace.trace.together import trace_around
 
 
+@on_all_ranks
 def run_protocol(
     model: torch.nn.Module,
     tokenizer: Any,
@@ -58,7 +60,7 @@ def run_protocol(
         preset: ``"paper"`` (Table 2, with the relaxed scale-up of appendix F), ``"relaxed"`` (its thresholds,
             512 cases, halves in scan order) or ``"quick"`` (64 cases).
         out: A run folder, written as it goes; the same call goes on with it, and :func:`moetrace.load` reads
-            it once it is finished. None keeps nothing.
+            it once it is finished. None keeps nothing. Several ranks share one, in a place that all see.
         progress: A bar for each trace; see :func:`moetrace.trace_layers`.
         echo: Is told, a line at a time, what was found.
         **overrides: Any of :class:`moetrace.protocol.settings.Settings`, by name; ``noise=`` sets its scale,
@@ -92,9 +94,12 @@ def run_protocol(
         "cases": {"count": len(cases), "digest": cases.fingerprint(), "records": cases.n_records},
         "versions": versions(),
     }
+    ranks = here()
+    ranks.agree("run_protocol", lambda: {**config, "out": str(out)})
+    tell = echo if echo is not None and ranks.first else _silent
     try:
         with Folder.open(out, config) as folder:
-            return _Run(model, tokenizer, settings, folder, progress, echo or _silent).report(cases, config)
+            return _Run(model, tokenizer, settings, folder, progress, tell).report(cases, config)
     except OSError as failure:
         raise RunFolderError(
             f"{failure.filename or out} can't be written ({failure.strerror or failure}); what was there "
@@ -168,9 +173,9 @@ class _Run:
         with counting() as counted:
             progress = self.options["progress"]
             usable = scan.select(self.model, cases, self.settings, n, margin, drop, progress)
-        if place is not None:
+        if place is not None and self.folder.writes:
             usable.save(place)
-        self.folder.finish(name, counted.forwards, counted.rows, time.perf_counter() - start)
+        self.folder.finish(name, counted, time.perf_counter() - start)
         return usable
 
     def experts(self, found: Evidence, layer: int) -> None:
@@ -263,7 +268,7 @@ class _Run:
         """The report; its tables and picture go into the folder."""
         report = Report(found)
         path = self.folder.path
-        if path is not None and "finished" not in self.folder.stages:
+        if path is not None and self.folder.writes and "finished" not in self.folder.stages:
             write_json(path / "texts.json", {str(i): text for i, text in found.texts.items()})
             (path / "tables").mkdir(exist_ok=True)
             for number, table in report.tables.items():
@@ -274,6 +279,7 @@ class _Run:
                 ):
                     write_atomically(path / "tables" / f"{number}.{suffix}", _writes(text))
             self.draw(report, path / "figure.png")
+        if path is not None and "finished" not in self.folder.stages:
             self.folder.finish("finished")
         return report
 

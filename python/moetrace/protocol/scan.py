@@ -14,6 +14,7 @@ from moetrace.cases import CaseSet
 from moetrace.errors import CaseError
 from moetrace.protocol.folder import read_sealed, write_sealed
 from moetrace.protocol.settings import Settings
+from moetrace.ranks import here
 from moetrace.trace.select_cases import FewCasesWarning, score_cases, select_cases
 
 LEAST = 4  # two discovery and two validation cases: fewer give no interval
@@ -33,9 +34,8 @@ class Scan:
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._scores: dict[int, tuple[float, float]] = {}
-        if path is not None and path.exists():
-            known = read_sealed(path)["scores"]
-            self._scores = {int(i): (_number(clean), _number(noised)) for i, clean, noised in known}
+        known = here().of_first("scan", lambda: _kept(path))
+        self._scores = {int(i): (_number(clean), _number(noised)) for i, clean, noised in known}
 
     def select(
         self,
@@ -93,11 +93,16 @@ class Scan:
             found = score_cases(model, batch.take(unknown), **options)
             for case_id, clean, noised in found.itertuples(index=False):
                 self._scores[int(case_id)] = (float(clean), float(noised))
-            if self._path is not None:
+            if self._path is not None and here().first:
                 scores = [[i, _plain(clean), _plain(noised)] for i, (clean, noised) in self._scores.items()]
                 write_sealed(self._path, {"scores": scores})
         rows = [(case.case_id, *self._scores[case.case_id]) for case in batch]
         return pd.DataFrame(rows, columns=["case_id", "clean", "noised"])
+
+
+def _kept(path: Path | None) -> list[Any]:
+    """What a scan's file holds, if there is one."""
+    return list(read_sealed(path)["scores"]) if path is not None and path.exists() else []
 
 
 def _plain(value: float) -> float | None:

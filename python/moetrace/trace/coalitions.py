@@ -19,11 +19,12 @@ from moetrace.engines.job import Patch
 from moetrace.errors import ArgumentError
 from moetrace.models.anatomy import Anatomy, expert_count, find_anatomy
 from moetrace.models.experts import top_k_of
+from moetrace.ranks import on_all_ranks
 from moetrace.results.coalitions import CoalitionTrace
 from moetrace.trace.experts import expert_layers_of
 from moetrace.trace.options import TraceOptions, checked, shows_options
 from moetrace.trace.provenance import provenance
-from moetrace.trace.session import Session, case_table, trace
+from moetrace.trace.session import Session, case_table, keep, trace
 
 if TYPE_CHECKING:
     from moetrace.cases import Case, CaseSet
@@ -45,6 +46,7 @@ class Wanted:
     orders: np.ndarray | None  # sampled permutations of the slots
 
 
+@on_all_ranks
 @shows_options
 def trace_coalitions(
     model: torch.nn.Module,
@@ -87,8 +89,7 @@ def trace_coalitions(
         model, cases, patches, anatomy=anatomy, what="coalitions", details=details, direct=False, **common
     )
     result = coalition_trace_of(session, chosen, wanted)
-    if common["out"] is not None:
-        result.save(common["out"])
+    keep(result, common["out"])
     return result
 
 

@@ -16,16 +16,18 @@ from moetrace.engines.job import Patch, Sweep
 from moetrace.errors import ArgumentError, LayoutError
 from moetrace.models.anatomy import Anatomy, find_anatomy
 from moetrace.models.experts import top_k_of
+from moetrace.ranks import on_all_ranks
 from moetrace.results.expert_arrays import ExpertArrays
 from moetrace.results.experts import ExpertTrace
 from moetrace.trace.options import TraceOptions, checked, shows_options
 from moetrace.trace.provenance import provenance
-from moetrace.trace.session import Session, case_table, trace
+from moetrace.trace.session import Session, case_table, keep, trace
 
 if TYPE_CHECKING:
     from moetrace.cases import Case, CaseSet
 
 
+@on_all_ranks
 @shows_options
 def trace_experts(
     model: torch.nn.Module,
@@ -68,8 +70,7 @@ def trace_experts(
         model, cases, patches, sweeps=sweeps, anatomy=anatomy, what="experts", details=details, **common
     )
     result = expert_trace_of(session, chosen, union)
-    if common["out"] is not None:
-        result.save(common["out"])
+    keep(result, common["out"])
     return result
 
 

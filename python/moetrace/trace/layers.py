@@ -12,15 +12,17 @@ from typing_extensions import Unpack
 from moetrace.effects import rescue
 from moetrace.engines.job import Patch
 from moetrace.models.anatomy import find_anatomy
+from moetrace.ranks import on_all_ranks
 from moetrace.results.layers import LayerTrace
 from moetrace.trace.options import TraceOptions, checked, shows_options
 from moetrace.trace.provenance import provenance
-from moetrace.trace.session import Session, case_table, trace
+from moetrace.trace.session import Session, case_table, keep, trace
 
 if TYPE_CHECKING:
     from moetrace.cases import Case, CaseSet
 
 
+@on_all_ranks
 @shows_options
 def trace_layers(
     model: torch.nn.Module,
@@ -44,7 +46,8 @@ def trace_layers(
     ``batch_tokens``: token rows of one batch, or "auto"; it changes time and memory, never the numbers beyond
     floating point. ``progress``: None shows a bar in a terminal or a notebook; True also a line now and then
     in a log; False nothing; or a function of (done, total).
-    ``out``: a run folder, written as it goes; the same call resumes it.
+    ``out``: a run folder, written as it goes; the same call resumes it. Ranks of torch.distributed that all
+    make the call share its batches, and each gets the whole result (see :mod:`moetrace.ranks`).
     ``final_subject``: "refuse" or "keep" cases whose final token belongs to the subject.
     ``readout``: "exact" takes logits in float64 from what enters the head; "model" as the model's own head
     and dtype give them: in half precision rounded, so that some rescues come out as exactly zero (Table 3).
@@ -55,7 +58,8 @@ def trace_layers(
     comes with it: see :class:`LayerTrace`.
 
     Errors: CaseError and its children for cases, ModelError for models and layouts, LayerRangeError for
-    layers, EngineError and HookError for engines, RunFolderError for ``out``. A case with NaN or infinite
+    layers, EngineError and HookError for engines, RunFolderError for ``out``, RankError where another rank
+    fails. A case with NaN or infinite
     logits is reported in ``.failed`` with a NonFiniteWarning, and the rest goes on.
     """
     common = checked(dict(options), trace_layers)
@@ -65,8 +69,7 @@ def trace_layers(
     patches: list[Patch] = [*(Patch.block(layer) for layer in chosen), Patch.null(min(chosen))]
     session = trace(model, cases, patches, anatomy=anatomy, what="layers", **common)
     result = layer_trace_of(session, chosen)
-    if common["out"] is not None:
-        result.save(common["out"])
+    keep(result, common["out"])
     return result
 
 

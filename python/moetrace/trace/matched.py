@@ -14,11 +14,12 @@ from moetrace._native import _core
 from moetrace.effects import rescue
 from moetrace.engines.job import Patch
 from moetrace.models.anatomy import expert_count, find_anatomy
+from moetrace.ranks import on_all_ranks
 from moetrace.results.expert_name import Expert, ExpertLike, ExpertRangeError, NeverActiveError
 from moetrace.results.matched import SITES, MatchedTrace
 from moetrace.trace.options import TraceOptions, checked, shows_options
 from moetrace.trace.provenance import provenance
-from moetrace.trace.session import Session, case_table, trace
+from moetrace.trace.session import Session, case_table, keep, trace
 
 if TYPE_CHECKING:
     from moetrace.cases import Case, CaseSet
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 ROLES = {"selected": _core.Chosen.ANCHOR, "matched": _core.Chosen.MATCHED}
 
 
+@on_all_ranks
 @shows_options
 def trace_matched(
     model: torch.nn.Module,
@@ -59,8 +61,7 @@ def trace_matched(
         **common,
     )
     result = matched_trace_of(session, chosen)
-    if common["out"] is not None:
-        result.save(common["out"])
+    keep(result, common["out"])
     return result
 
 

@@ -27,7 +27,8 @@ def model_facts(model: torch.nn.Module) -> dict[str, Any]:
     """Name, revision, dtype, a digest of the config and a fingerprint of the weights.
 
     The fingerprint reads a few entries of every parameter, wherever it is: it tells two models of one config
-    apart without reading all of a large one, and is the same for one model in memory and offloaded.
+    apart without reading all of a large one, and is the same for one model in memory and offloaded. Of a
+    parameter that lies in parts on several ranks it has the shape alone, so that it is the same on all.
     """
     config = getattr(model, "config", None)
     text = json.dumps(config.to_dict(), sort_keys=True, default=str) if config is not None else ""
@@ -43,6 +44,8 @@ def model_facts(model: torch.nn.Module) -> dict[str, Any]:
         if place is not None and name in tied:  # in memory, it is one with another
             continue
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        if hasattr(parameter, "device_mesh"):
+            continue
         for part in parts_of(parameter) if place is None else [place]:
             sample = _sample(part).to("cpu", torch.float32)
             digest.update(sample.numpy().tobytes())
@@ -102,6 +105,7 @@ def provenance(session: Session, layers: tuple[int, ...]) -> dict[str, Any]:
         "position": job.position,
         "direct": _direct_note(session),
         "metric": "logit_diff",
+        "ranks": session.ranks,
         "layers": list(layers),
         "case_ids": [case.case_id for case in session.cases],
         "failed_case_ids": session.failed.case_id.tolist(),

@@ -32,6 +32,20 @@ BY_PATCH = ("patched", "direct", "direct_linear")
 _SEAL = b"moetrace.part"
 
 
+def call_facts(what: str, job: Job, cases: CaseSet, details: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What tells one call from another: model, cases, patches and options, as JSON values."""
+    return {
+        "what": what,
+        "model": model_facts(job.anatomy.model),
+        "cases": cases.fingerprint(),
+        "patches": hashlib.sha256(repr((job.patches, job.sweeps)).encode()).hexdigest(),
+        "noise": {"scale": job.noise.scale, "seed": job.noise.seed, "draws": job.noise.draws},
+        "position": job.position,
+        "readout": job.readout.asked,
+        "details": dict(details or {}),
+    }
+
+
 class RunFolder:
     """``call.json`` says what is traced; ``parts/*.parquet`` hold finished cases, one row a case.
 
@@ -58,18 +72,7 @@ class RunFolder:
         ``details``: arguments of this kind of trace. ``how``: the engine that serves it and the attention.
         """
         path = as_path(out, "out")
-        call = {
-            "format": FORMAT,
-            "what": what,
-            "model": model_facts(job.anatomy.model),
-            "cases": cases.fingerprint(),
-            "patches": hashlib.sha256(repr((job.patches, job.sweeps)).encode()).hexdigest(),
-            "noise": {"scale": job.noise.scale, "seed": job.noise.seed, "draws": job.noise.draws},
-            "position": job.position,
-            "readout": job.readout.asked,
-            "details": dict(details or {}),
-            **how,
-        }
+        call = {"format": FORMAT, **call_facts(what, job, cases, details), **how}
         call = json.loads(json.dumps(call))
         try:
             found = cls._read_call(path / CALL)

@@ -17,17 +17,19 @@ from moetrace.effects import rescue
 from moetrace.engines.job import Patch
 from moetrace.models.anatomy import find_anatomy
 from moetrace.noise import NoiseScales
+from moetrace.ranks import on_all_ranks
 from moetrace.results.expert_name import ExpertLike
 from moetrace.results.scales import ScaleTrace
 from moetrace.trace.matched import check_expert
 from moetrace.trace.options import ScaleOptions, checked, shows_options
 from moetrace.trace.provenance import provenance
-from moetrace.trace.session import case_table, trace
+from moetrace.trace.session import case_table, keep, trace
 
 if TYPE_CHECKING:
     from moetrace.cases import Case, CaseSet
 
 
+@on_all_ranks
 @partial(shows_options, without=("noise",))
 def trace_noise_scales(
     model: torch.nn.Module,
@@ -77,6 +79,5 @@ def trace_noise_scales(
         table[f"noised_{scale:g}"] = outcome.noised[:, index]
     facts = provenance(session, (chosen.layer,)) | {"star": str(chosen)}
     result = ScaleTrace(table, sites, effects + np.tile(outcome.noised, 2), effects, session.failed, facts)
-    if common["out"] is not None:
-        result.save(common["out"])
+    keep(result, common["out"])
     return result

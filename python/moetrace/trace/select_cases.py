@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -23,8 +24,10 @@ from moetrace.models.float32 import ComputeDtype, computing_in
 from moetrace.models.state import prepared
 from moetrace.noise import NoiseLike, as_noise, check_seeds
 from moetrace.progress import Progress, progress_bar
+from moetrace.ranks import here, on_all_ranks
 from moetrace.trace.budget import resolve_budget
 from moetrace.trace.options import as_batch_tokens, as_compute_dtype, as_progress
+from moetrace.trace.run_folder import call_facts
 from moetrace.weights import source_of
 
 FIRST_BATCH = 32
@@ -39,6 +42,7 @@ class FewCasesWarning(MoetraceWarning):
     """Fewer cases than asked for are usable; those there are were returned."""
 
 
+@on_all_ranks
 def select_cases(
     model: Any,
     cases: Sequence[Case],
@@ -113,7 +117,9 @@ def select_cases(
     anew = isinstance(model, torch.nn.Module) and source_of(model) is not None
     found, size = 0, min(LARGEST_BATCH, math.ceil(n / YIELD)) if anew else min(n, FIRST_BATCH)
     order = source.record_order(seed)
-    with progress_bar(n, "usable cases", progress) as bar:
+    ranks = here()
+    ranks.agree("selection", lambda: {"n": n, "margin": margin, "drop": drop, "seed": seed})
+    with progress_bar(n, "usable cases", progress if ranks.first else False) as bar:
         while len(verdicts) < len(order) and found < n:
             batch = source.take(order[len(verdicts) : len(verdicts) + size])
             scores = score(model, batch, **options)
@@ -125,6 +131,7 @@ def select_cases(
     return _collect(source, verdicts, n, seed)
 
 
+@on_all_ranks
 def score_cases(
     model: torch.nn.Module,
     cases: Sequence[Case] | CaseSet,
@@ -146,17 +153,20 @@ def score_cases(
     chosen, engine = as_noise(noise), as_choice(engine, "engine", ENGINES)
     check_seeds(chosen, case_set)
     batch_tokens, compute_dtype = as_batch_tokens(batch_tokens), as_compute_dtype(compute_dtype)
-    clean = pd.Series(index=range(len(case_set)), dtype="float64")
-    noised = clean.copy()
+    found: dict[int, tuple[float, float]] = {}
+    ranks = here()
     with prepared(anatomy.model), computing_in(anatomy, compute_dtype, source_of(anatomy.model) is not None):
         budget = resolve_budget(batch_tokens, anatomy)
         job = make_job(anatomy, (), chosen)
-        rows = {case.case_id: row for row, case in enumerate(case_set)}
-        for batch, outcome in make_runner(job, case_set, engine, budget).run((), lambda _: None):
-            own = [rows[case.case_id] for case in batch]
-            clean.iloc[own] = outcome.clean
-            noised.iloc[own] = outcome.noised.mean(axis=1)
-    table = pd.DataFrame({"case_id": [case.case_id for case in case_set], "clean": clean, "noised": noised})
+        asked = {"engine": engine, "batch_tokens": budget, "compute_dtype": compute_dtype}
+        ranks.agree("scores", lambda: {**call_facts("scores", job, case_set, None), **asked})
+        for batch, outcome in make_runner(job, case_set, engine, budget).run((), lambda _: ranks.look()):
+            ids = [case.case_id for case in batch]
+            found |= zip(ids, zip(outcome.clean, outcome.noised.mean(axis=1), strict=True), strict=True)
+        found = ranks.joined("scores", found)
+    ids = [case.case_id for case in case_set]
+    scores = np.array([found[case_id] for case_id in ids], dtype=float).reshape(-1, 2)
+    table = pd.DataFrame({"case_id": ids, "clean": scores[:, 0], "noised": scores[:, 1]})
     values = table[["clean", "noised"]]
     table[["clean", "noised"]] = values.where(values.abs().lt(float("inf")).all(axis=1), axis=0)
     return table
@@ -205,7 +215,7 @@ def _collect(source: CaseSet, verdicts: list[tuple[int, str | None]], n: int, se
             f"{len(ids)} of {len(verdicts)} scanned cases gave NaN or infinite logits and were dropped:"
             f" case ids {', '.join(map(str, ids[:10]))}{', …' if len(ids) > 10 else ''}",
             NonFiniteWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     if len(usable) < n:
         steps = ", ".join(f"{name} {left}" for name, left in funnel.items())
@@ -213,6 +223,6 @@ def _collect(source: CaseSet, verdicts: list[tuple[int, str | None]], n: int, se
             f"only {len(usable)} of the {n} cases asked for are usable ({steps}); go on with these, give more"
             " records, or lower margin and drop",
             FewCasesWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     return result

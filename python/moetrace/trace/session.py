@@ -30,9 +30,11 @@ from moetrace.models.float32 import ComputeDtype, computing_in
 from moetrace.models.readout import ReadoutKind
 from moetrace.models.state import prepared
 from moetrace.noise import Noise, check_seeds
-from moetrace.progress import Progress, progress_bar
+from moetrace.progress import Progress
+from moetrace.ranks import here, progress_bar
+from moetrace.results.base import TraceResult
 from moetrace.trace.budget import resolve_budget
-from moetrace.trace.run_folder import RunFolder
+from moetrace.trace.run_folder import RunFolder, call_facts
 from moetrace.weights import source_of
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ class Session:
     job: Job
     failed: pd.DataFrame
     compute_dtype: ComputeDtype | None = None
+    ranks: int = 1
 
     def only(self, columns: Sequence[int]) -> Session:
         """The same session with some of its patches, in this order."""
@@ -102,6 +105,9 @@ def trace(
     with prepared(anatomy.model), computing_in(anatomy, compute_dtype, source_of(anatomy.model) is not None):
         budget = resolve_budget(batch_tokens, anatomy)
         job = make_job(anatomy, patches, noise, position, sweeps, readout)
+        ranks = here()
+        asked = {"engine asked for": engine, "batch_tokens": budget, "out": str(out)}
+        ranks.agree(what, lambda: {**call_facts(what, job, case_set, details), **asked})
         _warn_of_nothing(job, case_set, [job.patch_position(case) for case in case_set])
         runner = make_runner(job, case_set, engine, budget, direct)
         attention = str(getattr(anatomy.config, "_attn_implementation", ""))  # prepared() may have changed it
@@ -112,11 +118,20 @@ def trace(
                 "attention": attention,
                 "compute_dtype": compute_dtype or "",
             }
-            folder = RunFolder.open(out, what, job, case_set, details, how)
+            path = out
+            folder = ranks.first_then_all(
+                "run folder", lambda: RunFolder.open(path, what, job, case_set, details, how)
+            )
         outcome = _run(runner, case_set, folder, progress, what)
         job = runner.choice.engine.job
     found = _without_failed(case_set, outcome, runner.choice, attention, job)
     return replace(found, compute_dtype=compute_dtype)
+
+
+def keep(result: TraceResult, out: Path | None) -> None:
+    """Save a result into its run folder, if it has one: one rank writes."""
+    if out is not None and here().first:
+        result.save(out)
 
 
 def _warn_of_nothing(job: Job, cases: CaseSet, positions: Sequence[int]) -> None:
@@ -127,7 +142,7 @@ def _warn_of_nothing(job: Job, cases: CaseSet, positions: Sequence[int]) -> None
             "the embedding is zero everywhere, and so is the noise, whose scale is its standard deviation: "
             "clean and noised runs are the same",
             NoEffectWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     before = [case.case_id for case, at in places if at < case.subject[0]]
     if before:
@@ -135,7 +150,7 @@ def _warn_of_nothing(job: Job, cases: CaseSet, positions: Sequence[int]) -> None
             f"position {job.position!r} lies before the subject in {len(before)} of {len(cases)} cases: "
             f"clean and noised runs are the same and every rescue is 0: case ids {before[:20]}",
             NoEffectWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     last = len(job.anatomy.layers) - 1
     early = [case.case_id for case, at in places if at < len(case.input_ids) - 1]
@@ -144,24 +159,29 @@ def _warn_of_nothing(job: Job, cases: CaseSet, positions: Sequence[int]) -> None
             f"layer {last} is the last: what is patched there at position {job.position!r} doesn't reach the "
             f"final token of {len(early)} of {len(cases)} cases, and its rescue is 0: case ids {early[:20]}",
             NoEffectWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 
 def _run(runner: Runner, cases: CaseSet, folder: RunFolder | None, progress: Progress, what: str) -> Outcome:
-    done: dict[int, Outcome] = folder.finished() if folder is not None else {}
+    ranks = here()
+    done: dict[int, Outcome] = {}
+    if folder is not None:
+        done = ranks.of_first("finished cases", folder.finished)
     resumed, engine = bool(done), runner.choice.engine.name
+    fresh: dict[int, Outcome] = {}  # of this rank
     with progress_bar(len(cases), what, progress) as bar:
-        if resumed:
+        if resumed and ranks.first:
             bar.update(len(done))
         for batch, outcome in runner.run(frozenset(done), bar.update):
             if runner.choice.engine.name != engine:
                 _say_it_changed(runner.choice, folder, resumed)
                 engine = runner.choice.engine.name
             parts = {case.case_id: outcome.case(index) for index, case in enumerate(batch)}
-            if folder is not None:
+            if folder is not None and (ranks.first or not ranks.mirrored):
                 folder.append(parts)
-            done.update(parts)
+            fresh.update(parts)
+        done |= ranks.joined("results", fresh)
     return Outcome.stack([done[case.case_id] for case in cases])
 
 
@@ -174,7 +194,7 @@ def _say_it_changed(choice: EngineChoice, folder: RunFolder | None, resumed: boo
         )
     if folder is not None:
         folder.amend(engine=choice.engine.name)
-    warnings.warn(f"{choice.reason}; the reference engine traces it", EngineWarning, stacklevel=5)
+    warnings.warn(f"{choice.reason}; the reference engine traces it", EngineWarning, stacklevel=6)
 
 
 def _without_failed(
@@ -200,7 +220,8 @@ def _without_failed(
             f"{len(failed)} of {len(cases)} cases gave NaN or infinite logits and are left out of every "
             f"figure; they are listed in .failed: case ids {failed.case_id.tolist()[:20]}",
             NonFiniteWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     kept = cases if finite.all() else CaseSet([c for c, good in zip(cases, finite, strict=True) if good])
-    return Session(kept, outcome.select(np.flatnonzero(finite)), choice, attention, job, failed)
+    found = outcome.select(np.flatnonzero(finite))
+    return Session(kept, found, choice, attention, job, failed, ranks=here().size)

@@ -16,6 +16,7 @@ from moetrace import coalition
 from moetrace.engines.job import Patch, Sweep
 from moetrace.models.anatomy import find_anatomy
 from moetrace.models.experts import top_k_of
+from moetrace.ranks import on_all_ranks
 from moetrace.results.coalitions import CoalitionTrace
 from moetrace.results.expert_name import ExpertLike, NeverActiveError
 from moetrace.results.experts import ExpertTrace
@@ -43,6 +44,7 @@ class Around:
     shapley: CoalitionTrace | None
 
 
+@on_all_ranks
 @shows_options
 def trace_around(
     model: torch.nn.Module,
