@@ -7,7 +7,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from moetrace.arguments import as_flag, as_path, refuse_type
+import torch
+
+from moetrace.arguments import as_flag, as_path, refuse_type, shown
 from moetrace.errors import ArgumentError, ModelError
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -47,7 +49,7 @@ def load_model(
     trust_remote_code = as_flag(trust_remote_code, "trust_remote_code")
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
     if as_flag(stream, "stream"):
-        return _load_streamed(name, dtype, device_map, revision, trust_remote_code, kwargs)
+        return _load_streamed(name, dtype, device_map, revision, kwargs, trust_remote_code=trust_remote_code)
     if kwargs.get("use_safetensors") is not False:
         kwargs["use_safetensors"] = True
         _refuse_pickles(name)
@@ -67,8 +69,9 @@ def _load_streamed(
     dtype: Any,
     device_map: Any,
     revision: str | None,
-    trust_remote_code: bool,
     options: dict[str, Any],
+    *,
+    trust_remote_code: bool = False,
 ) -> tuple[Any, Any]:
     from moetrace.models.anatomy import decoder_layers
     from moetrace.weights.streamed import load_streamed
@@ -80,6 +83,12 @@ def _load_streamed(
             "the processor; leave one of the two out"
         )
     options.pop("use_safetensors", None)
+    known = dtype if isinstance(dtype, torch.dtype) else getattr(torch, str(dtype), None)
+    if dtype != "auto" and not (isinstance(known, torch.dtype) and known.is_floating_point):
+        raise ArgumentError(
+            f"dtype is {shown(dtype)}; expected 'auto' for the checkpoint's, or a floating one such as "
+            "'bfloat16'"
+        )
     try:
         folder = Path(name) if Path(name).exists() else _fetched(name, revision)
         _refuse_pickles(folder)

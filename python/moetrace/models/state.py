@@ -37,8 +37,7 @@ def fingerprint(module: nn.Module) -> tuple[Any, ...]:
     """What a verdict about a module is true for: its weights, its hooks, its forwards.
 
     Weights by place, version and a few entries: an edit in place through ``.data`` raises no version, and
-    shows where it reaches one of the entries. Weights that stay in a checkpoint by name, size and time of its
-    files.
+    shows where it reaches one of the entries. Weights that stay in a checkpoint by what is in its files.
     """
     weights = tuple(_weight_state(weight) for weight in (*module.parameters(), *module.buffers()))
     hooks = tuple(

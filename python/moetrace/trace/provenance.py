@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from moetrace.engines.direct import final_cases
+from moetrace.weights import origin
 
 if TYPE_CHECKING:
     from moetrace.trace.session import Session
@@ -22,15 +23,17 @@ _SAMPLED = 64  # entries of each parameter that go into the fingerprint
 def model_facts(model: torch.nn.Module) -> dict[str, Any]:
     """Name, revision, dtype, a digest of the config and a fingerprint of the weights.
 
-    The fingerprint reads a few entries of every parameter that is in memory: it tells two models of one
-    config apart without reading all of a large one.
+    The fingerprint reads a few entries of every parameter that is in memory, and of the files of those that
+    aren't: it tells two models of one config apart without reading all of a large one.
     """
     config = getattr(model, "config", None)
     text = json.dumps(config.to_dict(), sort_keys=True, default=str) if config is not None else ""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        if not parameter.is_meta and parameter.numel():
+        if origin(parameter) is not None:  # it stays in a checkpoint, which was looked into
+            digest.update(repr(origin(parameter)).encode())
+        elif not parameter.is_meta and parameter.numel():
             step = max(1, parameter.numel() // _SAMPLED)
             sample = parameter.detach().flatten()[::step][:_SAMPLED]
             digest.update(sample.to("cpu", torch.float32).numpy().tobytes())

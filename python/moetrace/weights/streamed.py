@@ -35,12 +35,13 @@ def load_streamed(
     the model or its checkpoint isn't one that can be streamed.
     """
     checkpoint = read_checkpoint(folder)
-    skeleton = build_skeleton(checkpoint, dtype, trust_remote_code, options)
+    skeleton = build_skeleton(checkpoint, dtype, options, trust_remote_code=trust_remote_code)
     model = skeleton.model
     layers = tuple(find_layers(model))
     places = Places(model)
     of_layers, rest = _by_layer(skeleton.parts, layers, places)
     read = _load(model, checkpoint, rest, places)
+    _tie(model, places)
     attach(model, StreamedLayers(model, layers, checkpoint, of_layers, places, read))
     return model
 
@@ -182,7 +183,7 @@ class StreamedLayers:
         return _core.LayerReader(files, [plan.segments for plan in self._plans])
 
     def _marked(self, weight: Any, name: str) -> Any:
-        weight.moetrace_origin = self._checkpoint.identity, name
+        weight.moetrace_origin = self._checkpoint.digest, name
         return weight
 
     def _mark(self) -> None:
@@ -250,6 +251,20 @@ def _by_layer(
         number = owners.pop() if len(owners) == 1 else None
         (rest if number is None else of_layers[number]).append(part)
     return of_layers, rest
+
+
+def _tie(model: Any, places: Places) -> None:
+    """One tensor where config and checkpoint have two that are equal, as from_pretrained does."""
+    ties = model.all_tied_weights_keys
+    for target, source in list(ties.items()):
+        own, other = places.of[target][0].held(), places.of[source][0].held()
+        if own is other or own.is_meta or other.is_meta:
+            continue
+        if own.shape == other.shape and torch.equal(own, other):
+            for place in places.of[target]:
+                place.put(other)
+        else:
+            del ties[target]
 
 
 def _load(model: Any, checkpoint: Checkpoint, parts: Sequence[Part], places: Places) -> int:
