@@ -45,7 +45,7 @@ def test_experts_are_read_straight_into_their_place(tmp_path):
     """No second copy of a layer: what a layer holds lies in the reader's buffer."""
     streamed, source = load_streamed(save("qwen3_moe", tmp_path), tmp_path)
     source.enter(1)
-    buffer, _ = source._held[1]
+    buffer = source._held[1].buffer
     begin, end = buffer.data_ptr(), buffer.data_ptr() + buffer.numel()
     for weight in decoder_layers(streamed)[1].parameters():
         assert begin <= weight.data_ptr() < end

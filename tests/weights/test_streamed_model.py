@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import moetrace as mt
-from moetrace.errors import ModelError
+from moetrace.errors import EngineError, ModelError
 from moetrace.models.anatomy import decoder_layers
 from moetrace.models.state import fingerprint
 from moetrace.trace.provenance import model_facts
@@ -49,7 +49,6 @@ def threads():
 
 def nothing_is_left(model, source):
     assert not source._held
-    assert not source._uses
     assert all(weight.is_meta for layer in decoder_layers(model) for weight in layer.parameters())
 
 
@@ -75,6 +74,28 @@ def test_enter_and_leave_count(pair):
     source.leave(2)
     assert weight.weight.is_meta
     source.leave(2)  # once too often
+    nothing_is_left(model, source)
+
+
+def test_two_layers_are_held_and_no_more(pair):
+    model, source = pair
+    source.enter(0)
+    source.enter(3)
+    with pytest.raises(EngineError, match="layer 1 can't be entered: layers 0 and 3 are in use"):
+        source.enter(1)
+    source.leave(0)
+    source.enter(1)
+    source.end()
+    nothing_is_left(model, source)
+
+
+def test_a_layer_that_the_reader_holds_for_nobody(pair):
+    """Ctrl-C after a layer was read and before it was noted down."""
+    model, source = pair
+    expected = logits(model)
+    source._reader.acquire(0)
+    source._reader.acquire(1)
+    assert logits(model).equal(expected)
     nothing_is_left(model, source)
 
 
@@ -336,3 +357,27 @@ def test_a_tokenizer_comes_with_its_folder(tmp_path):
     cases = mt.make_cases(mt.demo_records()[:40], found)
     kept = mt.select_cases(streamed, cases, n=4)
     assert [case.case_id for case in kept] == [case.case_id for case in mt.select_cases(model, cases, n=4)]
+
+
+def test_a_hub_id_is_fetched_as_safetensors_alone(folder, tmp_path_factory, monkeypatch):
+    import huggingface_hub
+
+    asked = {}
+    snapshot = tmp_path_factory.mktemp("snapshots") / "0123abcd"
+    snapshot.symlink_to(folder)
+
+    def fetch(name, **options):
+        asked.update(options, name=name)
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    model, _ = mt.load_model("someone/some-model", stream=True, revision="v2")
+    assert (asked["name"], asked["revision"]) == ("someone/some-model", "v2")
+    assert not any(pattern.endswith((".py", ".bin")) for pattern in asked["allow_patterns"])
+    assert model_facts(model)["name"] == "someone/some-model"
+    assert model_facts(model)["revision"] == "0123abcd"
+
+
+def test_a_hub_id_that_cant_be_fetched():
+    with pytest.raises(ModelError, match="'someone/no-such-model' can't be streamed"):
+        mt.load_model("someone/no-such-model", stream=True)

@@ -74,7 +74,7 @@ def _load_streamed(
     trust_remote_code: bool = False,
 ) -> tuple[Any, Any]:
     from moetrace.models.anatomy import decoder_layers
-    from moetrace.weights.streamed import load_streamed
+    from moetrace.weights.load import load_streamed
 
     if device_map is not None or options.get("use_safetensors") is False:
         what = "device_map" if device_map is not None else "use_safetensors=False"
@@ -90,24 +90,28 @@ def _load_streamed(
             "'bfloat16'"
         )
     try:
-        folder = Path(name) if Path(name).exists() else _fetched(name, revision)
+        local = Path(name).exists()
+        folder = Path(name) if local else _fetched(name, revision, trust_remote_code=trust_remote_code)
         _refuse_pickles(folder)
         model = load_streamed(
             folder, decoder_layers, dtype=dtype, trust_remote_code=trust_remote_code, **options
         )
-        return model, _load_tokenizer(str(folder), revision=None, trust_remote_code=trust_remote_code)
+        if not local:  # the hub's cache names a folder by its commit
+            model.config.name_or_path, model.config._commit_hash = name, folder.name
+        return model, _load_tokenizer(str(folder), trust_remote_code=trust_remote_code)
     except ModelError:
         raise
     except Exception as failure:  # as above
         raise ModelError(f"{name!r} can't be streamed as a causal language model: {failure}") from failure
 
 
-def _fetched(name: str, revision: str | None) -> Path:
+def _fetched(name: str, revision: str | None, *, trust_remote_code: bool = False) -> Path:
     """The folder of a hub's checkpoint, downloaded where the hub may be asked: safetensors and text alone."""
     from huggingface_hub import snapshot_download
 
-    wanted = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py"]
-    return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+    wanted = ["model*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+    code = ["*.py"] if trust_remote_code else []
+    return Path(snapshot_download(name, revision=revision, allow_patterns=[*wanted, *code]))
 
 
 def _load_tokenizer(name: str, **common: Any) -> Any:
