@@ -67,8 +67,13 @@ def shape_of_qwen3(layers: int = 48) -> Qwen3MoeConfig:
     )
 
 
-def write_checkpoint(folder: Path, config: Qwen3MoeConfig, *, seed: int = 0, shard: int = SHARD) -> int:
-    """Write config, shards and index into a folder; how many bytes of weights there are."""
+def write_checkpoint(
+    folder: Path, config: Qwen3MoeConfig, *, seed: int = 0, shard: int = SHARD, drawn: int = POOL
+) -> int:
+    """Write config, shards and index into a folder; how many bytes of weights there are.
+
+    ``shard``: bytes of a file at most; ``drawn``: how many numbers are drawn.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     shards: list[list[Tensor]] = [[]]
     for tensor in _tensors(config):
@@ -76,8 +81,10 @@ def write_checkpoint(folder: Path, config: Qwen3MoeConfig, *, seed: int = 0, sha
             shards.append([])
         shards[-1].append(tensor)
     random = np.random.default_rng(seed)
-    drawn = torch.from_numpy(random.standard_normal(POOL, dtype=np.float32)).mul_(SPREAD).to(torch.bfloat16)
-    pool = drawn.repeat(6).view(torch.uint8).numpy()  # a tensor may start anywhere in the first of the six
+    numbers = torch.from_numpy(random.standard_normal(drawn, dtype=np.float32)).mul_(SPREAD)
+    longest = max(tensor.size for tensors in shards for tensor in tensors)
+    # A tensor may start anywhere in the first of them.
+    pool = numbers.to(torch.bfloat16).repeat(1 - (-longest // (2 * drawn))).view(torch.uint8).numpy()
     ones = torch.ones(config.hidden_size, dtype=torch.bfloat16).view(torch.uint8).numpy()
 
     weight_map = {}
@@ -88,7 +95,7 @@ def write_checkpoint(folder: Path, config: Qwen3MoeConfig, *, seed: int = 0, sha
         with (folder / name).open("wb") as file:
             file.write(_header(tensors))
             for tensor in tensors:
-                start = 2 * int(random.integers(POOL))
+                start = 2 * int(random.integers(drawn))
                 one = len(tensor.shape) == 1
                 file.write((ones if one else pool[start:])[: tensor.size].data)
             file.flush()
