@@ -83,8 +83,9 @@ def _load_streamed(
             "the processor; leave one of the two out"
         )
     options.pop("use_safetensors", None)
-    known = dtype if isinstance(dtype, torch.dtype) else getattr(torch, str(dtype), None)
-    if dtype != "auto" and not (isinstance(known, torch.dtype) and known.is_floating_point):
+    known = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    floating = isinstance(known, torch.dtype) and known.is_floating_point
+    if not floating and not (isinstance(dtype, str) and dtype == "auto"):
         raise ArgumentError(
             f"dtype is {shown(dtype)}; expected 'auto' for the checkpoint's, or a floating one such as "
             "'bfloat16'"
