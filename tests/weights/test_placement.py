@@ -42,7 +42,9 @@ OPERATIONS: dict[str, Any] = {
     "split": lambda a, b, c: torch.split(c, [1, 3, 1], dim=1)[1],
     "split by size": lambda a, b, c: torch.split(c, 2, dim=1)[2],
     "fused experts": lambda a, b, c: torch.cat([torch.stack([a, b]), torch.stack([b, a])], dim=2),
-    "apart and together": lambda a, b, c: torch.cat([torch.chunk(torch.stack([a, b]), 2, dim=2)[1], torch.stack([b, a])], 2),
+    "apart and together": lambda a, b, c: torch.cat(
+        [torch.chunk(torch.stack([a, b]), 2, dim=2)[1], torch.stack([b, a])], dim=2
+    ),
     "contiguous": lambda a, b, c: torch.chunk(a, 2, dim=2)[0].contiguous(),
 }  # fmt: skip
 

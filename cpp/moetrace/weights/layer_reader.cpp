@@ -36,7 +36,8 @@ void distribute(const Read& read, std::uint64_t got, const std::string& path, co
 
 }  // namespace
 
-LayerReader::LayerReader(std::vector<std::string> files, std::vector<Segments> layers, ReadOptions options)
+LayerReader::LayerReader(std::vector<std::string> files, const std::vector<Segments>& layers,
+                         ReadOptions options)
     : paths_(std::move(files)), reads_(plans(layers, options)), options_(options), files_(paths_.size()) {
   for (const auto& segments : layers) {
     for (const Segment& segment : segments) {

@@ -36,7 +36,7 @@ class LayerReader {
   using Segments = std::vector<Segment>;
 
   /// `layers`: for each layer what is read of which of the `files`, and to where in its buffer.
-  LayerReader(std::vector<std::string> files, std::vector<Segments> layers, ReadOptions options = {});
+  LayerReader(std::vector<std::string> files, const std::vector<Segments>& layers, ReadOptions options = {});
   LayerReader(const LayerReader&) = delete;
   LayerReader& operator=(const LayerReader&) = delete;
   ~LayerReader();

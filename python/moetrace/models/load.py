@@ -8,7 +8,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from moetrace.arguments import as_flag, as_path, refuse_type
+import torch
+
+from moetrace.arguments import as_flag, as_path, refuse_type, shown
 from moetrace.errors import ArgumentError, ModelError
 from moetrace.models.quantised import load_fault, method_named, method_of, warn_of_plain_experts
 
@@ -51,7 +53,7 @@ def load_model(
     trust_remote_code = as_flag(trust_remote_code, "trust_remote_code")
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if as_flag(stream, "stream"):
-        return _load_streamed(name, dtype, device_map, revision, trust_remote_code, kwargs)
+        return _load_streamed(name, dtype, device_map, revision, kwargs, trust_remote_code=trust_remote_code)
     if "gguf_file" in kwargs:
         common["gguf_file"] = kwargs.pop("gguf_file")
     if kwargs.get("use_safetensors") is not False:
@@ -95,11 +97,12 @@ def _load_streamed(
     dtype: Any,
     device_map: Any,
     revision: str | None,
-    trust_remote_code: bool,
     options: dict[str, Any],
+    *,
+    trust_remote_code: bool = False,
 ) -> tuple[Any, Any]:
     from moetrace.models.anatomy import decoder_layers
-    from moetrace.weights.streamed import load_streamed
+    from moetrace.weights.load import load_streamed
 
     if device_map is not None or options.get("use_safetensors") is False:
         what = "device_map" if device_map is not None else "use_safetensors=False"
@@ -108,25 +111,36 @@ def _load_streamed(
             "the processor; leave one of the two out"
         )
     options.pop("use_safetensors", None)
+    known = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    floating = isinstance(known, torch.dtype) and known.is_floating_point
+    if not floating and not (isinstance(dtype, str) and dtype == "auto"):
+        raise ArgumentError(
+            f"dtype is {shown(dtype)}; expected 'auto' for the checkpoint's, or a floating one such as "
+            "'bfloat16'"
+        )
     try:
-        folder = Path(name) if Path(name).exists() else _fetched(name, revision)
+        local = Path(name).exists()
+        folder = Path(name) if local else _fetched(name, revision, trust_remote_code=trust_remote_code)
         _refuse_pickles(folder)
         model = load_streamed(
             folder, decoder_layers, dtype=dtype, trust_remote_code=trust_remote_code, **options
         )
-        return model, _load_tokenizer(str(folder), revision=None, trust_remote_code=trust_remote_code)
+        if not local:  # the hub's cache names a folder by its commit
+            model.config.name_or_path, model.config._commit_hash = name, folder.name
+        return model, _load_tokenizer(str(folder), trust_remote_code=trust_remote_code)
     except ModelError:
         raise
     except Exception as failure:  # as above
         raise ModelError(f"{name!r} can't be streamed as a causal language model: {failure}") from failure
 
 
-def _fetched(name: str, revision: str | None) -> Path:
+def _fetched(name: str, revision: str | None, *, trust_remote_code: bool = False) -> Path:
     """The folder of a hub's checkpoint, downloaded where the hub may be asked: safetensors and text alone."""
     from huggingface_hub import snapshot_download
 
-    wanted = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.py"]
-    return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
+    wanted = ["model*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+    code = ["*.py"] if trust_remote_code else []
+    return Path(snapshot_download(name, revision=revision, allow_patterns=[*wanted, *code]))
 
 
 def _load_tokenizer(name: str, **common: Any) -> Any:

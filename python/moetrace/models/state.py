@@ -46,8 +46,8 @@ def fingerprint(module: nn.Module) -> tuple[Any, ...]:
 
     Weights by place, version and a few entries: an edit in place through ``.data`` raises no version, and
     shows where it reaches one of the entries. Offloaded ones by what is kept of them, in or out; those that
-    stay in a checkpoint by name, size and time of its files. A copy that computes in the place of a weight
-    for a time counts as the weight.
+    stay in a checkpoint by what is in its files. A copy that computes in the place of a weight for a time
+    counts as the weight.
     """
     elsewhere = {}
     for own in offloaded_modules(module):

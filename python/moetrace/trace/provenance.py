@@ -14,6 +14,7 @@ import torch
 from moetrace.engines.direct import final_cases
 from moetrace.models.quantised import quantisation_note
 from moetrace.models.state import stored
+from moetrace.weights import origin
 from moetrace.weights.stored import FileRange, offloaded_modules, placement_note
 from moetrace.weights.tensors import parts_of
 
@@ -28,7 +29,8 @@ def model_facts(model: torch.nn.Module) -> dict[str, Any]:
 
     The fingerprint reads a few entries of every parameter, wherever it is: it tells two models of one config
     apart without reading all of a large one, and is the same for one model in memory and offloaded. Of a
-    parameter that lies in parts on several ranks it has the shape alone, so that it is the same on all.
+    streamed one it reads the files a little; of a parameter that lies in parts on several ranks it has the
+    shape alone, so that it is the same on all.
     """
     config = getattr(model, "config", None)
     text = json.dumps(config.to_dict(), sort_keys=True, default=str) if config is not None else ""
@@ -45,6 +47,9 @@ def model_facts(model: torch.nn.Module) -> dict[str, Any]:
             continue
         digest.update(f"{name}{tuple(parameter.shape)}".encode())
         if hasattr(parameter, "device_mesh"):
+            continue
+        if origin(parameter) is not None:  # it stays in a checkpoint, which was looked into
+            digest.update(repr(origin(parameter)).encode())
             continue
         for part in parts_of(parameter) if place is None else [place]:
             sample = _sample(part).to("cpu", torch.float32)

@@ -57,5 +57,5 @@ def detach(model: nn.Module) -> None:
 
 
 def origin(weight: Any) -> Any:
-    """What identifies a weight that comes and goes, whether it is there or not; None for one in memory."""
+    """What tells a weight that comes and goes from others, there or not; None for one in memory."""
     return getattr(weight, "moetrace_origin", None)

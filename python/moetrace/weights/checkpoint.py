@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from moetrace.errors import CheckpointError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _LONGEST_HEADER = 100_000_000  # that of the format
+_SAMPLES, _SAMPLE_BYTES = 64, 512  # of a file, for the digest
 _DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "U16": torch.uint16,
     "I32": torch.int32, "U32": torch.uint32, "I64": torch.int64, "U64": torch.uint64, "F16": torch.float16,
@@ -53,10 +56,16 @@ class Checkpoint:
     shards: tuple[Shard, ...]
     entries: Mapping[str, Entry]
 
-    @property
-    def identity(self) -> tuple[tuple[str, int, int], ...]:
-        """Name, size and time of every file: other where a file was written anew."""
-        return tuple((str(shard.path), shard.size, shard.modified) for shard in self.shards)
+    @cached_property
+    def digest(self) -> str:
+        """Of names, shapes, and some blocks of every file: the same for a copy, another for another model."""
+        found = hashlib.sha256(repr(sorted(self.entries.items())).encode())
+        for shard in self.shards:
+            with shard.path.open("rb") as file:
+                for place in range(0, shard.size, max(1, shard.size // _SAMPLES)):
+                    file.seek(place)
+                    found.update(file.read(_SAMPLE_BYTES))
+        return found.hexdigest()
 
     def verify(self) -> None:
         """CheckpointError where a file is gone or isn't the one whose header was read."""

@@ -31,6 +31,11 @@ class Placed:
     runs: tuple[Run, ...]
     stored: torch.dtype
 
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Its one name."""
+        return (self.target,)
+
 
 @dataclass(frozen=True)
 class Computed:

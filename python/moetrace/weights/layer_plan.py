@@ -34,8 +34,8 @@ class View:
 class LayerPlan:
     """Parameters that are read together.
 
-    ``segments``: for the reader. A parameter is read into its place where its elements are those of tensors of
-    the checkpoint; what transformers computes is computed from tensors in the buffer.
+    ``segments``: for the reader. A parameter is read into its place where its elements are those of
+    checkpoint tensors. What transformers computes is computed from tensors in the buffer.
     """
 
     def __init__(

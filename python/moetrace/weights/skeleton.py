@@ -50,7 +50,7 @@ class Skeleton:
 
 
 def build_skeleton(
-    checkpoint: Checkpoint, dtype: Any, trust_remote_code: bool, options: dict[str, Any]
+    checkpoint: Checkpoint, dtype: Any, options: dict[str, Any], *, trust_remote_code: bool = False
 ) -> Skeleton:
     """The model, and what its parameters come from.
 
@@ -62,7 +62,7 @@ def build_skeleton(
     folder = str(checkpoint.folder)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     _ask_for_plain_weights(config, folder)
-    cls = _model_class(config, folder, trust_remote_code)
+    cls = _model_class(config, folder, trust_remote_code=trust_remote_code)
     stored = {name: _Stored(entry.shape, entry.dtype) for name, entry in checkpoint.entries.items()}
     transforms: list[Any] = []
     with _no_bars():
@@ -93,7 +93,7 @@ def _ask_for_plain_weights(config: Any, folder: str) -> None:
     config.quantization_config = {**own, "dequantize": True}
 
 
-def _model_class(config: Any, folder: str, trust_remote_code: bool) -> type[nn.Module]:
+def _model_class(config: Any, folder: str, *, trust_remote_code: bool = False) -> type[nn.Module]:
     """The class that AutoModelForCausalLM has for a config, else the one that the config names."""
     import transformers
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING

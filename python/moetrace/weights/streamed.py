@@ -4,45 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from torch import nn
 
 from moetrace._native import _core
-from moetrace.errors import CheckpointError, ModelError
-from moetrace.weights import attach
-from moetrace.weights.checkpoint import Checkpoint, read_checkpoint
-from moetrace.weights.conversion import Part, Placed
+from moetrace.errors import CheckpointError, EngineError, ModelError
+from moetrace.weights.checkpoint import Checkpoint
+from moetrace.weights.conversion import Part
 from moetrace.weights.layer_plan import LayerPlan
 from moetrace.weights.places import Place, Places, like
-from moetrace.weights.skeleton import build_skeleton
 
 
-def load_streamed(
-    folder: Path,
-    find_layers: Callable[[Any], Sequence[nn.Module]],
-    *,
-    dtype: Any = "auto",
-    trust_remote_code: bool = False,
-    **options: Any,
-) -> Any:
-    """A model whose decoder layers stay in the checkpoint.
+@dataclass
+class _Held:
+    """A layer that is there: who read it, its bytes, what its modules held before, and how many use it."""
 
-    ``find_layers``: gives the decoder layers of a model; ``options``: go to from_pretrained. ModelError where
-    the model or its checkpoint isn't one that can be streamed.
-    """
-    checkpoint = read_checkpoint(folder)
-    skeleton = build_skeleton(checkpoint, dtype, trust_remote_code, options)
-    model = skeleton.model
-    layers = tuple(find_layers(model))
-    places = Places(model)
-    of_layers, rest = _by_layer(skeleton.parts, layers, places)
-    read = _load(model, checkpoint, rest, places)
-    attach(model, StreamedLayers(model, layers, checkpoint, of_layers, places, read))
-    return model
+    reader: Any
+    buffer: torch.Tensor
+    before: list[tuple[Place, Any]] = field(default_factory=list)
+    uses: int = 0
 
 
 class StreamedLayers:
@@ -64,11 +48,10 @@ class StreamedLayers:
         self._model = model
         self._checkpoint = checkpoint
         self._plans = [LayerPlan(checkpoint, own, places.shapes) for own in parts]
-        self._places = [{name: places.of[name] for part in own for name in _targets(part)} for own in parts]
+        self._places = [{name: places.of[name] for part in own for name in part.targets} for own in parts]
         self._reader = self._new_reader()
-        self._read_before = read_before
-        self._uses: dict[int, int] = {}
-        self._held: dict[int, tuple[torch.Tensor, list[tuple[Place, Any]]]] = {}
+        self._read_before, self._waited_before = read_before, 0.0
+        self._held: dict[int, _Held] = {}
         self._in_forward: list[int] = []
         self._sweeping = False
         self._mark()
@@ -82,7 +65,7 @@ class StreamedLayers:
     @property
     def seconds_waited(self) -> float:
         """How long layers have been waited for so far."""
-        return float(self._reader.seconds_waited)
+        return self._waited_before + float(self._reader.seconds_waited)
 
     def begin(self) -> None:
         """Check the files and start reading the first layer. CheckpointError."""
@@ -94,19 +77,18 @@ class StreamedLayers:
 
     def enter(self, layer: int) -> None:
         """Put a layer's weights into its modules, and start reading the next one. CheckpointError."""
-        if not self._uses.get(layer):
+        if layer not in self._held:
             self._bring(layer)
-        self._uses[layer] = self._uses.get(layer, 0) + 1
+        self._held[layer].uses += 1
         if layer + 1 < len(self._plans):
             self._reader.prefetch(layer + 1)
 
     def leave(self, layer: int) -> None:
         """Take a layer's weights away when it was left as often as it was entered."""
-        uses = self._uses.get(layer, 0)
-        if uses == 1:
-            self._take(layer)
-        elif uses:
-            self._uses[layer] = uses - 1
+        if layer in self._held:
+            self._held[layer].uses -= 1
+            if self._held[layer].uses <= 0:
+                self._take(layer)
 
     def end(self) -> None:
         """Take the weights of all layers away; no thread reads any more, and the buffers are free."""
@@ -114,41 +96,57 @@ class StreamedLayers:
         self._in_forward.clear()
         for layer in list(self._held):
             self._take(layer)
-        self._reader.stop()
+        self._renew_reader()
 
     def _bring(self, layer: int) -> None:
+        buffer = self._read(layer)
+        with torch.inference_mode(False):
+            held = _Held(self._reader, torch.frombuffer(buffer, dtype=torch.uint8))
         try:
-            buffer = self._reader.acquire(layer)
+            self._checkpoint.verify()  # what was read is of the files that were there
+            with torch.inference_mode(False), torch.no_grad():
+                for name, value in self._plans[layer].values(self._model, held.buffer).items():
+                    places = self._places[layer][name]
+                    own = self._marked(like(value, places[0].held()), name)
+                    for place in places:
+                        held.before.append((place, place.held()))
+                        place.put(own)
+            self._held[layer] = held
+        except BaseException:
+            self._held[layer] = held
+            self._take(layer)
+            raise
+
+    def _read(self, layer: int) -> Any:
+        if len(self._held) == 2:
+            others = " and ".join(map(str, self._held))
+            raise EngineError(
+                f"layer {layer} can't be entered: layers {others} are in use, and "
+                "no more than two are held at a time; leave one of them first"
+            )
+        try:
+            try:
+                return self._reader.acquire(layer)
+            except RuntimeError:  # Ctrl-C came just when a layer had: the reader takes it for one in use
+                self._renew_reader()
+                return self._reader.acquire(layer)
         except _core.ReadError as failure:
             self._checkpoint.verify()
             raise CheckpointError(
                 f"layer {layer} can't be read: {failure}; look at the disk, or fetch the checkpoint again"
             ) from failure
-        before: list[tuple[Place, Any]] = []
-        try:
-            self._checkpoint.verify()  # what was read is of the files that were there
-            with torch.inference_mode(False), torch.no_grad():
-                bytes_read = torch.frombuffer(buffer, dtype=torch.uint8)
-                for name, value in self._plans[layer].values(self._model, bytes_read).items():
-                    places = self._places[layer][name]
-                    own = self._marked(like(value, places[0].held()), name)
-                    for place in places:
-                        before.append((place, place.held()))
-                        place.put(own)
-        except BaseException:
-            _put_back(before)
-            self._reader.release(layer)
-            raise
-        self._held[layer] = bytes_read, before
 
     def _take(self, layer: int) -> None:
-        bytes_read, before = self._held.pop(layer)
-        self._uses.pop(layer, None)
-        _put_back(before)
+        held = self._held[layer]
+        for place, value in reversed(held.before):
+            place.put(value)
         with torch.inference_mode(False), torch.no_grad():
-            # Writes nothing, but tells autograd that what it kept of these weights isn't there any more.
-            bytes_read[:0].zero_()
-        self._reader.release(layer)
+            # Writes nothing, but tells autograd that what it kept of these weights is there no more.
+            held.buffer[:0].zero_()
+        reader, held.reader = held.reader, None
+        if reader is not None:
+            reader.release(layer)
+        del self._held[layer]
 
     def _before(self, number: int, _module: nn.Module, _args: Any) -> None:
         if not self._sweeping:  # Ctrl-C in a forward runs no hooks: what is still there of another layer goes
@@ -181,8 +179,14 @@ class StreamedLayers:
         files = [str(shard.path) for shard in self._checkpoint.shards]
         return _core.LayerReader(files, [plan.segments for plan in self._plans])
 
+    def _renew_reader(self) -> None:
+        """Another reader in the place of this one, which stops and keeps no buffer that isn't in use."""
+        self._reader.stop()
+        self._waited_before, self._read_before = self.seconds_waited, self.bytes_read
+        self._reader = self._new_reader()
+
     def _marked(self, weight: Any, name: str) -> Any:
-        weight.moetrace_origin = self._checkpoint.identity, name
+        weight.moetrace_origin = self._checkpoint.digest, name
         return weight
 
     def _mark(self) -> None:
@@ -220,56 +224,10 @@ class StreamedLayers:
         copy = object.__new__(type(self))
         memo[id(self)] = copy
         vars(copy).update({name: own for name, own in vars(self).items() if name != "_reader"})
-        for name in ("_model", "_places", "_uses", "_held", "_in_forward"):
+        for name in ("_model", "_places", "_held", "_in_forward"):
             setattr(copy, name, deepcopy(getattr(self, name), memo))
         copy._reader = copy._new_reader()
         return copy
 
     def __reduce__(self) -> NoReturn:
         self._refuse("pickled", self._saved_already)
-
-
-def _targets(part: Part) -> tuple[str, ...]:
-    return (part.target,) if isinstance(part, Placed) else part.targets
-
-
-def _put_back(before: list[tuple[Place, Any]]) -> None:
-    for place, value in reversed(before):
-        place.put(value)
-
-
-def _by_layer(
-    parts: Sequence[Part], layers: Sequence[nn.Module], places: Places
-) -> tuple[list[list[Part]], list[Part]]:
-    """What is of each layer alone, and the rest: what is outside of all layers, or in several."""
-    owner = {module: number for number, layer in enumerate(layers) for module in layer.modules()}
-    of_layers: list[list[Part]] = [[] for _ in layers]
-    rest: list[Part] = []
-    for part in parts:
-        owners = {owner.get(place.module) for name in _targets(part) for place in places.of[name]}
-        number = owners.pop() if len(owners) == 1 else None
-        (rest if number is None else of_layers[number]).append(part)
-    return of_layers, rest
-
-
-def _load(model: Any, checkpoint: Checkpoint, parts: Sequence[Part], places: Places) -> int:
-    """Read parameters for good; the number of bytes read."""
-    held = {name: places.of[name][0].held() for part in parts for name in _targets(part)}
-    # What is held as it is read keeps its buffer; what is cast or computed needs it no more.
-    as_read = [p for p in parts if isinstance(p, Placed) and p.stored == held[p.target].dtype]
-    passing = [part for part in parts if part not in as_read]
-    read = 0
-    for own in (as_read, passing):
-        plan = LayerPlan(checkpoint, own, places.shapes)
-        reader = _core.LayerReader([str(shard.path) for shard in checkpoint.shards], [plan.segments])
-        try:
-            buffer = torch.frombuffer(reader.acquire(0), dtype=torch.uint8)
-        except _core.ReadError as failure:
-            raise CheckpointError(f"{failure}; look at the disk, or fetch the checkpoint again") from failure
-        with torch.no_grad():
-            for name, value in plan.values(model, buffer).items():
-                weight = like(value, held[name])
-                for place in places.of[name]:
-                    place.put(weight)
-        read += int(reader.bytes_read)
-    return read
