@@ -28,6 +28,8 @@ from benchmarks.model import Case, build_cases, build_model, draw_noise, twin
 from benchmarks.peers import hf_loop
 from benchmarks.timing import Timed, interleave
 from moetrace.engines.job import Patch, Sweep
+from moetrace.models.anatomy import find_anatomy
+from moetrace.trace.options import checked
 from moetrace.trace.session import trace
 
 GOALS = {"full": 3.5, "coalitions": 1.5}
@@ -88,7 +90,9 @@ def measure_full(options: argparse.Namespace, cases: list[Case]) -> tuple[dict[s
     """Every block and every clean-active expert in one pass; and seconds a case of one forward per patch."""
     model = build_model(options.layers)
     top_k = model.config.num_experts_per_tok
-    run = partial(trace, model, as_moetrace(cases), **every_patch(options.layers, top_k), progress=False)
+    common = checked({"progress": False}, mt.trace_layers)
+    asked = every_patch(options.layers, top_k) | {"anatomy": find_anatomy(model)} | common
+    run = partial(trace, model, as_moetrace(cases), **asked)
     full = over_forwards(model, cases, run, options.repeats)
     return full, one_forward_per_patch(model, cases, options.layers * (1 + top_k), options.slice_cases)
 
