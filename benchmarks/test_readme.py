@@ -42,6 +42,9 @@ def figures() -> Iterator[tuple[str, str]]:
     yield "the same with Shapley values", f"{sweeps[1]:.2f}"
     yield "the same with the experts of every layer", f"{sweeps[2]:.2f}"
     yield "growth from 16 to 256", f"{scaling['growth']['exponent']:.2f}"
+    peak = result("peak")
+    yield "part of the bf16 matrix peak: layer sweep", f"{peak['layers']['sweep']['part']:.2f}"
+    yield "part of the bf16 matrix peak: every expert", f"{peak['experts']['sweep']['part']:.2f}"
     yield "memory above the model's own", f"{scaling['memory']['peak_above_model_mb']:.0f} MB"
     yield "full grid (128 x 6,144): step-down max-T", f"{grid['max_t'] / grid['gemm']:.2f}"
     yield "full grid: BCa bootstrap over the bare", f"{grid['bootstrap'] / grid['gemm']:.2f}"
