@@ -23,6 +23,7 @@ from moetrace.errors import (
     TokenMixingError,
 )
 from moetrace.models.layout import is_fused_layout
+from moetrace.models.positions import position_limit
 
 LAYER_LISTS = ("layers", "h", "blocks", "block", "decoder_layers")
 # longcat_flash has one layer for every two that it counts in the first.
@@ -81,8 +82,7 @@ class Anatomy:
     @property
     def positions(self) -> int | None:
         """Tokens of the longest prompt that the model has positions for; None where it doesn't say."""
-        found = getattr(self.config, "max_position_embeddings", None)
-        return found if isinstance(found, int) and found > 0 else None
+        return position_limit(self.config)
 
     @property
     def sparse_layers(self) -> tuple[int, ...]:

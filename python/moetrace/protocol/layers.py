@@ -12,8 +12,10 @@ import torch
 from moetrace.arguments import as_count, as_folder, refuse_type
 from moetrace.cases import CaseSet, make_cases
 from moetrace.errors import ArgumentError
+from moetrace.models.anatomy import find_anatomy
 from moetrace.noise import SubjectNoise
 from moetrace.progress import Progress
+from moetrace.protocol.lengths import within_positions
 from moetrace.protocol.scan import LEAST, TooFewCasesError
 from moetrace.results.layers import LayerTrace
 from moetrace.trace.layers import trace_layers
@@ -58,7 +60,7 @@ def layer_protocol(
     n = as_enough(n)
     if not callable(echo):
         refuse_type(echo, "echo", "a function of a line of text")
-    cases = make_cases(records, tokenizer)
+    cases = within_positions(make_cases(records, tokenizer), find_anatomy(model).positions)
     usable = select_cases(model, cases, n=n, seed=seed, noise=noise, progress=progress)
     if len(usable) < LEAST:
         raise TooFewCasesError(f"only {len(usable)} cases are usable, of at least {LEAST} needed: {_WHY}")
