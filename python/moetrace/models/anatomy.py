@@ -155,6 +155,13 @@ def find_anatomy(model: Any) -> Anatomy:
 
     What ``torch.compile`` returned is taken as the module inside: hooks in compiled graphs don't fire.
     """
+    found = look_over(model)
+    _refuse_absent_weights(found.model)
+    return found
+
+
+def look_over(model: Any) -> Anatomy:
+    """:func:`find_anatomy` for a model whose weights needn't be there: nothing is run on it."""
     if isinstance(model, nn.Module):
         model = getattr(model, "_orig_mod", model)
     config = text_config(model)
@@ -173,7 +180,6 @@ def find_anatomy(model: Any) -> Anatomy:
     names = {module: name for name, module in model.named_modules()}
     sites = tuple(_find_site(index, layer, names) for index, layer in enumerate(layers))
     _refuse_unknown_experts(model, config, layers, sites)
-    _refuse_absent_weights(model)
     if embedding is None:
         raise LayoutError(f"{type(model).__name__} has no input embedding (get_input_embeddings gave None)")
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None

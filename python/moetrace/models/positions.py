@@ -19,7 +19,7 @@ def position_limit(config: Any) -> int | None:
     their number differs from the one that the model was first trained with.
     """
     values = (getattr(config, name, None) for name in _NAMES)
-    found = next((value for value in values if _is_count(value)), None)
+    found: int | None = next((value for value in values if _is_count(value)), None)
     if found is None:
         return None
     return max(found, _stretched(config, found))

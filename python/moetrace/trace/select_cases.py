@@ -22,6 +22,7 @@ from moetrace.models.state import prepared
 from moetrace.noise import NoiseLike, as_noise, check_seeds
 from moetrace.progress import Progress, progress_bar
 from moetrace.trace.budget import resolve_budget
+from moetrace.trace.memory import check_memory
 from moetrace.trace.options import as_batch_tokens, as_progress
 
 FIRST_BATCH = 32
@@ -109,7 +110,7 @@ def select_cases(
             verdicts += zip(order[len(verdicts) :], judged, strict=False)
             found += judged.count(None)
             bar.update(judged.count(None))
-            size = _next_size(size, len(verdicts), found, n)
+            size = next_size(size, len(verdicts), found, n)
     return _collect(source, verdicts, n, seed)
 
 
@@ -138,6 +139,7 @@ def score_cases(
     with prepared(anatomy.model):
         job = make_job(anatomy, (), chosen)
         runner = choose_engine(job, case_set, engine, budget).engine
+        check_memory(runner, case_set, budget)
         for batch in runner.batches(case_set):
             outcome = runner.run([case_set[index] for index in batch])
             clean.iloc[batch] = outcome.clean
@@ -148,7 +150,7 @@ def score_cases(
     return table
 
 
-def _next_size(size: int, scanned: int, found: int, n: int) -> int:
+def next_size(size: int, scanned: int, found: int, n: int) -> int:
     """A batch just large enough, by the yield so far, to find what is still wanted."""
     wanted = math.ceil((n - found) * scanned / max(found, 1))
     return max(1, min(wanted, 4 * size, LARGEST_BATCH))

@@ -30,6 +30,7 @@ from moetrace.models.state import prepared
 from moetrace.noise import Noise, check_seeds
 from moetrace.progress import Progress, progress_bar
 from moetrace.trace.budget import resolve_budget
+from moetrace.trace.memory import check_memory
 from moetrace.trace.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ def trace(
         _warn_of_nothing(job, case_set, [job.patch_position(case) for case in case_set])
         choice = choose_engine(job, case_set, engine, budget, direct)
         job = choice.engine.job
+        check_memory(choice.engine, case_set, budget)
         attention = str(getattr(anatomy.config, "_attn_implementation", ""))  # prepared() may have changed it
         folder = None
         if out is not None:
