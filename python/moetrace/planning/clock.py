@@ -11,8 +11,7 @@ from __future__ import annotations
 import copy
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -77,11 +76,11 @@ def timed(blueprint: Blueprint, stage: Stage, batch: Batch, engine: EngineName) 
     for kind in dict.fromkeys(kinds):
         model = small_model(blueprint, kinds.index(kind))
         run = partial(_trace, blueprint=blueprint, stage=stage, batch=batch, engine=engine)
-        run(model)  # threads, kernels and pages are there from now on
+        run(watched(model))  # threads, kernels and pages are there from now on
         if kind != common:
             fits[kind] = _fit(run(model).samples)
             continue
-        fresh = twin(model)
+        fresh = watched(small_model(blueprint, kinds.index(kind)))
         first, again = run(fresh), run(fresh)
         fits[kind], beside = _fit(again.samples), again.beside / again.rows
         per_layer, checks = max(0.0, first.inside - again.inside) / 2, max(0.0, first.beside - again.beside)
@@ -136,8 +135,9 @@ def _trace(model: nn.Module, blueprint: Blueprint, stage: Stage, batch: Batch, e
         sweeps = [Sweep(layer, top_k_of(anatomy.config), job.sweeps[0].of_union) for layer in (0, 1)]
     slots = sum(sweep.top_k * (1 + sweep.of_union) for sweep in sweeps)
     patches = [Patch.null(0), *[Patch.block(0)] * max(0, runs - 1 - slots)]
-    samples: Samples = []
-    with warnings.catch_warnings(), _watched(anatomy, samples), counting() as counted:
+    samples: Samples = vars(anatomy.layers[0])["forward"].samples
+    before = len(samples)
+    with warnings.catch_warnings(), counting() as counted:
         warnings.simplefilter("ignore")  # random weights give what they give
         start = time.perf_counter()
         session = trace(
@@ -148,7 +148,7 @@ def _trace(model: nn.Module, blueprint: Blueprint, stage: Stage, batch: Batch, e
         seconds = time.perf_counter() - start
     chosen = session.choice.engine
     join = chosen.join if isinstance(chosen, TreeEngine) else _core.Join.START
-    return _Timed(samples, seconds, max(1, counted.rows), chosen.name, join)
+    return _Timed(samples[before:], seconds, max(1, counted.rows), chosen.name, join)
 
 
 def _small(case: Case, place: int, vocabulary: int) -> Case:
@@ -157,26 +157,28 @@ def _small(case: Case, place: int, vocabulary: int) -> Case:
     return Case(tuple(ids), case.subject, 0, 1, place)
 
 
-@contextmanager
-def _watched(anatomy: Anatomy, samples: Samples) -> Iterator[None]:
-    """Time every call of a layer, without the hooks before and behind it."""
-    for layer in anatomy.layers:
-        layer.forward = partial(_clocked, layer.forward, samples)
-    try:
-        yield
-    finally:
-        for layer in anatomy.layers:
-            del layer.forward
+class _Stopwatch:
+    """Times every call of a layer, without the hooks before and behind it."""
+
+    def __init__(self, forward: Any, samples: Samples) -> None:
+        self._forward, self.samples = forward, samples
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        hidden = next(value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
+        _wait(hidden.device)
+        start = time.perf_counter()
+        output = self._forward(*args, **kwargs)
+        _wait(hidden.device)
+        self.samples.append((hidden.numel() // hidden.shape[-1], time.perf_counter() - start))
+        return output
 
 
-def _clocked(forward: Any, samples: Samples, *args: Any, **kwargs: Any) -> Any:
-    hidden = next(value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor))
-    _wait(hidden.device)
-    start = time.perf_counter()
-    output = forward(*args, **kwargs)
-    _wait(hidden.device)
-    samples.append((hidden.numel() // hidden.shape[-1], time.perf_counter() - start))
-    return output
+def watched(model: nn.Module) -> nn.Module:
+    """The model with a clock in each layer, for good: what changes a model makes its checks come again."""
+    samples: Samples = []
+    for layer in look_over(model).layers:
+        vars(layer)["forward"] = _Stopwatch(layer.forward, samples)
+    return model
 
 
 def _wait(device: torch.device) -> None:
