@@ -69,7 +69,9 @@ def _dense() -> Any:
 
 
 SHAPES = {
-    "benchmark": Shape("the benchmark's model (24 layers, 32 experts, top-4, fp32)", _benchmark, "layers", 96),
+    "benchmark": Shape(
+        "the benchmark's model (24 layers, 32 experts, top-4, fp32)", _benchmark, "layers", 96
+    ),
     "wide": Shape("wide and sparse (8 layers, 64 experts, top-8, bf16)", _wide, "experts", 48),
     "dense": Shape("dense (16 layers, width 1,024, fp32)", _dense, "layers", 160),
 }
@@ -114,7 +116,17 @@ def measure(shape: Shape) -> dict[str, float]:
 
 def in_fresh_process(job: str, name: str, threads: int) -> dict[str, float]:
     """One of the two above, by itself."""
-    words = [sys.executable, "-m", "benchmarks.plan", "--child", job, "--shapes", name, "--threads", str(threads)]
+    words = [
+        sys.executable,
+        "-m",
+        "benchmarks.plan",
+        "--child",
+        job,
+        "--shapes",
+        name,
+        "--threads",
+        str(threads),
+    ]
     root = Path(__file__).parent.parent
     done = subprocess.run(words, cwd=root, stdout=subprocess.PIPE, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -137,7 +149,17 @@ def text(result: dict[str, Any]) -> str:
         told += [f"{predicted['bytes'] / 1e9:.2f}", f"{measured['bytes'] / 1e9:.2f}"]
         told += [f"{line['memory_ratio']:.2f} ({verdict(within(line['memory_ratio']))})"]
         rows.append([line["shape"], *told, f"{predicted['planning']:.1f}"])
-    heads = ["shape", "trace", "s planned", "s taken", "ratio", "GB planned", "GB taken", "ratio", "s to plan"]
+    heads = [
+        "shape",
+        "trace",
+        "s planned",
+        "s taken",
+        "ratio",
+        "GB planned",
+        "GB taken",
+        "ratio",
+        "s to plan",
+    ]
     return report.table(heads, rows)
 
 

@@ -108,7 +108,7 @@ class LayerTypeError(LayerRangeError, ArgumentTypeError):
     """A layer that isn't a number."""
 
 
-class MemoryBudgetError(MoetraceError, MemoryError):
+class MemoryBudgetError(MoetraceError, RuntimeError):
     """More memory is needed than there is."""
 
 

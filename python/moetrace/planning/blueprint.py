@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from moetrace.arguments import as_choice, shown
+from moetrace.arguments import as_choice, as_path, shown
 from moetrace.errors import ModelError
 from moetrace.models.anatomy import Anatomy, look_over
+from moetrace.models.load import HUB_ID
 from moetrace.planning.sizes import ModelSize, size_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -52,10 +53,10 @@ def blueprint_of(model: Any, dtype: str = "auto") -> Blueprint:
             f"model is {shown(model)} ({type(model).__name__}); expected a transformers model, a folder or "
             "a hub id"
         )
-    name = os.fspath(model)
+    name = as_model_name(model)
     skeleton = skeleton_of(config_of(name), None if dtype == "auto" else DTYPES[dtype])
     anatomy = look_over(skeleton)
-    return Blueprint(anatomy, size_of(anatomy), str(name), _dtype(anatomy), False, _folder(str(name)))
+    return Blueprint(anatomy, size_of(anatomy), name, _dtype(anatomy), False, _folder(name))
 
 
 def _of_memory(model: nn.Module) -> Blueprint:
@@ -64,6 +65,13 @@ def _of_memory(model: nn.Module) -> Blueprint:
     shown_name = name or type(anatomy.model).__name__
     folder = _folder(name) if name else None
     return Blueprint(anatomy, size_of(anatomy), shown_name, _dtype(anatomy), True, folder)
+
+
+def as_model_name(name: Any) -> str:
+    """A hub id or the path of a folder. ArgumentError where it can be neither."""
+    if isinstance(name, str) and HUB_ID.fullmatch(name):
+        return name
+    return str(as_path(name, "model"))
 
 
 def config_of(name: str) -> Any:
@@ -76,7 +84,7 @@ def config_of(name: str) -> Any:
             return AutoConfig.from_pretrained(name, local_files_only=offline)
         except Exception as failure:  # transformers and the hub raise dozens of kinds
             failures.append(failure)
-        if Path(name).exists():
+        if Path(name).exists() or not HUB_ID.fullmatch(name):
             break
     raise ModelError(
         f"{name!r} has no config that can be read ({_short(failures[-1])}); expected a folder with a "

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
 
 _VOCABULARY = 4096  # of a model with random weights: embedding and head cost little, and memory much
 _NO_BUDGET = 2**40
+_REPEATS, _ENOUGH = 3, 2.0  # of a timing, and seconds after which one does
 _BLOCK = 1 << 20  # random numbers that fill a weight
 
 
@@ -77,25 +77,33 @@ def timed(blueprint: Blueprint, stage: Stage, batch: Batch, engine: EngineName) 
         model = small_model(blueprint, kinds.index(kind))
         run = partial(_trace, blueprint=blueprint, stage=stage, batch=batch, engine=engine)
         run(watched(model))  # threads, kernels and pages are there from now on
+        firsts: list[_Timed] = []
+        agains: list[_Timed] = []
+        start = time.perf_counter()
+        while not agains or (len(agains) < _REPEATS and time.perf_counter() - start < _ENOUGH):
+            fresh = watched(small_model(blueprint, kinds.index(kind))) if kind == common else model
+            firsts.append(run(fresh))
+            agains.append(run(fresh))
+        fits[kind] = _fit([sample for own in agains for sample in own.samples])
         if kind != common:
-            fits[kind] = _fit(run(model).samples)
             continue
-        fresh = watched(small_model(blueprint, kinds.index(kind)))
-        first, again = run(fresh), run(fresh)
-        fits[kind], beside = _fit(again.samples), again.beside / again.rows
-        per_layer, checks = max(0.0, first.inside - again.inside) / 2, max(0.0, first.beside - again.beside)
-        if is_half(fresh):  # widened layer by layer, outside of what the layers' clock sees
+        again = agains[-1]
+        inside, outside = (min(getattr(own, part) for own in agains) for part in ("inside", "beside"))
+        beside = outside / again.rows
+        per_layer = max(0.0, min(own.inside for own in firsts) - inside) / 2
+        checks = max(0.0, min(own.beside for own in firsts) - outside)
+        if is_half(model):  # widened layer by layer, outside of what the layers' clock sees
             per_layer, checks = per_layer + checks / 2, 0.0
     fixed, per_row = ({kind: fit[part] for kind, fit in fits.items()} for part in (0, 1))
     return Pace(fixed, per_row, beside, checks, per_layer, again.engine, again.join)
 
 
 def _fit(samples: Samples) -> tuple[float, float]:
-    """Seconds of a call and of each of its rows, through the medians of the smallest and largest calls."""
+    """Seconds of a call and of each of its rows, through the fastest of the smallest and largest calls."""
     half = max(count for count, _ in samples) / 4  # the checks' own few rows say nothing of a batch
     sizes = sorted({count for count, _ in samples if count >= half})
     low, high = sizes[0], sizes[-1]
-    first, last = (float(np.median([t for count, t in samples if count == size])) for size in (low, high))
+    first, last = (min(t for count, t in samples if count == size) for size in (low, high))
     slope = (last - first) / (high - low) if high > 1.2 * low else 0.0
     if slope <= 0 or first < slope * low:  # no room for a fixed part
         return 0.0, last / high

@@ -188,7 +188,7 @@ def _plan(
     layers = pd.DataFrame(
         {
             "layer": range(count),
-            "sparse": [site is not None and site.sparse for site in sites],
+            "routed": [site is not None and site.sparse for site in sites],
             "parameters": [layer.parameters for layer in size.layers],
             "active": [layer.active for layer in size.layers],
             "bytes": [layer.bytes for layer in size.layers],

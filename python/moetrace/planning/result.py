@@ -61,7 +61,7 @@ class Plan:
         """A row for each stage, or for each layer.
 
         ``by``: "stage" has columns stage, cases, forwards, tokens, rows, flops, bytes_read, seconds; "layer"
-        has layer, sparse, parameters, active (entries of matrices that a row meets), bytes, rows, flops.
+        has layer, routed, parameters, active (entries of matrices that a row meets), bytes, rows, flops.
         """
         chosen = as_choice(by, "by", ("stage", "layer"))
         return (self.stages if chosen == "stage" else self.layers).copy()

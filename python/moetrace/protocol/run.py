@@ -81,7 +81,7 @@ def run_protocol(
     if tokenizer is not None and not (callable(tokenizer) and hasattr(tokenizer, "decode")):
         refuse_type(tokenizer, "tokenizer", "a tokenizer of transformers, or None beside a CaseSet")
     anatomy = find_anatomy(model)
-    made = records if isinstance(records, CaseSet) else _made(records, tokenizer, settings)
+    made = records if isinstance(records, CaseSet) else made_cases(records, tokenizer, settings)
     cases = within_positions(made, anatomy.positions)
     if not cases:
         raise NoCasesError(f"there are no cases to select from ({cases!r}); look at .dropped for the reasons")
@@ -104,7 +104,8 @@ def run_protocol(
         ) from failure
 
 
-def _made(records: Any, tokenizer: Any, settings: Settings) -> CaseSet:
+def made_cases(records: Any, tokenizer: Any, settings: Settings) -> CaseSet:
+    """Cases of records, as the settings ask for them."""
     final: Any = settings.final_subject
     foil: Any = settings.foil
     return make_cases(records, tokenizer, final_subject=final, foil=foil, seed=settings.seed)

@@ -152,19 +152,33 @@ def check_memory(engine: Engine, cases: Sequence[Case], budget: int) -> None:
     there = available_memory(device)
     if there is None:
         return
-    batches = [rows_of(engine, [cases[index] for index in batch]) for batch in engine.batches(cases)]
-    waiting = hidden_bytes(anatomy, sum(own.sequences * own.rows for own in batches))
-    largest = max(batch_bytes(anatomy, own) for own in batches)
-    needed = waiting + largest
+    needed = _needed(engine, cases)
     if needed <= CLOSE * there:
         return
-    told = (
-        f"the trace needs about {shown_bytes(needed)} beside the model, of {shown_bytes(there)} that are free"
-    )
-    advice = _advice(budget, largest, CLOSE * there - waiting, max(own.sequences for own in batches))
+    told = f"the trace needs about {shown_bytes(needed)} beside the model, and {shown_bytes(there)} are free"
+    advice = _advice(engine, cases, budget, CLOSE * there)
     if needed > there:
         raise MemoryBudgetError(f"{told} on {device}: {advice}")
     warnings.warn(f"{told} on {device}; if it runs out, {advice}", MemoryBudgetWarning, stacklevel=4)
+
+
+def _needed(engine: Engine, cases: Sequence[Case]) -> int:
+    """Bytes of the largest batch, and of all rows that wait."""
+    anatomy = engine.job.anatomy
+    batches = [rows_of(engine, [cases[index] for index in batch]) for batch in engine.batches(cases)]
+    waiting = hidden_bytes(anatomy, sum(own.sequences * own.rows for own in batches))
+    return waiting + max(batch_bytes(anatomy, own) for own in batches)
+
+
+def _advice(engine: Engine, cases: Sequence[Case], budget: int, allowed: float) -> str:
+    """The largest of some smaller budgets that would do, or what else would."""
+    whole = rows_of(engine, cases)
+    smaller = min(budget, whole.sequences * whole.rows)
+    while isinstance(engine, TreeEngine) and smaller > 1:
+        smaller = smaller * 3 // 4
+        if _needed(TreeEngine(engine.job, engine.join, smaller), cases) <= allowed:
+            return f"batch_tokens={smaller} would do"
+    return "trace fewer cases at a time, fewer layers, or shorter prompts"
 
 
 def rows_of(engine: Engine, cases: Sequence[Case]) -> BatchRows:
@@ -178,14 +192,6 @@ def rows_of(engine: Engine, cases: Sequence[Case]) -> BatchRows:
     draws = job.noise.draws
     rows = max(_core.tree_rows(job.shape_of(case), runs, draws) for case in cases)
     return BatchRows(len(cases), rows, 1 + draws * (1 + runs))
-
-
-def _advice(budget: int, largest: int, left: float, sequences: int) -> str:
-    """What would do; a batch of one case is already cut as far as it goes."""
-    fits = int(budget * left / largest) if left > 0 else 0
-    if fits >= 1 and (sequences > 1 or fits < budget):
-        return f"batch_tokens={fits} would do"
-    return "trace fewer cases at a time, fewer layers, or shorter prompts"
 
 
 def _device(anatomy: Anatomy) -> torch.device:
