@@ -4,9 +4,9 @@
 python -m benchmarks.plan
 ```
 
-prints a table and keeps it as ``benchmarks/results/plan.json``. Each plan and each trace has a process of its own:
-the plan sees a folder with a config.json and no weights; the trace is the first call on a fresh model, engine's
-checks included, and its memory is the kernel's high-water mark of that process during the call.
+prints a table and keeps it as ``benchmarks/results/plan.json``. Each plan and each trace has a process of its
+own: the plan sees a folder with a config.json and no weights; the trace is the first call on a fresh model,
+engine's checks included, and its memory is the kernel's high-water mark of that process during the call.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -178,9 +178,9 @@ def main() -> None:
         print(json.dumps(job(SHAPES[options.shapes[0]])))
         return
     lines = [_line(name, options.threads) for name in options.shapes]
-    result = {"environment": report.environment(options.threads), "goal": GOAL, "shapes": lines}
+    result = {"environment": report.environment(), "goal": GOAL, "shapes": lines}
     print(text(result))
-    report.keep(options.name, result)
+    report.write(options.name, result)
 
 
 def _line(name: str, threads: int) -> dict[str, Any]:

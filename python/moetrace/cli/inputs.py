@@ -51,7 +51,10 @@ def read_tokenizer(model: str) -> Any:
 
     for offline in (True, False):
         try:
-            return AutoTokenizer.from_pretrained(model, local_files_only=offline)
+            tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=offline)
+            if tokenizer("word")["input_ids"] and len(tokenizer) > 1:
+                return tokenizer
+            reason = "it knows no words"  # transformers makes an empty one of a config alone
         except Exception as failure:  # transformers and the hub raise dozens of kinds
             reason = " ".join(str(failure).split())[:200]
         if Path(model).exists():
