@@ -119,6 +119,55 @@ def test_a_demo_of_too_few_cases_is_refused_with_the_reason(n, tmp_path):
     assert not (tmp_path / "d").exists()
 
 
+def test_plan_says_what_a_run_costs_from_a_config_and_a_tokenizer(facts, tmp_path):
+    shape = tmp_path / "shape"
+    shape.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (shape / name).write_bytes((Path(MODEL) / name).read_bytes())
+    words = ["plan", shape, "--cases", facts, "--no-timed", "--dtype", "float32", "--n", 30]
+    found = invoke(*words)
+    assert found.exit_code == 0, found.output
+    assert f"protocol of {shape}: not timed" in found.stdout
+    told = json.loads(invoke(*words, "--json").stdout)
+    assert [own["stage"] for own in told["stages"]][:3] == ["select", "layers", "experts_discovery"]
+    cases = mt.make_cases(mt.demo_records()[:60], mt.load_demo()[1])
+    model, _ = mt.load_demo()
+    planned = mt.plan(model, cases, "protocol", settings={"n": 30}, timed=False)
+    assert (told["rows"], told["flops"]) == (planned.rows, planned.flops)
+    cases.save(tmp_path / "cases.json")
+    words = ["plan", shape, "--cases", tmp_path / "cases.json", "--no-timed", "--what", "layers", "--json"]
+    one = json.loads(invoke(*words, "--layers", "3,5", "--noise-draws", 2).stdout)
+    expected = mt.plan(model, cases, layers=[3, 5], noise=mt.SubjectNoise(draws=2), timed=False)
+    assert one["rows_by_layer"] == expected.rows_by_layer.tolist()
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--what", "layer"], 2, "did you mean 'layers'"),
+        (["--what", "layers", "--layers", "1,x"], 2, "layers is '1,x'"),
+        (["--what", "layers", "--layers", "99"], 1, "layer 99 is out of range"),
+        (["--usable", "0"], 1, "usable is 0.0"),
+    ],
+)
+def test_a_plan_that_can_t_be_made_is_one_line(words, code, message, facts):
+    found = invoke("plan", MODEL, "--cases", facts, "--no-timed", *words)
+    assert found.exit_code == code
+    assert message in last_line(found)
+    assert "Traceback" not in found.output
+
+
+def test_a_plan_of_records_without_a_tokenizer_says_what_serves(facts, tmp_path):
+    (tmp_path / "config.json").write_bytes((Path(MODEL) / "config.json").read_bytes())
+    found = invoke("plan", tmp_path, "--cases", facts, "--no-timed")
+    assert found.exit_code == 1
+    assert "no tokenizer" in last_line(found)
+    assert "CaseSet.save" in last_line(found)
+    found = invoke("plan", tmp_path / "nothing", "--cases", facts, "--no-timed")
+    assert found.exit_code == 1
+    assert "no config" in last_line(found)
+
+
 def test_run_prints_the_paper_s_first_table_and_keeps_its_settings(run):
     out, found = run
     report = mt.load(out)

@@ -53,6 +53,9 @@ void init_tree(py::module_& m) {
         "Token rows of one case with so many patches, each a fork of every noised branch.");
   m.def("tree_cost", &tree_cost, py::arg("shape"), py::arg("patched"), py::arg("draws"), py::arg("layers"),
         py::arg("join"), "Token rows of one case in the average layer, at least a quarter of all.");
+  m.def("layer_rows", &layer_rows, py::arg("cases"), py::arg("patched"), py::arg("draws"), py::arg("layers"),
+        py::arg("join"), py::call_guard<py::gil_scoped_release>(),
+        "Token rows of each case of a batch while each layer runs, and last all of them.");
   m.def("cut", &cut, py::arg("shape"), py::arg("patched"), py::arg("draws"), py::arg("layers"),
         py::arg("join"), py::arg("budget"),
         "Ranges of a case's runs that keep each tree within the budget; 0 for no budget.");

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from moetrace.errors import MoetraceError as MoetraceError
     from moetrace.models.load import load_model as load_model
     from moetrace.noise import SubjectNoise as SubjectNoise
+    from moetrace.planning.plan import plan as plan
+    from moetrace.planning.result import Plan as Plan
     from moetrace.protocol.layers import layer_protocol as layer_protocol
     from moetrace.protocol.loading import load as load
     from moetrace.protocol.run import run_protocol as run_protocol
@@ -65,6 +67,8 @@ _HOMES = {
     "load_model": "models.load",
     "load_records": "cases",
     "make_cases": "cases",
+    "Plan": "planning.result",
+    "plan": "planning.plan",
     "run_protocol": "protocol.run",
     "select_cases": "trace.select_cases",
     "trace_coalitions": "trace.coalitions",

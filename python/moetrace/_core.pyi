@@ -8,7 +8,7 @@ import numpy
 import numpy.typing
 import typing
 import typing_extensions
-__all__: list[str] = ['Activation', 'Buffer', 'CaseShape', 'Chosen', 'ExpertLayout', 'Gate', 'HookScope', 'Job', 'Join', 'LayerFacts', 'LayerReader', 'Outcome', 'Pass', 'PassCase', 'Patch', 'PatchKind', 'Plan', 'ReadError', 'ReadOptions', 'Segment', 'Sweep', 'Trouble', 'additivity', 'banzhaf', 'banzhaf_interaction', 'cut', 'matched_control', 'pack', 'prefix_coalitions', 'sample_permutations', 'sampled_shapley', 'shapley', 'shapley_interaction', 'smallest_coalition', 'subsets', 'tree_cost', 'tree_rows']
+__all__: list[str] = ['Activation', 'Buffer', 'CaseShape', 'Chosen', 'ExpertLayout', 'Gate', 'HookScope', 'Job', 'Join', 'LayerFacts', 'LayerReader', 'Outcome', 'Pass', 'PassCase', 'Patch', 'PatchKind', 'Plan', 'ReadError', 'ReadOptions', 'Segment', 'Sweep', 'Trouble', 'additivity', 'banzhaf', 'banzhaf_interaction', 'cut', 'layer_rows', 'matched_control', 'pack', 'prefix_coalitions', 'sample_permutations', 'sampled_shapley', 'shapley', 'shapley_interaction', 'smallest_coalition', 'subsets', 'tree_cost', 'tree_rows']
 class CaseShape:
     """
     What the tree has to know of a case: places in its prompt, in tokens.
@@ -458,6 +458,10 @@ def banzhaf_interaction(values: typing.Annotated[numpy.typing.ArrayLike, numpy.f
 def cut(shape: CaseShape, patched: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], draws: typing.SupportsInt | typing.SupportsIndex, layers: typing.SupportsInt | typing.SupportsIndex, join: Join, budget: typing.SupportsInt | typing.SupportsIndex) -> list[tuple[int, int]]:
     """
     Ranges of a case's runs that keep each tree within the budget; 0 for no budget.
+    """
+def layer_rows(cases: collections.abc.Sequence[CaseShape], patched: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], draws: typing.SupportsInt | typing.SupportsIndex, layers: typing.SupportsInt | typing.SupportsIndex, join: Join) -> list[int]:
+    """
+    Token rows of each case of a batch while each layer runs, and last all of them.
     """
 def matched_control(experts: typing.Annotated[numpy.typing.ArrayLike, numpy.int64], weights: typing.Annotated[numpy.typing.ArrayLike, numpy.float32], anchor: typing.SupportsInt | typing.SupportsIndex) -> int:
     """

@@ -28,6 +28,10 @@ class SubjectSpanError(CaseError):
     """The subject span is empty, out of range or covers the final token."""
 
 
+class PromptLengthError(CaseError):
+    """A prompt has more tokens than the model has positions."""
+
+
 class SameObjectError(CaseError):
     """True and foil object are the same token."""
 
@@ -120,6 +124,10 @@ class LayerTypeError(LayerRangeError, ArgumentTypeError):
     """A layer that isn't a number."""
 
 
+class MemoryBudgetError(MoetraceError, RuntimeError):
+    """More memory is needed than there is."""
+
+
 class RunFolderError(MoetraceError, RuntimeError):
     """A run folder belongs to another call, or can't be read."""
 
@@ -154,6 +162,10 @@ class FewClustersWarning(MoetraceWarning):
 
 class NoEffectWarning(MoetraceWarning):
     """What is asked for can't have an effect, whatever the model does."""
+
+
+class MemoryBudgetWarning(MoetraceWarning):
+    """Nearly all memory that there is will be needed."""
 
 
 class NonFiniteWarning(MoetraceWarning):

@@ -53,4 +53,18 @@ std::vector<std::pair<std::int64_t, std::int64_t>> cut(const CaseShape& shape,
   return parts;
 }
 
+std::vector<std::int64_t> layer_rows(const std::vector<CaseShape>& cases,
+                                     const std::vector<std::int64_t>& patched, std::int64_t branches,
+                                     std::int64_t layers, Join join) {
+  std::vector<Fork> forks;
+  for (const std::int64_t layer : patched) {
+    for (std::int64_t branch = 0; branch < branches; ++branch) forks.push_back({layer, branch});
+  }
+  const Layout layout(cases, forks, branches, layers, join);
+  std::vector<std::int64_t> rows;
+  for (std::int64_t layer = 0; layer < layers; ++layer) rows.push_back(layout.rows_inside(layer));
+  rows.push_back(layout.plan().rows);
+  return rows;
+}
+
 }  // namespace moetrace::tree

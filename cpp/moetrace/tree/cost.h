@@ -29,4 +29,12 @@ std::vector<std::pair<std::int64_t, std::int64_t>> cut(const CaseShape& shape,
                                                        std::int64_t branches, std::int64_t layers, Join join,
                                                        std::int64_t budget);
 
+/// Rows of each case of a batch while each layer runs, and last all of them: what a pass over the batch
+/// costs.
+///
+/// `patched`: the layer of each patch, a fork of every branch. Throws as make_plan does.
+std::vector<std::int64_t> layer_rows(const std::vector<CaseShape>& cases,
+                                     const std::vector<std::int64_t>& patched, std::int64_t branches,
+                                     std::int64_t layers, Join join);
+
 }  // namespace moetrace::tree

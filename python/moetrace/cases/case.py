@@ -16,6 +16,7 @@ from moetrace.errors import (
     CaseError,
     DuplicateCaseError,
     NoCasesError,
+    PromptLengthError,
     SameObjectError,
     SubjectSpanError,
     TokenIdError,
@@ -151,7 +152,8 @@ def validate_cases(
         SubjectSpanError: A subject span is empty, out of range, or covers the final token.
         SameObjectError: True and foil object are the same token.
         TokenIdError: A token id lies outside the vocabulary.
-        CaseError: A prompt has no tokens, or more than the model has positions.
+        PromptLengthError: A prompt has more tokens than the model has positions.
+        CaseError: A prompt has no tokens.
         ArgumentError: ``final_subject`` is neither word.
     """
     as_choice(final_subject, "final_subject", ("refuse", "keep"))
@@ -163,9 +165,9 @@ def validate_cases(
     for case in cases:
         _check_span(case, final_subject)
         if positions is not None and len(case.input_ids) > positions:
-            raise CaseError(
+            raise PromptLengthError(
                 f"case {case.case_id}: the prompt has {len(case.input_ids)} tokens; expected at most "
-                f"{positions}, the positions that the model has (max_position_embeddings). Drop the case"
+                f"{positions}, the positions that the model has. Drop the case: run_protocol does so"
             )
         _check_objects(case)
         _check_ids(case, vocab_size)

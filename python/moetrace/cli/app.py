@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 
 from moetrace import __version__
 from moetrace.cli.console import Command, Commands, plain_errors, rank, say, wrong_use
-from moetrace.cli.options import ProtocolCommand, chosen, takes_settings
+from moetrace.cli.options import ProtocolCommand, chosen, read_layers, takes_settings
 
 app = typer.Typer(
     cls=Commands,
@@ -21,6 +22,7 @@ app = typer.Typer(
     epilog="""\b
 Examples:
   moetrace demo
+  moetrace plan Qwen/Qwen3-30B-A3B-Base --cases counterfact
   moetrace run Qwen/Qwen3-30B-A3B-Base --cases counterfact --out runs/qwen3
   moetrace report runs/qwen3
   moetrace show runs/qwen3
@@ -38,6 +40,12 @@ Examples:
       --noise-scale 2 --scales 1,2,3 --set min_active=0.25
 
 The same command goes on with a run that was stopped."""
+
+_PLAN_EXAMPLES = """\b
+Examples:
+  moetrace plan Qwen/Qwen3-30B-A3B-Base --cases counterfact
+  moetrace plan ./model --cases facts.csv --stream --dtype bfloat16
+  moetrace plan ./model --cases runs/mine/usable.json --what experts --json"""
 
 _Progress = Annotated[
     bool,
@@ -144,6 +152,57 @@ def run(
                 loaded, tokenizer, source, preset, out=out, progress=progress, echo=say, **given
             )
             say(f"\n{report.markdown(1).rstrip()}\n\ntables: {out / 'tables'}")
+
+
+@app.command(cls=ProtocolCommand, epilog=_PLAN_EXAMPLES)
+@takes_settings
+def plan(
+    ctx: typer.Context,
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Hub id or folder; its config alone is read, no weights.")
+    ],
+    cases: Annotated[str, typer.Option(metavar="FILE", help="As of moetrace run.")],
+    what: Annotated[
+        str, typer.Option(metavar="protocol|layers|experts|select", help="What is planned.")
+    ] = "protocol",
+    layers: Annotated[
+        str | None, typer.Option(metavar="N,N,…", help="Of layers and experts: which; all by default.")
+    ] = None,
+    usable: Annotated[float, typer.Option(metavar="X", help="Share of scanned cases that is usable.")] = 0.5,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Weights stay on disk, read layer by layer.")
+    ] = False,
+    timed: Annotated[
+        bool, typer.Option("--timed/--no-timed", help="Time a micro-batch in one layer of this shape.")
+    ] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    preset: Annotated[
+        str, typer.Option(metavar="paper|relaxed|quick", help="Where settings begin.")
+    ] = "paper",
+    pairs: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A setting by name; may be given again."),
+    ] = None,
+    dtype: Annotated[str, typer.Option(metavar="DTYPE", help="auto, float32, bfloat16 or float16.")] = "auto",
+    **settings: Any,
+) -> None:
+    """What a run will cost, before it costs it.
+
+    Token rows, operations, bytes read, peak memory and time of the protocol, or of one kind of trace, from
+    the model's config and the cases alone. Settings are those of moetrace run.
+    """
+    with plain_errors(ctx):
+        given = chosen(preset, settings, pairs or [])
+        with wrong_use():
+            asked = read_layers(layers)
+
+        from moetrace.cli.planning import planned
+
+        found = planned(
+            model, cases, what, preset, given, layers=asked, usable=usable, dtype=dtype, stream=stream,
+            timed=timed,
+        )  # fmt: skip
+        typer.echo(json.dumps(found.json(), indent=2) if as_json else found.text())
 
 
 @app.command(

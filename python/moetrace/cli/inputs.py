@@ -13,7 +13,7 @@ import typer
 from moetrace.arguments import as_folder
 from moetrace.cases import CaseSet, load_records
 from moetrace.cases.case_files import holds_case_set
-from moetrace.errors import RunFolderError
+from moetrace.errors import RunFolderError, TokenizerError
 from moetrace.progress import somebody_watches
 from moetrace.protocol.folder import refuse_other_files
 
@@ -40,6 +40,29 @@ def read_cases(source: str, settings: Mapping[str, Any]) -> Any:
             f"foil can't be chosen: {source} holds cases, whose foils are chosen already"
         )
     return CaseSet.load(source)
+
+
+def read_tokenizer(model: str) -> Any:
+    """The tokenizer of a folder or hub id, what is on this machine first; nothing else of it is loaded.
+
+    TokenizerError where it has none.
+    """
+    from transformers import AutoTokenizer
+
+    for offline in (True, False):
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=offline)
+            if tokenizer("word")["input_ids"] and len(tokenizer) > 1:
+                return tokenizer
+            reason = "it knows no words"  # transformers makes an empty one of a config alone
+        except Exception as failure:  # transformers and the hub raise dozens of kinds
+            reason = " ".join(str(failure).split())[:200]
+        if Path(model).exists():
+            break
+    raise TokenizerError(
+        f"{model} has no tokenizer that can be read ({reason}), and records need one; give cases, as a run's "
+        "usable.json or what CaseSet.save wrote"
+    )
 
 
 @contextmanager

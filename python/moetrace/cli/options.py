@@ -9,8 +9,9 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
-from moetrace.arguments import nearest
+from moetrace.arguments import nearest, shown
 from moetrace.cli.console import Command, wrong_use
+from moetrace.errors import ArgumentError
 
 # For each setting what its value looks like ("" is a flag) and what it means.
 GROUPS: dict[str, dict[str, tuple[str, str]]] = {
@@ -159,6 +160,20 @@ def read(name: str, text: str | bool) -> Any:
     if metavar.endswith("…") and not text.lstrip().startswith("["):
         return [_json(item) for item in text.split(",")]
     return _json(text)
+
+
+def read_layers(text: str | None) -> list[int] | None:
+    """Layers as typed; ArgumentError for what is no number.
+
+    >>> read_layers("3,5"), read_layers(None)
+    ([3, 5], None)
+    """
+    if text is None:
+        return None
+    try:
+        return [int(item) for item in text.split(",")]
+    except ValueError:
+        raise ArgumentError(f"layers is {shown(text)}; expected numbers, as 3,5") from None
 
 
 def _json(text: str) -> Any:

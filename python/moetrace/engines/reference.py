@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 _ROWS = 2048  # token rows of one batch of patched sequences
 
 
+def sequences_together(tokens: int) -> int:
+    """How many patched sequences of so many tokens go into one forward."""
+    return max(1, _ROWS // tokens)
+
+
 def with_first(output: Any, value: torch.Tensor) -> Any:
     """``output`` with its hidden states replaced."""
     return (value, *output[1:]) if isinstance(output, tuple) else value
@@ -220,7 +225,7 @@ class ReferenceEngine:
         tap: PlainTap | None = None,
     ) -> np.ndarray:
         """Logit differences of patched runs of a case: sequence i of a batch carries run i."""
-        size = max(1, _ROWS // len(case.input_ids))
+        size = sequences_together(len(case.input_ids))
         forwards = []
         for begin in range(0, len(runs), size):
             part = runs[begin : begin + size]

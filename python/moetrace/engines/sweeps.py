@@ -119,7 +119,7 @@ class Sweeps:
         return Lockstep(anatomy, self._source, passed).run(tasks)
 
     def _first(self, waves: list[list[list[Case]]], told: _Told, ranks: Alone) -> list[Outcome] | None:
-        """The first wave beside the checks. None where its outcomes can't be used, here or on another rank."""
+        """The first wave beside the checks. None where its outcomes can't be used, here or elsewhere."""
         engine, wave = self.choice.engine, waves[0] if waves else []
         learnt, outcomes, reason = self._beside_checks(engine, wave, told)
         likely, ending = engine.job.ending, learnt.ending

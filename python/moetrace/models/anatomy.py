@@ -24,6 +24,7 @@ from moetrace.errors import (
     TokenMixingError,
 )
 from moetrace.models.layout import expert_layout
+from moetrace.models.positions import position_limit
 from moetrace.models.wrappers import unwrap
 from moetrace.weights import source_of
 from moetrace.weights.stored import execution_devices, has_other_forward, offloaded_names
@@ -96,8 +97,7 @@ class Anatomy:
     @property
     def positions(self) -> int | None:
         """Tokens of the longest prompt that the model has positions for; None where it doesn't say."""
-        found = getattr(self.config, "max_position_embeddings", None)
-        return found if isinstance(found, int) and found > 0 else None
+        return position_limit(self.config)
 
     @property
     def sparse_layers(self) -> tuple[int, ...]:
@@ -176,6 +176,13 @@ def find_anatomy(model: Any) -> Anatomy:
 
     The model inside torch.compile, DistributedDataParallel or PEFT is what is traced.
     """
+    found = look_over(model)
+    _refuse_absent_weights(found.model)
+    return found
+
+
+def look_over(model: Any) -> Anatomy:
+    """:func:`find_anatomy` for a model whose weights needn't be there: nothing is run on it."""
     model, wrapped = unwrap(model)
     config = text_config(model)
     if getattr(model.config, "is_encoder_decoder", False):
@@ -194,7 +201,6 @@ def find_anatomy(model: Any) -> Anatomy:
     found = [_find_site(index, layer, names) for index, layer in enumerate(layers)]
     sites = tuple(None if site is None else replace(site, apart=_is_apart(model, site)) for site in found)
     _refuse_unknown_experts(model, config, layers, sites)
-    _refuse_absent_weights(model)
     if embedding is None:
         raise LayoutError(f"{type(model).__name__} has no input embedding (get_input_embeddings gave None)")
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None

@@ -14,7 +14,7 @@ from moetrace.arguments import as_flag, as_path, refuse_type, shown
 from moetrace.errors import ArgumentError, ModelError
 from moetrace.models.quantised import load_fault, method_named, method_of, warn_of_plain_experts
 
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def load_model(
@@ -48,7 +48,7 @@ def load_model(
 
     if not isinstance(name, str | os.PathLike):
         refuse_type(name, "name", "a hub id or a folder")
-    if isinstance(name, os.PathLike) or not _HUB_ID.fullmatch(name):
+    if isinstance(name, os.PathLike) or not HUB_ID.fullmatch(name):
         name = str(as_path(name, "name"))
     trust_remote_code = as_flag(trust_remote_code, "trust_remote_code")
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}

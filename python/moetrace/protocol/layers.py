@@ -12,8 +12,10 @@ import torch
 from moetrace.arguments import as_count, as_folder, refuse_type
 from moetrace.cases import CaseSet, make_cases
 from moetrace.errors import ArgumentError
+from moetrace.models.anatomy import find_anatomy
 from moetrace.noise import SubjectNoise
 from moetrace.progress import Progress
+from moetrace.protocol.lengths import within_positions
 from moetrace.protocol.scan import LEAST, TooFewCasesError
 from moetrace.ranks import here, on_all_ranks
 from moetrace.results.layers import LayerTrace
@@ -63,7 +65,7 @@ def layer_protocol(
     first = here().first  # of several ranks: it writes and tells
     if not first:
         echo = _silent
-    cases = make_cases(records, tokenizer)
+    cases = within_positions(make_cases(records, tokenizer), find_anatomy(model).positions)
     usable = select_cases(model, cases, n=n, seed=seed, noise=noise, progress=progress)
     if len(usable) < LEAST:
         raise TooFewCasesError(f"only {len(usable)} cases are usable, of at least {LEAST} needed: {_WHY}")

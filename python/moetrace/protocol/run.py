@@ -19,6 +19,7 @@ from moetrace.models.anatomy import find_anatomy
 from moetrace.progress import Progress
 from moetrace.protocol.evidence import Evidence, expert_of, layer_of, relaxed_layers
 from moetrace.protocol.folder import FORMAT, Folder
+from moetrace.protocol.lengths import within_positions
 from moetrace.protocol.report import Report
 from moetrace.protocol.scan import Scan, told
 from moetrace.protocol.settings import Settings
@@ -82,7 +83,8 @@ def run_protocol(
     if tokenizer is not None and not (callable(tokenizer) and hasattr(tokenizer, "decode")):
         refuse_type(tokenizer, "tokenizer", "a tokenizer of transformers, or None beside a CaseSet")
     anatomy = find_anatomy(model)
-    cases = records if isinstance(records, CaseSet) else _made(records, tokenizer, settings)
+    made = records if isinstance(records, CaseSet) else made_cases(records, tokenizer, settings)
+    cases = within_positions(made, anatomy.positions)
     if not cases:
         raise NoCasesError(f"there are no cases to select from ({cases!r}); look at .dropped for the reasons")
     config = {
@@ -107,7 +109,8 @@ def run_protocol(
         ) from failure
 
 
-def _made(records: Any, tokenizer: Any, settings: Settings) -> CaseSet:
+def made_cases(records: Any, tokenizer: Any, settings: Settings) -> CaseSet:
+    """Cases of records, as the settings ask for them."""
     final: Any = settings.final_subject
     foil: Any = settings.foil
     return make_cases(records, tokenizer, final_subject=final, foil=foil, seed=settings.seed)

@@ -26,6 +26,7 @@ from moetrace.noise import NoiseLike, as_noise, check_seeds
 from moetrace.progress import Progress, progress_bar
 from moetrace.ranks import here, on_all_ranks
 from moetrace.trace.budget import resolve_budget
+from moetrace.trace.memory import check_memory
 from moetrace.trace.options import as_batch_tokens, as_compute_dtype, as_progress
 from moetrace.trace.run_folder import call_facts
 from moetrace.weights import source_of
@@ -127,7 +128,7 @@ def select_cases(
             verdicts += zip(order[len(verdicts) :], judged, strict=False)
             found += judged.count(None)
             bar.update(judged.count(None))
-            size = _next_size(size, len(verdicts), found, n)
+            size = next_size(size, len(verdicts), found, n)
     return _collect(source, verdicts, n, seed)
 
 
@@ -160,7 +161,9 @@ def score_cases(
         job = make_job(anatomy, (), chosen)
         asked = {"engine": engine, "batch_tokens": budget, "compute_dtype": compute_dtype}
         ranks.agree("scores", lambda: {**call_facts("scores", job, case_set, None), **asked})
-        for batch, outcome in make_runner(job, case_set, engine, budget).run((), lambda _: ranks.look()):
+        runner = make_runner(job, case_set, engine, budget)
+        check_memory(runner.choice.engine, case_set, budget)
+        for batch, outcome in runner.run((), lambda _: ranks.look()):
             ids = [case.case_id for case in batch]
             found |= zip(ids, zip(outcome.clean, outcome.noised.mean(axis=1), strict=True), strict=True)
         found = ranks.joined("scores", found)
@@ -172,7 +175,7 @@ def score_cases(
     return table
 
 
-def _next_size(size: int, scanned: int, found: int, n: int) -> int:
+def next_size(size: int, scanned: int, found: int, n: int) -> int:
     """A batch just large enough, by the yield so far, to find what is still wanted."""
     wanted = math.ceil((n - found) * scanned / max(found, 1))
     return max(1, min(wanted, 4 * size, LARGEST_BATCH))

@@ -34,6 +34,7 @@ from moetrace.progress import Progress
 from moetrace.ranks import here, progress_bar
 from moetrace.results.base import TraceResult
 from moetrace.trace.budget import resolve_budget
+from moetrace.trace.memory import check_memory
 from moetrace.trace.run_folder import RunFolder, call_facts
 from moetrace.weights import source_of
 
@@ -110,6 +111,7 @@ def trace(
         ranks.agree(what, lambda: {**call_facts(what, job, case_set, details), **asked})
         _warn_of_nothing(job, case_set, [job.patch_position(case) for case in case_set])
         runner = make_runner(job, case_set, engine, budget, direct)
+        check_memory(runner.choice.engine, case_set, budget)
         attention = str(getattr(anatomy.config, "_attn_implementation", ""))  # prepared() may have changed it
         folder = None
         if out is not None:

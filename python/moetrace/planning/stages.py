@@ -1,0 +1,175 @@
+"""Which traces there are: what each patches, and on which cases."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from moetrace import coalition
+from moetrace._native import _core
+from moetrace.cases import CaseSet
+from moetrace.engines.job import Job, Patch, Sweep
+from moetrace.errors import ArgumentError
+from moetrace.models.experts import top_k_of
+from moetrace.models.readout import make_readout
+from moetrace.noise import NoiseScales
+from moetrace.results.expert_name import Expert
+from moetrace.trace.coalitions import wanted_of
+from moetrace.trace.experts import expert_layers_of
+from moetrace.trace.matched import matched_patches
+from moetrace.trace.select_cases import FIRST_BATCH, next_size
+from moetrace.trace.together import LARGEST_GAME, SAMPLED_ORDERS
+
+if TYPE_CHECKING:
+    from moetrace.cases import Case
+    from moetrace.models.anatomy import Anatomy
+    from moetrace.protocol.settings import Settings
+
+WHATS = ("layers", "experts", "protocol", "select")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One kind of trace on some cases.
+
+    ``scans``: cases that go through the model one group after the other: one group for a trace, the growing
+    batches of a selection. ``swept``: whether the experts of every traced layer are patched one by one.
+    """
+
+    name: str
+    job: Job
+    scans: list[list[Case]]
+    direct: bool = True
+
+    @property
+    def cases(self) -> list[Case]:
+        """Cases of all groups."""
+        return [case for scan in self.scans for case in scan]
+
+    @property
+    def swept(self) -> bool:
+        """Whether experts of several layers are patched one by one."""
+        return len(self.job.sweeps) > 1
+
+
+def bare_job(anatomy: Anatomy, common: dict[str, Any]) -> Job:
+    """A job without patches, with checked options; the weights needn't be there."""
+    readout = make_readout(anatomy, common["readout"])
+    return Job(anatomy, (), common["noise"], 0.0, readout, common["position"])
+
+
+def layers_stage(job: Job, cases: Sequence[Case], layers: Any = None) -> Stage:
+    """:func:`moetrace.trace_layers`."""
+    chosen = job.anatomy.resolve_layers(layers)
+    patches = (*(Patch.block(layer) for layer in chosen), Patch.null(min(chosen)))
+    return Stage("layers", replace(job, patches=patches), [list(cases)])
+
+
+def experts_stage(job: Job, cases: Sequence[Case], layers: Any = None, union: bool = False) -> Stage:
+    """:func:`moetrace.trace_experts`."""
+    chosen, top_k = expert_layers_of(job.anatomy, layers), top_k_of(job.anatomy.config)
+    sweeps = tuple(Sweep(layer, top_k, union) for layer in chosen)
+    own = replace(job, patches=(Patch.null(min(chosen)),), sweeps=sweeps)
+    return Stage("experts", own, [list(cases)])
+
+
+def select_stage(job: Job, cases: CaseSet, n: int, share: float, seed: int | None, known: int = 0) -> Stage:
+    """:func:`moetrace.select_cases` where this share of the cases is usable.
+
+    ``known``: the first cases of the record order whose scores are known already.
+    """
+    order = cases.record_order(seed)
+    scans, scanned, found, size = [], 0, 0, min(n, FIRST_BATCH)
+    while scanned < len(order) and found < n:
+        batch = order[scanned : scanned + size]
+        scans.append([cases[place] for place in batch[max(0, known - scanned) :]])
+        scanned += len(batch)
+        found = min(n, math.floor(share * scanned + 1e-9))
+        size = next_size(size, scanned, found, n)
+    own = replace(job, position="last")
+    return Stage("select", own, [scan for scan in scans if scan], direct=False)
+
+
+def usable_of(cases: CaseSet, n: int, share: float, seed: int | None) -> CaseSet:
+    """The cases that stand for the usable ones: spread evenly over what a selection scans."""
+    order, count = _scanned(cases, n, share, seed)
+    return cases.take([order[place * len(order) // count] for place in range(count)])
+
+
+def _scanned(cases: CaseSet, n: int, share: float, seed: int | None) -> tuple[list[int], int]:
+    """Positions that a selection scans, and how many of them are usable."""
+    order = cases.record_order(seed)
+    order = order[: math.ceil(n / share)]
+    return order, min(n, max(1, math.floor(share * len(order) + 1e-9)))
+
+
+def _fresh(cases: CaseSet, usable: CaseSet, n: int, share: float, seed: int | None) -> CaseSet:
+    """Cases that lower thresholds add: the strict ones are among the relaxed."""
+    order, count = _scanned(cases, n, share, seed)
+    strict = {case.case_id for case in usable}
+    others = [place for place in order if cases[place].case_id not in strict]
+    return cases.take(others[: max(0, count - (len(order) - len(others)))])
+
+
+def protocol_stages(job: Job, cases: CaseSet, settings: Settings, share: float) -> list[Stage]:
+    """:func:`moetrace.run_protocol`: all traces that its settings ask for.
+
+    The layer that it will select isn't known: the middle one of those traced stands for it.
+    """
+    s, anatomy = settings, job.anatomy
+    usable = usable_of(cases, s.n, share, s.seed)
+    order: Any = s.split
+    discovery, validation = usable.split(s.seed, s.fraction, order)
+    scan = select_stage(job, cases, s.n, share, s.seed)
+    found = [scan, layers_stage(job, usable)]
+    middle = None
+    if anatomy.sparse_layers:
+        traced = expert_layers_of(anatomy, None)
+        middle = traced[len(traced) // 2]
+        found.append(replace(experts_stage(job, discovery, middle), name="experts_discovery"))
+        found.append(around_stage(job, validation, middle, s.shapley, s.controls_seed))
+        found.append(scales_stage(job, validation, middle, s.scales, s.noise_seed))
+        if s.expert_map:
+            found.append(replace(experts_stage(job, validation), name="map"))
+    if s.relaxed:
+        # Lower thresholds admit more: half of the cases that the strict ones leave.
+        admitted = (1 + share) / 2
+        again = select_stage(job, cases, s.relaxed_n, admitted, s.seed, known=len(scan.cases))
+        found.append(replace(again, name="relaxed"))
+        others = _fresh(cases, usable, s.relaxed_n, admitted, s.seed)
+        found.append(replace(layers_stage(job, others), name="relaxed_layers"))
+        if middle is not None:
+            found.append(replace(experts_stage(job, others, middle), name="relaxed_experts"))
+    return [stage for stage in found if stage.cases]
+
+
+def around_stage(job: Job, cases: Sequence[Case], layer: int, shapley: bool, seed: int) -> Stage:
+    """:func:`moetrace.trace.together.trace_around`."""
+    top_k = top_k_of(job.anatomy.config)
+    game = "all" if top_k <= LARGEST_GAME else "sampled"
+    asked: list[Any] = [("clean", "union"), *([game] if shapley else [])]
+    limits = (SAMPLED_ORDERS, "clean", coalition.LIMIT)
+    patches: list[Patch] = matched_patches(Expert(layer, 0))
+    for sets in asked:
+        patches += wanted_of(job.anatomy, layer, sets, *limits, seed).patches
+    patches.append(Patch.null(layer))
+    own = replace(job, patches=tuple(patches), sweeps=(Sweep(layer, top_k, False),))
+    return Stage("around", own, [list(cases)])
+
+
+def scales_stage(job: Job, cases: Sequence[Case], layer: int, scales: tuple[float, ...], seed: int) -> Stage:
+    """:func:`moetrace.trace_noise_scales`."""
+    expert = Patch.of_experts(layer, _core.Chosen.EXPERTS, experts=[0])
+    patches = (Patch.block(layer), expert, Patch.null(layer))
+    own = replace(job, patches=patches, noise=NoiseScales(scales, seed))
+    return Stage("scales", own, [list(cases)], direct=False)
+
+
+def refuse_position(common: dict[str, Any]) -> None:
+    """ArgumentError for a position where the protocol has its own."""
+    if common["position"] != "last":
+        raise ArgumentError(
+            f"position is {common['position']!r}; the protocol and the selection patch the last token alone"
+        )

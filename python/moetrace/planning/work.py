@@ -1,0 +1,96 @@
+"""Token rows of a trace, forward by forward, laid out by the code that the engines run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from moetrace._native import _core
+from moetrace.engines.reference import sequences_together
+from moetrace.engines.tree import TreeEngine
+from moetrace.planning.sizes import ModelSize
+
+if TYPE_CHECKING:
+    from moetrace.cases import Case
+    from moetrace.engines.job import Job
+    from moetrace.planning.stages import Stage
+
+Rows = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Forward:
+    """A call of the model: ``sequences``, each of so many ``rows`` while each layer runs.
+
+    ``all_rows``: of each sequence at the end. ``read``: rows of each that are read out. Every row meets every
+    row of its sequence.
+    """
+
+    sequences: int
+    rows: Rows
+    all_rows: int
+    read: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Cases that go through the model together, and the forwards that this takes."""
+
+    cases: list[Case]
+    forwards: list[Forward]
+
+
+def batches_of(stage: Stage, engine: str, join: _core.Join, budget: int) -> list[Batch]:
+    """The batches of a stage."""
+    if engine == "reference":
+        return [Batch([case], _plain(stage.job, case)) for scan in stage.scans for case in scan]
+    tree = TreeEngine(stage.job, join, budget)
+    chosen = [[scan[index] for index in batch] for scan in stage.scans for batch in tree.batches(scan)]
+    return [Batch(cases, _tree(tree, cases)) for cases in chosen]
+
+
+def _tree(engine: TreeEngine, cases: list[Case]) -> list[Forward]:
+    """One forward, or several where a case by itself exceeds the budget."""
+    job, found = engine.job, []
+    shapes, draws, layers = [job.shape_of(case) for case in cases], job.noise.draws, len(job.anatomy.layers)
+    for begin, end in engine.cuts(cases[0], engine.batch_tokens if len(cases) == 1 else None):
+        *inside, total = _core.layer_rows(shapes, job.core.run_layers[begin:end], draws, layers, engine.join)
+        found.append(Forward(len(cases), np.array(inside), total, 1 + draws + draws * (end - begin)))
+    return found
+
+
+def _plain(job: Job, case: Case) -> list[Forward]:
+    """One case in the reference engine: clean, and for each draw noised and patched sequences."""
+    tokens, runs = len(case.input_ids), len(job.core.run_layers)
+    rows, most = np.full(len(job.anatomy.layers), tokens), sequences_together(tokens)
+    copies = [1] + [1, *(min(most, runs - begin) for begin in range(0, runs, most))] * job.noise.draws
+    return [Forward(count, rows, tokens, 1) for count in copies]
+
+
+def layer_rows(batches: Sequence[Batch], layers: int) -> Rows:
+    """Token rows while each layer runs."""
+    found = np.zeros(layers, np.int64)
+    for own in (own for batch in batches for own in batch.forwards):
+        found += own.sequences * own.rows
+    return found
+
+
+def layer_flops(batches: Sequence[Batch], size: ModelSize) -> npt.NDArray[np.float64]:
+    """Operations of each layer's matrix products."""
+    found = np.zeros(len(size.layers))
+    for own in (own for batch in batches for own in batch.forwards):
+        for index, layer in enumerate(size.layers):
+            rows = int(own.rows[index])
+            found[index] += layer.flops(own.sequences * rows, rows)
+    return found
+
+
+def head_flops(batches: Sequence[Batch], size: ModelSize, every_row: bool) -> float:
+    """Operations of the head: for one row of each sequence, or for every row that is read out."""
+    forwards = [own for batch in batches for own in batch.forwards]
+    rows = sum(own.sequences * (own.read if every_row else 1) for own in forwards)
+    return 2.0 * rows * size.head_entries
