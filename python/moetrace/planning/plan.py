@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import torch
 from typing_extensions import Unpack
 
 from moetrace._native import _core
@@ -35,6 +36,7 @@ from moetrace.protocol.lengths import within_positions
 from moetrace.protocol.settings import Settings
 from moetrace.trace.budget import resolve_budget
 from moetrace.trace.options import TraceOptions, checked, shows_options
+from moetrace.weights import source_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -78,7 +80,7 @@ def plan(
         dtype: Of the weights of a model that isn't loaded: "auto" (its config's), "float32", "bfloat16" or
             "float16".
         stream: Whether weights stay on disk and each trace reads every layer once (``load_model(...,
-            stream=True)``).
+            stream=True)``); of a model that is loaded so they do.
         timed: Time one micro-batch in a layer of this shape, with its own weights where it is in memory, else
             with random ones, for ``.seconds``.
         **options: The common arguments of :func:`moetrace.trace_layers` that change what is run.
@@ -98,6 +100,7 @@ def plan(
     n, share = as_count(n, "n"), as_number(usable, "usable", 0.001, 1)
     seed = None if seed is None else as_seed(seed)
     stream, timed = as_flag(stream, "stream"), as_flag(timed, "timed")
+    stream = stream or (isinstance(model, torch.nn.Module) and source_of(model) is not None)
     chosen = _settings(settings)
     blueprint = blueprint_of(model, dtype)
     case_set = as_case_set(cases)
@@ -118,9 +121,9 @@ def plan(
     elif what == "experts":
         stages = [experts_stage(job, case_set, layers)]
     elif what == "select":
-        stages = [select_stage(job, case_set, n, share, seed)]
+        stages = [select_stage(job, case_set, n, share, seed, stream)]
     else:
-        stages = protocol_stages(job, case_set, chosen, share)
+        stages = protocol_stages(job, case_set, chosen, share, stream)
     budget = resolve_budget(common["batch_tokens"], blueprint.anatomy)
     laid = _Laid(blueprint, stages, common["engine"], budget)
     found = estimate(blueprint, laid.stages, laid.batches, laid.engine, stream) if timed else None

@@ -27,6 +27,8 @@ _SAMPLE = 256 << 20  # bytes of a file that tell the disk's speed
 _PIECE = 8 << 20
 _ROWS, _SIDE = 96, 2048  # of the product whose speed stands in where a layer can't be timed
 
+BESIDE, BESIDE_ROWS = 5, 40  # forwards beside the first sweep over a streamed model, and their token rows
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -57,7 +59,7 @@ def estimate(
     seconds = []
     for index, (stage, own) in enumerate(zip(stages, batches, strict=True)):
         pace = paces[stage.swept]
-        computing = _seconds(blueprint, pace, own) + (_checks(blueprint, pace) if index == 0 else 0.0)
+        computing = _seconds(blueprint, pace, own) + (_checks(blueprint, pace, stream) if index == 0 else 0.0)
         seconds.append(max(computing, reading * len(stage.scans)))
     pace = paces[stages[0].swept]
     notes.append("Timed on one batch in one layer of each kind, on this machine as it is now.")
@@ -95,7 +97,11 @@ def _seconds(blueprint: Blueprint, pace: Pace, batches: Sequence[Batch]) -> floa
     return found
 
 
-def _checks(blueprint: Blueprint, pace: Pace) -> float:
+def _checks(blueprint: Blueprint, pace: Pace, stream: bool) -> float:
+    """The engine's check: of a streamed model short forwards beside the trace's own."""
+    if stream:
+        kinds = [kind_of(blueprint.anatomy, index) for index in range(len(blueprint.anatomy.layers))]
+        return BESIDE * sum(pace.fixed[kind] + BESIDE_ROWS * pace.per_row[kind] for kind in kinds)
     return pace.checks + len(blueprint.anatomy.layers) * pace.checks_per_layer
 
 

@@ -19,7 +19,7 @@ from moetrace.results.expert_name import Expert
 from moetrace.trace.coalitions import wanted_of
 from moetrace.trace.experts import expert_layers_of
 from moetrace.trace.matched import matched_patches
-from moetrace.trace.select_cases import FIRST_BATCH, next_size
+from moetrace.trace.select_cases import first_size, next_size
 from moetrace.trace.together import LARGEST_GAME, SAMPLED_ORDERS
 
 if TYPE_CHECKING:
@@ -75,13 +75,22 @@ def experts_stage(job: Job, cases: Sequence[Case], layers: Any = None, union: bo
     return Stage("experts", own, [list(cases)])
 
 
-def select_stage(job: Job, cases: CaseSet, n: int, share: float, seed: int | None, known: int = 0) -> Stage:
+def select_stage(
+    job: Job,
+    cases: CaseSet,
+    n: int,
+    share: float,
+    seed: int | None,
+    stream: bool = False,
+    known: int = 0,
+) -> Stage:
     """:func:`moetrace.select_cases` where this share of the cases is usable.
 
-    ``known``: the first cases of the record order whose scores are known already.
+    ``stream``: whether layers are read anew for every batch of a scan; ``known``: the first cases of the
+    record order whose scores are known already.
     """
     order = cases.record_order(seed)
-    scans, scanned, found, size = [], 0, 0, min(n, FIRST_BATCH)
+    scans, scanned, found, size = [], 0, 0, first_size(n, stream)
     while scanned < len(order) and found < n:
         batch = order[scanned : scanned + size]
         scans.append([cases[place] for place in batch[max(0, known - scanned) :]])
@@ -113,7 +122,9 @@ def _fresh(cases: CaseSet, usable: CaseSet, n: int, share: float, seed: int | No
     return cases.take(others[: max(0, count - (len(order) - len(others)))])
 
 
-def protocol_stages(job: Job, cases: CaseSet, settings: Settings, share: float) -> list[Stage]:
+def protocol_stages(
+    job: Job, cases: CaseSet, settings: Settings, share: float, stream: bool = False
+) -> list[Stage]:
     """:func:`moetrace.run_protocol`: all traces that its settings ask for.
 
     The layer that it will select isn't known: the middle one of those traced stands for it.
@@ -122,7 +133,7 @@ def protocol_stages(job: Job, cases: CaseSet, settings: Settings, share: float) 
     usable = usable_of(cases, s.n, share, s.seed)
     order: Any = s.split
     discovery, validation = usable.split(s.seed, s.fraction, order)
-    scan = select_stage(job, cases, s.n, share, s.seed)
+    scan = select_stage(job, cases, s.n, share, s.seed, stream)
     found = [scan, layers_stage(job, usable)]
     middle = None
     if anatomy.sparse_layers:
@@ -136,7 +147,7 @@ def protocol_stages(job: Job, cases: CaseSet, settings: Settings, share: float) 
     if s.relaxed:
         # Lower thresholds admit more: half of the cases that the strict ones leave.
         admitted = (1 + share) / 2
-        again = select_stage(job, cases, s.relaxed_n, admitted, s.seed, known=len(scan.cases))
+        again = select_stage(job, cases, s.relaxed_n, admitted, s.seed, stream, known=len(scan.cases))
         found.append(replace(again, name="relaxed"))
         others = _fresh(cases, usable, s.relaxed_n, admitted, s.seed)
         found.append(replace(layers_stage(job, others), name="relaxed_layers"))

@@ -1,7 +1,8 @@
 """How much memory there is, how much a trace takes, and the refusal of one that doesn't fit.
 
 An estimate is of a batch's rows where they are most, in the layer that takes most, and, where weights come
-layer by layer, of the hidden states of all rows. It is rough, so a trace is refused only where it exceeds everything that is left.
+layer by layer, of the hidden states of all rows. It is rough, so a trace is refused only where it exceeds
+everything that is left.
 """
 
 from __future__ import annotations

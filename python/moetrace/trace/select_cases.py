@@ -33,7 +33,7 @@ from moetrace.weights import source_of
 
 FIRST_BATCH = 32
 LARGEST_BATCH = 1024
-YIELD = 0.4  # usable cases among those scanned, as the paper found them (section 4.2), or somewhat fewer
+YIELD = 0.4  # usable cases among those scanned, where a first batch is to be the only one
 
 # Reasons to drop a case, in the order of the filters, and the names of the counts left after them.
 FILTERS = {"non_finite": "finite", "clean_margin": "clean_margin", "noise_drop": "noise_drop"}
@@ -114,9 +114,8 @@ def select_cases(
     }  # fmt: skip
     score = _score or score_cases
     verdicts: list[tuple[int, str | None]] = []
-    # Where every batch reads all layers anew, the first is to be the only one.
-    anew = isinstance(model, torch.nn.Module) and source_of(model) is not None
-    found, size = 0, min(LARGEST_BATCH, math.ceil(n / YIELD)) if anew else min(n, FIRST_BATCH)
+    streamed = isinstance(model, torch.nn.Module) and source_of(model) is not None
+    found, size = 0, first_size(n, streamed)
     order = source.record_order(seed)
     ranks = here()
     ranks.agree("selection", lambda: {"n": n, "margin": margin, "drop": drop, "seed": seed})
@@ -173,6 +172,11 @@ def score_cases(
     values = table[["clean", "noised"]]
     table[["clean", "noised"]] = values.where(values.abs().lt(float("inf")).all(axis=1), axis=0)
     return table
+
+
+def first_size(n: int, streamed: bool) -> int:
+    """Cases of the first batch: where every batch reads all layers anew, as many as a selection needs."""
+    return min(LARGEST_BATCH, math.ceil(n / YIELD)) if streamed else min(n, FIRST_BATCH)
 
 
 def next_size(size: int, scanned: int, found: int, n: int) -> int:
