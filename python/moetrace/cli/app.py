@@ -127,6 +127,10 @@ def run(
     revision: Annotated[
         str | None, typer.Option(metavar="NAME", help="Branch, tag or commit on the hub.")
     ] = None,
+    stream: Annotated[
+        bool,
+        typer.Option("--stream", help="Leave weights on disk and read them layer by layer."),
+    ] = False,
     progress: _Progress = True,
     **settings: Any,
 ) -> None:
@@ -147,7 +151,9 @@ def run(
             check_folder(out, protocol=True)
             source = read_cases(cases, given)
             with loading_bars(progress and rank() == 0):
-                loaded, tokenizer = load_model(model, dtype=dtype, device_map=device_map, revision=revision)
+                loaded, tokenizer = load_model(
+                    model, dtype=dtype, device_map=device_map, revision=revision, stream=stream
+                )
             report = run_protocol(
                 loaded, tokenizer, source, preset, out=out, progress=progress, echo=say, **given
             )
