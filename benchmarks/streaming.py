@@ -162,7 +162,7 @@ def offloaded(layers: int = 2) -> dict[str, Any]:
 
     from benchmarks.checkpoint import write_checkpoint
 
-    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+    with tempfile.TemporaryDirectory() as folder:
         path, aside = Path(folder) / "checkpoint", Path(folder) / "offloaded"
         write_checkpoint(path, layers)
         places = {f"model.layers.{layer}": "disk" for layer in range(layers)}

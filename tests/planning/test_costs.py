@@ -60,7 +60,7 @@ def test_the_large_model_of_the_paper_from_its_config_alone(tmp_path: Path) -> N
     assert found.bytes_read == 2 * (48 * layer + beside + 2048)
     assert 3.5e9 < found.peak_memory < 6e9
     assert math.isnan(found.seconds)
-    assert found.batch_tokens < 4096
+    assert found.batch_tokens == 4096  # 256 rows an expert on average
     whole = mt.plan(folder, cases, timed=False)
     assert whole.bytes_read == found.bytes_read
     assert whole.peak_memory > 61e9
@@ -115,8 +115,7 @@ def test_bytes_of_a_streamed_protocol_are_those_of_its_passes(tmp_path: Path) ->
     )
     size = size_of(look_over(skeleton_of(model.config)))
     passes = found.frame().set_index("stage").bytes_read / size.layer_bytes
-    assert passes.drop("select").tolist() == [1.0] * 5
-    assert passes["select"] > 1  # growing batches
+    assert passes.tolist() == [1.0] * 6  # a selection's first batch is as large as it needs
     assert found.bytes_read == size.layer_bytes * passes.sum() + size.bytes - size.layer_bytes
 
 

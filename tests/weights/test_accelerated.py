@@ -187,7 +187,7 @@ def test_models_on_the_meta_device_are_refused_everywhere() -> None:
         model = copy.deepcopy(in_memory()).to("meta")
     models = 0
     for name, (call, given) in calls().items():
-        if "model" in given:
+        if "model" in given and name != "plan":  # which needs no weights
             models += 1
             with pytest.raises(errors.ModelError, match="on the meta device and holds no values"):
                 call(**{**given, "model": model})
