@@ -160,11 +160,11 @@ def offloaded(layers: int = 2) -> dict[str, Any]:
     """Seconds of one plain forward by transformers' own disk offload, a layer."""
     from transformers import AutoModelForCausalLM
 
-    from benchmarks.checkpoint import write_checkpoint
+    from benchmarks.checkpoint import shape_of_qwen3, write_checkpoint
 
     with tempfile.TemporaryDirectory() as folder:
         path, aside = Path(folder) / "checkpoint", Path(folder) / "offloaded"
-        write_checkpoint(path, layers)
+        write_checkpoint(path, shape_of_qwen3(layers))
         places = {f"model.layers.{layer}": "disk" for layer in range(layers)}
         places |= dict.fromkeys(("model.embed_tokens", "model.norm", "model.rotary_emb", "lm_head"), "cpu")
         model = AutoModelForCausalLM.from_pretrained(
@@ -254,9 +254,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(json.dumps(one(options.folder, options.one, options.cases or TRACES[options.one])))
         return
     if not any(Path(options.folder).glob("*.safetensors")):
-        from benchmarks.checkpoint import write_checkpoint
+        from benchmarks.checkpoint import shape_of_qwen3, write_checkpoint
 
-        write_checkpoint(Path(options.folder), options.make_layers)
+        write_checkpoint(Path(options.folder), shape_of_qwen3(options.make_layers))
     result: dict[str, Any] = {
         "environment": report.environment(),
         "disk": disk_speed(options.folder),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from moetrace.cases import Case
 
 MOST_DRAWS = 4096  # of a case: each is a noised run and as many patched ones
-_CHUNK = 4096  # rows of the embedding looked at together
+_CHUNK = 512  # rows of the embedding looked at together: pages that are new each time are slow
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def embedding_std(embedding: torch.nn.Module, vocab_size: int, device: torch.dev
             values = embedding(ids).to(torch.float64)
             # Chan's update of mean and squared deviations: no cancellation, one chunk in memory.
             chunk_mean = values.mean().item()
-            chunk_squares = (values - chunk_mean).square().sum().item()
+            chunk_squares = (values - chunk_mean).square_().sum().item()
             total = count + values.numel()
             squares += chunk_squares + (chunk_mean - mean) ** 2 * count * values.numel() / total
             mean += (chunk_mean - mean) * values.numel() / total

@@ -19,6 +19,7 @@ from greenlet import GreenletExit, getcurrent, greenlet
 from torch import nn
 
 from moetrace.models.float32 import held_wide
+from moetrace.weights.heap import give_back_freed
 
 if TYPE_CHECKING:
     from moetrace.models.anatomy import Anatomy
@@ -87,6 +88,7 @@ class Lockstep:
         self._current: _Task | None = None
         self._ready: deque[_Task] = deque()
         self._standing: list[tuple[int, _Task]] = []
+        self._begun = False
         self.sweeps = 0
 
     def run(self, functions: Sequence[Callable[[], Any]]) -> list[Any]:
@@ -96,9 +98,13 @@ class Lockstep:
         self._ready.extend(tasks)
         with self._stopping_at_layers():
             try:
+                self._begin()  # the first layer is read while tasks come to it
                 self._loop()
             finally:
-                self._end(tasks)
+                try:
+                    self._end(tasks)
+                finally:
+                    self._leave_off()
         return [task.result for task in tasks]
 
     def gather(self, functions: Sequence[Callable[[], Any]]) -> list[Any]:
@@ -129,17 +135,26 @@ class Lockstep:
 
     def _sweep(self) -> None:
         """From the lowest layer that anyone waits for up to the last."""
+        self._begin()
         self.sweeps += 1
-        if self._source is not None:
-            self._source.begin()
         try:
             reached = 0
             while waited := [layer for layer, _ in self._standing if layer >= reached]:
                 reached = min(waited)
                 self._pass(reached)
         finally:
-            if self._source is not None:
-                self._source.end()
+            self._leave_off()
+
+    def _begin(self) -> None:
+        if self._source is not None and not self._begun:
+            self._source.begin()
+            self._begun = True
+
+    def _leave_off(self) -> None:
+        if self._source is not None and self._begun:
+            self._begun = False
+            self._source.end()
+            give_back_freed()
 
     def _pass(self, layer: int) -> None:
         """Let everyone who stands at a layer go through it."""

@@ -8,14 +8,14 @@ from moetrace.models.experts import top_k_of
 
 _ROW_BYTES = 80 << 20  # memory for one layer's intermediates of a batch, at the default budget
 _MOST_BYTES = 512 << 20  # the same where experts would get few rows otherwise
-_EXPERT_ROWS = 256  # rows from which on a product of one expert is no longer bound by reading its weights
+_EXPERT_ROWS = 128  # rows from which on more gain little: a product of one expert reads its weights once
 
 
 def auto_budget(anatomy: Anatomy) -> int:
     """Token rows of one batch, from 256 to 4,096.
 
     As many as take about 80 MiB of one layer's intermediates; in a sparse model as many as give each expert
-    256 rows on average where that takes more, up to 512 MiB.
+    128 rows on average where that takes more, up to 512 MiB.
     """
     config = anatomy.config
     width = anatomy.hidden_size
