@@ -53,8 +53,20 @@ def figures() -> Iterator[tuple[str, str]]:
     yield "full grid: vectorised numpy over ours, BCa", f"{grid['numpy_bootstrap'] / grid['bootstrap']:.1f}"
 
 
-@pytest.mark.parametrize("row", list(layer_rows()))
-def test_layer_table(row: str) -> None:
+def streaming_rows() -> Iterator[str]:
+    found = result("streaming")
+    disk, product = found["disk"], found["products"]["rows_24"]
+    for own in found["traces"]:
+        bound = max(own["bytes_read"] / disk, own["flops"] / product)
+        yield (
+            f"| {own['what']}, {own['cases']} cases | {own['seconds']:.0f} | {own['whole']['seconds']:.0f} | "
+            f"{own['read_over_checkpoint']:.3f} | {own['peak_bytes'] / 1e9:.2f} | {own['gflops']:.0f} | "
+            f"{own['seconds'] / bound:.2f} |"
+        )
+
+
+@pytest.mark.parametrize("row", [*layer_rows(), *streaming_rows()])
+def test_tables(row: str) -> None:
     assert row in README
 
 
