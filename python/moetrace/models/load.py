@@ -50,6 +50,11 @@ def load_model(
         refuse_type(name, "name", "a hub id or a folder")
     if isinstance(name, os.PathLike) or not HUB_ID.fullmatch(name):
         name = str(as_path(name, "name"))
+        if not Path(name).exists():
+            raise ModelError(
+                f"{name!r} can't be loaded as a causal language model: there is no such folder, and a hub id "
+                "is a name or organisation/name"
+            )
     trust_remote_code = as_flag(trust_remote_code, "trust_remote_code")
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if as_flag(stream, "stream"):
