@@ -103,7 +103,7 @@ class Sweeps:
         """Bytes that a case holds between two layers: hidden states, masks, patch vectors."""
         engine = self.choice.engine
         job, rows = engine.job, engine.rows_of(case)
-        width, size = job.anatomy.hidden_size, next(job.anatomy.model.parameters()).element_size()
+        width, size = job.anatomy.hidden_size, job.anatomy.element_size
         hidden = 2 * rows * width * size
         if isinstance(engine, TreeEngine):
             return hidden + rows * rows * size + len(job.core.run_layers) * job.noise.draws * width * 4
