@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -196,3 +198,45 @@ def test_a_model_is_free_again_after_an_error():
     with pytest.raises(RuntimeError, match="boom"), state.prepared(model):
         raise RuntimeError("boom")
     assert not isinstance(at_once(lambda: mt.trace_layers(model, CASES))[0], Exception)
+
+
+def test_an_interrupt_at_any_moment_leaves_no_model_marked():
+    model = make_model("qwen3_moe")
+    mt.trace_layers(model, CASES)
+    interrupted = 0
+
+    def clock(_signal: int, _frame: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    previous = signal.signal(signal.SIGALRM, clock)
+    try:
+        for step in range(60):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 0.0002 + 0.0001 * step)
+                with state._by_one_thread(model):
+                    time.sleep(0.003)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                interrupted += 1
+            assert not state._traced
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    assert interrupted
+
+
+def test_an_interrupt_that_was_held_back_leaves_no_model_marked(monkeypatch):
+    """It comes when all modules are marked, at the end of what must not be interrupted."""
+    model = make_model("qwen3_moe")
+
+    class Using:
+        def __enter__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+        def __exit__(self, *_: Any) -> None:
+            pass
+
+    monkeypatch.setattr(state, "_using", Using())
+    with pytest.raises(KeyboardInterrupt), state._by_one_thread(model):
+        pass
+    assert not state._traced

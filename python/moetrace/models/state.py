@@ -202,22 +202,34 @@ def _by_one_thread(model: nn.Module) -> Iterator[None]:
     What counts are modules: a wrapper, or a model that shares layers with another, is the same model here.
     """
     thread, modules = threading.get_ident(), list(model.modules())
-    with undisturbed(), _using:
-        if any(_traced.get(id(module), [thread])[0] != thread for module in modules):
-            raise EngineError(
-                f"{type(model).__name__} is being traced by another thread, and hooks of one trace would act "
-                "in the other; wait for it, or give each thread a copy of the model"
-            )
-        for module in modules:
-            _traced.setdefault(id(module), [thread, 0])[1] += 1
+    marked: list[nn.Module] = []
+
+    def unmark() -> None:
+        with undisturbed(), _using:
+            while marked:
+                own = _traced[id(marked[-1])]
+                own[1] -= 1
+                if not own[1]:
+                    del _traced[id(marked[-1])]
+                marked.pop()
+
     try:
+        with undisturbed(), _using:  # Ctrl-C that was held back comes at the end of it
+            if any(_traced.get(id(module), [thread])[0] != thread for module in modules):
+                raise EngineError(
+                    f"{type(model).__name__} is being traced by another thread, and hooks of one trace would "
+                    "act in the other; wait for it, or give each thread a copy of the model"
+                )
+            for module in modules:
+                _traced.setdefault(id(module), [thread, 0])[1] += 1
+                marked.append(module)
         yield
     finally:
-        with undisturbed(), _using:
-            for module in modules:
-                _traced[id(module)][1] -= 1
-                if not _traced[id(module)][1]:
-                    del _traced[id(module)]
+        try:
+            unmark()
+        except KeyboardInterrupt:  # it came before it could be held back
+            unmark()
+            raise
 
 
 def first_tensor(output: Any) -> torch.Tensor:
