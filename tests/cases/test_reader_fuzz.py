@@ -336,3 +336,13 @@ def test_case_sets_with_any_value_anywhere(tmp_path: Path, data: st.DataObject) 
     )
     path.write_text(json.dumps(document))
     load_set(path)
+
+
+def test_digests_of_nothing_by_name_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "cases.json"
+    CASES.save(path)
+    document = json.loads(path.read_text())
+    document["sha256"] = [[None, []]]
+    path.write_text(json.dumps(document))
+    with pytest.raises(RecordError, match="None"):
+        CaseSet.load(path)

@@ -131,7 +131,8 @@ def read_case_set(path: str | os.PathLike[str], build: Callable[..., _Set]) -> _
         raise RecordError(
             f"{source}: the case set is incomplete or damaged ({error}); save it anew"
         ) from error
-    if changed := sorted(field for field in {*found, *told} if found.get(field) != told.get(field)):
+    fields = {str(field) for field in {*found, *told} if found.get(field) != told.get(field)}
+    if changed := sorted(fields):
         raise RecordError(
             f"{source}: {', '.join(changed)} changed after the set was saved, since the digest is another;"
             " save it anew"
