@@ -59,8 +59,9 @@ def estimate(
     seconds = []
     for index, (stage, own) in enumerate(zip(stages, batches, strict=True)):
         pace = paces[stage.swept]
-        computing = _seconds(blueprint, pace, own) + (_checks(blueprint, pace, stream) if index == 0 else 0.0)
-        seconds.append(max(computing, reading * len(stage.scans)))
+        # The checks are bound by memory, as reading is, and don't hide it.
+        checks = _checks(blueprint, pace, stream) if index == 0 else 0.0
+        seconds.append(max(_seconds(blueprint, pace, own), reading * len(stage.scans)) + checks)
     pace = paces[stages[0].swept]
     notes.append("Timed on one batch in one layer of each kind, on this machine as it is now.")
     return Estimate(seconds, pace.engine, pace.join, tuple(notes))
