@@ -42,10 +42,10 @@ class Tensor:
         return 2 * prod(self.shape)
 
 
-def shape_of_qwen3(layers: int = 48) -> Qwen3MoeConfig:
-    """The configuration of Qwen3-30B-A3B-Base, but for the number of layers."""
+def shape_of_qwen3(layers: int = 48, vocabulary: int = 151_936) -> Qwen3MoeConfig:
+    """The configuration of Qwen3-30B-A3B-Base, but for the number of layers and of tokens."""
     return Qwen3MoeConfig(
-        vocab_size=151_936,
+        vocab_size=vocabulary,
         hidden_size=2048,
         intermediate_size=6144,
         num_hidden_layers=layers,

@@ -13,10 +13,8 @@ reset just before the sweep; where that can't be reset it is the largest of RSS 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
 import json
-import sys
 import threading
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +24,7 @@ import torch
 
 from benchmarks import ours
 from benchmarks.model import build_cases, build_model
+from moetrace.weights.heap import give_back_freed
 
 SAMPLE_SECONDS = 0.002
 
@@ -33,10 +32,7 @@ SAMPLE_SECONDS = 0.002
 def give_back_freed_heap() -> None:
     """Without it, memory freed while the model was built would hide a part of the sweep's."""
     gc.collect()
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
+    give_back_freed()
 
 
 def reset_high_water_mark() -> bool:

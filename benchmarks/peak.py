@@ -26,10 +26,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import Qwen3MoeForCausalLM
 
 import moetrace as mt
 from benchmarks import report
+from benchmarks.checkpoint import shape_of_qwen3
 from moetrace._native import _core
 from moetrace.engines.job import Job, Patch, Sweep, make_job
 from moetrace.engines.tree import TreeEngine
@@ -45,22 +46,7 @@ SIZES = (2048, 4096)  # of the products that stand for the peak
 
 def build(layers: int, vocabulary: int, dtype: torch.dtype) -> Qwen3MoeForCausalLM:
     """Random weights of the shape, norms of 1."""
-    config = Qwen3MoeConfig(
-        vocab_size=vocabulary,
-        hidden_size=2048,
-        num_hidden_layers=layers,
-        num_attention_heads=32,
-        num_key_value_heads=4,
-        head_dim=128,
-        num_experts=128,
-        num_experts_per_tok=8,
-        moe_intermediate_size=768,
-        decoder_sparse_step=1,
-        mlp_only_layers=[],
-        norm_topk_prob=True,
-        max_position_embeddings=512,
-        tie_word_embeddings=False,
-    )
+    config = shape_of_qwen3(layers, vocabulary)
     with torch.device("meta"):
         model = Qwen3MoeForCausalLM(config)
     model = model.to(dtype).to_empty(device="cpu")

@@ -47,6 +47,12 @@ Examples:
   moetrace plan ./model --cases facts.csv --stream --dtype bfloat16
   moetrace plan ./model --cases runs/mine/usable.json --what experts --json"""
 
+_Preset = Annotated[str, typer.Option(metavar="paper|relaxed|quick", help="Where settings begin.")]
+_Pairs = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="A setting by name; may be given again."),
+]
+_Dtype = Annotated[str, typer.Option(metavar="DTYPE", help="auto, float32, bfloat16 or float16.")]
 _Progress = Annotated[
     bool,
     typer.Option("--progress/--no-progress", help="A bar in a terminal, else a line now and then."),
@@ -113,14 +119,9 @@ def run(
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the run.")],
-    preset: Annotated[
-        str, typer.Option(metavar="paper|relaxed|quick", help="Where settings begin.")
-    ] = "paper",
-    pairs: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="A setting by name; may be given again."),
-    ] = None,
-    dtype: Annotated[str, typer.Option(metavar="DTYPE", help="auto, float32, bfloat16 or float16.")] = "auto",
+    preset: _Preset = "paper",
+    pairs: _Pairs = None,
+    dtype: _Dtype = "auto",
     device_map: Annotated[
         str | None, typer.Option(metavar="MAP", help="As in transformers, for instance auto.")
     ] = None,
@@ -182,14 +183,9 @@ def plan(
         bool, typer.Option("--timed/--no-timed", help="Time a micro-batch in one layer of this shape.")
     ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    preset: Annotated[
-        str, typer.Option(metavar="paper|relaxed|quick", help="Where settings begin.")
-    ] = "paper",
-    pairs: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="A setting by name; may be given again."),
-    ] = None,
-    dtype: Annotated[str, typer.Option(metavar="DTYPE", help="auto, float32, bfloat16 or float16.")] = "auto",
+    preset: _Preset = "paper",
+    pairs: _Pairs = None,
+    dtype: _Dtype = "auto",
     **settings: Any,
 ) -> None:
     """What a run will cost, before it costs it.

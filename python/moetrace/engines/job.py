@@ -243,6 +243,11 @@ class Engine(Protocol):
         """Trace one batch. The model must be prepared (eval mode, no gradients)."""
 
 
+def shortest_of(batch: Sequence[Case]) -> int:
+    """The place of the case that plain forwards are cheapest for."""
+    return min(range(len(batch)), key=lambda index: len(batch[index].input_ids))
+
+
 def left_of(engine: Engine, cases: Sequence[Case], done: Collection[int]) -> list[list[Case]]:
     """The batches of an engine without the cases whose ids are done.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from moetrace.engines.agreed import agreed_choice, first_verdict
 from moetrace.engines.engine_choice import EngineChoice, EngineName, choose_engine, confirmed
-from moetrace.engines.job import Job, Outcome, left_of
+from moetrace.engines.job import Job, Outcome, left_of, shortest_of
 from moetrace.engines.sweeps import Sweeps
 from moetrace.ranks import here
 from moetrace.weights import source_of
@@ -62,7 +62,7 @@ class InMemory:
 
             def confirm() -> EngineChoice:
                 assert outcome is not None  # the first batch is the first rank's
-                shortest = min(range(len(first)), key=lambda index: len(first[index].input_ids))
+                shortest = shortest_of(first)
                 return confirmed(self.choice, first[shortest], outcome.case(shortest))
 
             before, self.choice = self.choice, first_verdict(ranks, self.choice, confirm)

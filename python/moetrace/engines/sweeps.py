@@ -25,7 +25,7 @@ from moetrace.engines.engine_choice import (
     not_served,
     reason_for,
 )
-from moetrace.engines.job import Engine, Job, LayerRouting, Outcome, left_of
+from moetrace.engines.job import Engine, Job, LayerRouting, Outcome, left_of, shortest_of
 from moetrace.engines.lockstep import Lockstep
 from moetrace.engines.self_check import TOLERANCE, Witness, compare_wide
 from moetrace.engines.tree import TreeEngine, lower
@@ -145,7 +145,7 @@ class Sweeps:
         tasks: list[Callable[[], Any]] = [partial(self._known.learn, engine)]
         if not wave:
             return self._sweep(tasks, wave, told)[0], [], None
-        shortest = min(range(len(wave[0])), key=lambda index: len(wave[0][index].input_ids))
+        shortest = shortest_of(wave[0])
         witness = Witness.of(engine.job, wave[0][shortest])
         tree = isinstance(engine, TreeEngine)
         tasks.append(witness.plain if tree else lambda: None)

@@ -17,6 +17,7 @@ from moetrace.changes import Changes, undisturbed
 from moetrace.errors import ModelError
 from moetrace.models.anatomy import Anatomy
 from moetrace.models.state import mark_stored
+from moetrace.weights import source_of
 from moetrace.weights.tensors import is_plain
 
 HALF = (torch.bfloat16, torch.float16)
@@ -53,16 +54,13 @@ def can_be_wide(anatomy: Anatomy) -> bool:
     return all(is_plain(weight) and not weight.is_meta for weight in anatomy.model.parameters())
 
 
-def computing_in(
-    anatomy: Anatomy, dtype: ComputeDtype | None, sourced: bool = False
-) -> AbstractContextManager[None]:
-    """The model in the dtype that a trace asks for: None is its own.
-
-    ``sourced``: weights of layers that aren't in memory are put there while their layer runs. ModelError
-    where float32 can't reach some weights.
+def computing_in(anatomy: Anatomy, dtype: ComputeDtype | None) -> AbstractContextManager[None]:
+    """The model in the dtype that a trace asks for: None is its own. ModelError where float32 can't reach
+    some weights: those that aren't in memory, and have no source that puts them there while a layer runs.
     """
     if dtype is None or not is_half(anatomy.model):
         return nullcontext()
+    sourced = source_of(anatomy.model) is not None
     unreachable = [
         name
         for name, weight in anatomy.model.named_parameters()

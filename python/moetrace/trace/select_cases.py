@@ -155,7 +155,7 @@ def score_cases(
     batch_tokens, compute_dtype = as_batch_tokens(batch_tokens), as_compute_dtype(compute_dtype)
     found: dict[int, tuple[float, float]] = {}
     ranks = here()
-    with prepared(anatomy.model), computing_in(anatomy, compute_dtype, source_of(anatomy.model) is not None):
+    with prepared(anatomy.model), computing_in(anatomy, compute_dtype):
         budget = resolve_budget(batch_tokens, anatomy)
         job = make_job(anatomy, (), chosen)
         asked = {"engine": engine, "batch_tokens": budget, "compute_dtype": compute_dtype}

@@ -36,7 +36,6 @@ from moetrace.results.base import TraceResult
 from moetrace.trace.budget import resolve_budget
 from moetrace.trace.memory import check_memory
 from moetrace.trace.run_folder import RunFolder, call_facts
-from moetrace.weights import source_of
 
 if TYPE_CHECKING:
     from moetrace.cases import Case
@@ -103,7 +102,7 @@ def trace(
     case_set = as_case_set(cases)
     validate_cases(case_set, anatomy.vocab_size, final_subject, anatomy.positions)
     check_seeds(noise, case_set)
-    with prepared(anatomy.model), computing_in(anatomy, compute_dtype, source_of(anatomy.model) is not None):
+    with prepared(anatomy.model), computing_in(anatomy, compute_dtype):
         budget = resolve_budget(batch_tokens, anatomy)
         job = make_job(anatomy, patches, noise, position, sweeps, readout)
         ranks = here()
