@@ -84,7 +84,7 @@ class Pass {
 
  private:
   void add(Place place, std::int64_t layer, std::shared_ptr<hooks::Site> site, bool must_fire);
-  void add_noise();
+  void add_corruption();
   std::shared_ptr<hooks::Site> add_entry(std::int64_t layer);
   void add_experts(std::int64_t layer);
   void add_exit(std::int64_t layer);

@@ -59,12 +59,12 @@ class TreeEngine:
     def cuts(self, case: Case, budget: int | None) -> list[tuple[int, int]]:
         """Which runs of a case go into one tree each."""
         core, layers = self.job.core, len(self.job.anatomy.layers)
-        shape, draws = self.job.shape_of(case), self.job.noise.draws
+        shape, draws = self.job.shape_of(case), self.job.draws
         return _core.cut(shape, core.run_layers, draws, layers, self.join, budget or 0)
 
     def rows_of(self, case: Case) -> int:
         """Token rows of the largest tree that a case is given."""
-        shape, draws = self.job.shape_of(case), self.job.noise.draws
+        shape, draws = self.job.shape_of(case), self.job.draws
         parts = self.cuts(case, self.batch_tokens)
         return max(_core.tree_rows(shape, end - begin, draws) for begin, end in parts)
 
@@ -73,7 +73,7 @@ class TreeEngine:
         if self.batch_tokens is None:
             return [list(range(len(cases)))]
         layers, patched = len(self.job.anatomy.layers), self.job.core.run_layers
-        draws = self.job.noise.draws
+        draws = self.job.draws
         costs = [
             _core.tree_cost(self.job.shape_of(case), patched, draws, layers, self.join) for case in cases
         ]
@@ -90,8 +90,8 @@ class TreeEngine:
         return Outcome(**{name: getattr(outcome, name) for name in OUTCOME}, routing=routing)
 
     def _pass_case(self, case: Case) -> _core.PassCase:
-        noise = self.job.noise_vectors(case).numpy()
-        return _core.PassCase(list(case.input_ids), *case.subject, self.job.patch_position(case), noise)
+        values = self.job.corruptor.values(case).numpy()
+        return _core.PassCase(list(case.input_ids), *case.subject, self.job.patch_position(case), values)
 
     def _run(
         self, cases: Sequence[Case], given: list[_core.PassCase], begin: int, end: int, outcome: _core.Outcome
