@@ -135,7 +135,7 @@ def _trace(model: nn.Module, blueprint: Blueprint, stage: Stage, batch: Batch, e
     """A batch of a stage on a small model, all patches in its first layer."""
     anatomy, job = look_over(model), stage.job
     cases = [_small(case, place, anatomy.vocab_size) for place, case in enumerate(batch.cases)]
-    runs = len(job.core.run_layers)
+    runs = len(job.runs)
     if engine != "reference":  # those of the largest part of a case that is cut
         runs = (max(own.read for own in batch.forwards) - 1) // job.noise.draws - 1
     sweeps: list[Sweep] = []
@@ -149,7 +149,7 @@ def _trace(model: nn.Module, blueprint: Blueprint, stage: Stage, batch: Batch, e
         warnings.simplefilter("ignore")  # random weights give what they give
         start = time.perf_counter()
         session = trace(
-            model, cases, patches, anatomy=anatomy, noise=job.noise, position=job.position,
+            model, cases, patches, anatomy=anatomy, noise=job.noise, position=job.places,
             metric="logit_diff", engine=engine, batch_tokens=_NO_BUDGET, progress=False, out=None,
             final_subject="keep", readout=job.readout.asked, sweeps=sweeps, direct=stage.direct,
         )  # fmt: skip
