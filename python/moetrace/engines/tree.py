@@ -216,7 +216,7 @@ def _measure_scale(scope: _core.HookScope, anatomy: Anatomy, layer: int, scales:
             return  # the pass says itself that the block wasn't called
         scope.pause()
         try:
-            scales[layer] = block_scale(anatomy.site(layer), kept[0])
+            scales[layer] = abs(block_scale(anatomy.site(layer), kept[0]))
         finally:
             scope.resume()
 
