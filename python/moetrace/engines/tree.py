@@ -24,6 +24,7 @@ from moetrace.models.experts import block_scale, routed_call
 from moetrace.models.float32 import is_wide
 from moetrace.models.forward import read_differences
 from moetrace.models.masks import TreeMask, tree_masks
+from moetrace.models.mixers import Unfolding
 from moetrace.models.state import fingerprint
 
 if TYPE_CHECKING:
@@ -159,6 +160,11 @@ class TreeEngine:
                 if _compared.get(site.experts, (None, True))[0] != state:
                     _compared[site.experts] = (state, True)
 
+    def arm_mixers(self, run: _core.Pass, scope: _core.HookScope) -> None:
+        """Hang what gives token mixers that aren't masked attention each run by itself."""
+        if self.job.mixers:
+            Unfolding(run).arm(scope, self.job.anatomy, self.job.mixers)
+
     def _forward(
         self, run: _core.Pass, cases: Sequence[Case], run_layers: Sequence[int]
     ) -> tuple[np.ndarray, dict[Any, Any], tuple[np.ndarray, np.ndarray]]:
@@ -180,6 +186,7 @@ class TreeEngine:
         tap = TreeTap(self.job, run, run_layers) if self.job.measures_direct and run_layers else None
         with _core.HookScope() as scope, tree_masks(_mask(run)):
             scope.arm(run, anatomy, routed_call)
+            self.arm_mixers(run, scope)
             for index in self.job.expert_layers:
                 _measure_scale(scope, anatomy, index, scales)
             if tap is not None:
@@ -205,18 +212,23 @@ def _mask(run: _core.Pass) -> TreeMask:
 
 def _measure_scale(scope: _core.HookScope, anatomy: Anatomy, layer: int, scales: dict[int, float]) -> None:
     """Note what a layer's block scales its experts by, while the layer's weights are at hand."""
-    kept: list[torch.Tensor] = []
+    kept: list[tuple[torch.Tensor, dict[str, torch.Tensor]]] = []
 
     def keep_row(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]
-        kept[:] = [hidden.reshape(1, -1, hidden.shape[-1])[:, :1].clone()]
+        beside = {
+            name: value[:1, :1].clone()
+            for name, value in kwargs.items()
+            if isinstance(value, torch.Tensor) and value.shape[:2] == hidden.shape[:2] and value is not hidden
+        }
+        kept[:] = [(hidden.reshape(1, -1, hidden.shape[-1])[:, :1].clone(), beside)]
 
     def measure(*_: Any) -> None:
         if not kept:
             return  # the pass says itself that the block wasn't called
         scope.pause()
         try:
-            scales[layer] = block_scale(anatomy.site(layer), kept[0])
+            scales[layer] = block_scale(anatomy.site(layer), *kept[0])
         finally:
             scope.resume()
 

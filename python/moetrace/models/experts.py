@@ -59,12 +59,13 @@ def routed_call(
     return found[0], found[1], found[2]
 
 
-def block_scale(site: LayerSite, hidden: torch.Tensor) -> float:
+def block_scale(site: LayerSite, hidden: torch.Tensor, beside: dict[str, torch.Tensor]) -> float:
     """What a block multiplies the sum of its experts by: 1, a routed scaling factor, a half, ...
 
-    Measured on one row ``hidden`` (1, 1, width) of the block's input, with the experts' output 64 times what
-    it is: contributions are defined at the block's output (equation 5), and so are the norms of patch vectors
-    (equation 10). ContributionError where the steps after the experts aren't a scale: a norm, a projection.
+    Measured on one row ``hidden`` (1, 1, width) of the block's input, and of what it is given ``beside``
+    (token ids that route), with the experts' output 64 times what it is: contributions are defined at the
+    block's output (equation 5), and so are the norms of patch vectors (equation 10). ContributionError where
+    the steps after the experts aren't a scale: a norm, a projection.
     """
     if site.block is site.experts or site.experts is None:
         return 1.0
@@ -82,7 +83,7 @@ def block_scale(site: LayerSite, hidden: torch.Tensor) -> float:
         assert site.experts is not None
         with _core.HookScope() as scope:
             scope.behind(site.experts, hook)
-            output = site.block(hidden)
+            output = site.block(hidden, **beside)
         first: torch.Tensor = output[0] if isinstance(output, tuple) else output
         return first.double()
 
