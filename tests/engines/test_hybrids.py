@@ -155,6 +155,18 @@ def test_every_way_gives_the_same(model, family, position, monkeypatch):
     assert np.abs(run(()) - expected).max() > 0.01  # they do have to be unfolded
 
 
+def test_a_name_alone_makes_no_mixer():
+    """KimiLinearAttention is full attention: a model of it alone has nothing to unfold."""
+    known = HYBRIDS["kimi_linear"]
+    config = known.config()
+    config.layer_types = ["full_attention"] * len(config.layer_types)
+    model = make_wide(replace(known, config=lambda: config))
+    result = mt.trace_layers(model, CASES)
+    assert result.provenance["engine_reason"].startswith("token mixing is masked attention (")
+    plain = mt.trace_layers(model, CASES, engine="reference")
+    np.testing.assert_allclose(result.effects, plain.effects, atol=2e-4)
+
+
 def test_half_precision():
     model = make_wide(HYBRIDS["qwen3_next"]).to(torch.bfloat16)
     auto = mt.trace_layers(model, CASES)

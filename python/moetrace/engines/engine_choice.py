@@ -302,10 +302,10 @@ def _examine(job: Job, case: Case, rows: int) -> Verdict:
 
 def _attempts(job: Job, case: Case, rows: int, tolerance: float) -> Iterator[tuple[Mixer, ...]]:
     """What to unfold, in the order in which it is to be tried: as little as is likely to do."""
-    if not likely_mixers(job.anatomy):
+    if plain := not likely_mixers(job.anatomy):
         yield ()
     mixers = look_for_mixers(job, case, rows, tolerance)
-    if mixers:
+    if mixers or not plain:
         yield mixers
     whole = tuple(replace(mixer, way=Way.WHOLE, cache=None) for mixer in mixers)
     if any(mixer.way is not Way.WHOLE for mixer in mixers):

@@ -101,7 +101,7 @@ def _mapped(value: Any, change: Any) -> Any:
         return type(value)(_mapped(item, change) for item in value)
     if type(value) is dict:
         return {key: _mapped(item, change) for key, item in value.items()}
-    if is_cache(value) or "Layer" in type(value).__name__:
+    if any(word in type(value).__name__ for word in ("Cache", "Layer")):
         found = copy.copy(value)
         for name, item in vars(value).items():
             setattr(found, name, _mapped(item, change))
