@@ -1,13 +1,13 @@
-"""Layer sweeps of hybrids against plain hooks: models whose layers mix tokens otherwise than by masked attention.
+"""Layer sweeps of hybrids against plain hooks: layers that mix tokens otherwise than by masked attention.
 
 ```
 python -m benchmarks.hybrids --repeats 3
 ```
 
-Each family is the tiny one of ``tests/engines/hybrids.py``, deeper and wider: ``--layers`` layers, ``--scale``
-times as wide, random weights, prompts of 12 tokens. Plain hooks run one forward for each patch, without a cache,
-on a slice of ``--peer-cases`` cases; moetrace runs all cases in one call, its engine known from the warm-up.
-What was measured is kept in ``benchmarks/results/hybrids.json``, family by family.
+Each family is the tiny one of ``tests/engines/hybrids.py``, deeper and wider: ``--layers`` layers and
+``--scale`` times as wide, random weights, prompts of 12 tokens. Plain hooks run one forward for each patch,
+without a cache, on ``--peer-cases`` cases at a time; moetrace runs all cases in one call, its engine known
+from the warm-up. What was measured is kept in ``benchmarks/results/hybrids.json``, family by family.
 """
 
 from __future__ import annotations
@@ -185,6 +185,7 @@ def main() -> None:
     rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
     known = {row["family"]: row for row in rows}
     environment = report.environment()
+    settings = {key: value for key, value in vars(options).items() if key != "families"}
     for name in options.families:
         known[name] = measure(name, options)
         print(json.dumps(known[name]), flush=True)

@@ -62,10 +62,11 @@ def routed_call(
 def block_scale(site: LayerSite, hidden: torch.Tensor, beside: dict[str, torch.Tensor]) -> float:
     """What a block multiplies the sum of its experts by: 1, a routed scaling factor, a half, ...
 
-    Measured on a few rows ``hidden`` (1, rows, width) of the block's input, and of what it is given ``beside``
-    (token ids that route), with the experts' output 64 times what it is: contributions are defined at the
-    block's output (equation 5), and so are the norms of patch vectors (equation 10). ContributionError where
-    the steps after the experts aren't one scale for all rows: a norm, a projection, a gate.
+    Measured on a few rows ``hidden`` (1, rows, width) of the block's input, and of what it is given
+    ``beside`` (token ids that route), with the experts' output 64 times what it is: contributions are defined
+    at the block's output (equation 5), and so are the norms of patch vectors (equation 10).
+    ContributionError where the steps after the experts aren't one scale for all rows: a norm, a projection,
+    a gate.
     """
     if site.block is site.experts or site.experts is None:
         return 1.0
