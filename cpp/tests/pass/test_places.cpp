@@ -122,7 +122,8 @@ struct Both {
   double weight(const PlainRun& run, std::int64_t layer, std::int64_t place, std::int64_t expert) const {
     double sum = 0;
     for (const std::int64_t position : own.shape.positions(place)) {
-      sum += run.routed[static_cast<std::size_t>(layer)][static_cast<std::size_t>(position)].weight_of(expert);
+      sum +=
+          run.routed[static_cast<std::size_t>(layer)][static_cast<std::size_t>(position)].weight_of(expert);
     }
     return sum;
   }
@@ -162,8 +163,8 @@ void check_sweep(const LayerOutcome& found, const Both& plain, const Sweep& swee
     }
     const double logit = found.noised_logit[cell];
     const auto& routed = plain.noised.routed[static_cast<std::size_t>(sweep.layer)];
-    CHECK(logit == doctest::Approx(routed[static_cast<std::size_t>(last.back())]
-                                       .logits[static_cast<std::size_t>(expert)])
+    CHECK(logit == doctest::Approx(
+                       routed[static_cast<std::size_t>(last.back())].logits[static_cast<std::size_t>(expert)])
                        .epsilon(1e-4));
   }
 }

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from moetrace._native import _core
-from moetrace.engines.places import LAST, Place, Position, place_at
+from moetrace.engines.places import ALL, LAST, Place, Position, places_of
 from moetrace.errors import HookError
 from moetrace.models.anatomy import Anatomy
 from moetrace.models.readout import ReadoutKind, make_readout
@@ -60,8 +60,10 @@ class Job:
         return self.core.runs
 
     @property
-    def position(self) -> Position | list[Position]:
-        """The name of the place, or those of several."""
+    def position(self) -> str | int | list[str | int]:
+        """What was asked for: the name of the place, or those of several; "all" for every token by itself."""
+        if any(place.of_all for place in self.places):
+            return ALL
         names = [place.name for place in self.places]
         return names[0] if len(names) == 1 else names
 
@@ -104,12 +106,12 @@ def make_job(
     anatomy: Anatomy,
     patches: Sequence[Patch],
     noise: Noise | float | None = None,
-    position: Position | Sequence[Place] = "last",
+    position: Position | tuple[Place, ...] = "last",
     sweeps: Sequence[Sweep] = (),
     readout: ReadoutKind = "exact",
 ) -> Job:
     """A job with the noise scale of the model. Call it with the model in eval mode."""
-    places = (place_at(position),) if isinstance(position, str | int) else tuple(position)
+    places = tuple(position) if isinstance(position, tuple) else places_of(position, ())
     std = embedding_std(anatomy.embedding, anatomy.vocab_size, embedding_device(anatomy))
     return Job(
         anatomy, tuple(patches), as_noise(noise), std, make_readout(anatomy, readout), places, tuple(sweeps)

@@ -113,7 +113,7 @@ def plan(
     final_subject: Any = "keep" if what in ("select", "protocol") else common["final_subject"]
     validate_cases(case_set, blueprint.anatomy.vocab_size, final_subject, blueprint.anatomy.positions)
     check_seeds(common["noise"], case_set)
-    job = bare_job(blueprint.anatomy, common)
+    job = bare_job(blueprint.anatomy, common, case_set, what)
     if what in ("select", "protocol"):
         refuse_position(common)
     if what == "layers":

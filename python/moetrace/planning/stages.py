@@ -11,14 +11,15 @@ from moetrace import coalition
 from moetrace._native import _core
 from moetrace.cases import CaseSet
 from moetrace.engines.job import Job, Patch, Sweep
-from moetrace.engines.places import LAST
+from moetrace.engines.places import LAST, places_of
 from moetrace.errors import ArgumentError
 from moetrace.models.experts import top_k_of
 from moetrace.models.readout import make_readout
 from moetrace.noise import NoiseScales
 from moetrace.results.expert_name import Expert
 from moetrace.trace.coalitions import wanted_of
-from moetrace.trace.experts import expert_layers_of
+from moetrace.trace.experts import expert_layers_of, expert_sweeps
+from moetrace.trace.layers import layer_patches
 from moetrace.trace.matched import matched_patches
 from moetrace.trace.select_cases import first_size, next_size
 from moetrace.trace.together import LARGEST_GAME, SAMPLED_ORDERS
@@ -55,23 +56,24 @@ class Stage:
         return len(self.job.sweeps) > 1
 
 
-def bare_job(anatomy: Anatomy, common: dict[str, Any]) -> Job:
+def bare_job(anatomy: Anatomy, common: dict[str, Any], cases: Sequence[Case], what: str) -> Job:
     """A job without patches, with checked options; the weights needn't be there."""
     readout = make_readout(anatomy, common["readout"])
-    return Job(anatomy, (), common["noise"], 0.0, readout, common["position"])
+    places = places_of(common["position"], cases, prefix=what != "layers")
+    return Job(anatomy, (), common["noise"], 0.0, readout, places)
 
 
 def layers_stage(job: Job, cases: Sequence[Case], layers: Any = None) -> Stage:
     """:func:`moetrace.trace_layers`."""
     chosen = job.anatomy.resolve_layers(layers)
-    patches = (*(Patch.block(layer) for layer in chosen), Patch.null(min(chosen)))
+    patches = tuple(layer_patches(chosen, job.places))
     return Stage("layers", replace(job, patches=patches), [list(cases)])
 
 
 def experts_stage(job: Job, cases: Sequence[Case], layers: Any = None, union: bool = False) -> Stage:
     """:func:`moetrace.trace_experts`."""
-    chosen, top_k = expert_layers_of(job.anatomy, layers), top_k_of(job.anatomy.config)
-    sweeps = tuple(Sweep(layer, top_k, union) for layer in chosen)
+    chosen = expert_layers_of(job.anatomy, layers)
+    sweeps = tuple(expert_sweeps(job.anatomy, chosen, job.places, union))
     own = replace(job, patches=(Patch.null(min(chosen)),), sweeps=sweeps)
     return Stage("experts", own, [list(cases)])
 
