@@ -180,8 +180,8 @@ def _said(rule: Rule, name: str | int, case: Case) -> tuple[int, ...]:
         raise
     except Exception as failure:
         raise ArgumentError(
-            f"position {name!r} failed for case {case.case_id} ({type(failure).__name__}: {failure}); expected a "
-            "function of a Case that gives a token index, or a list of them"
+            f"position {name!r} failed for case {case.case_id} ({type(failure).__name__}: {failure}); "
+            "expected a function of a Case that gives a token index, or a list of them"
         ) from failure
     expected = "a token index, or a list of different ones"
     values = [given]

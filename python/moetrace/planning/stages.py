@@ -20,6 +20,7 @@ from moetrace.results.expert_name import Expert
 from moetrace.trace.coalitions import wanted_of
 from moetrace.trace.experts import expert_layers_of, expert_sweeps
 from moetrace.trace.layers import layer_patches
+from moetrace.trace.maps import null_place
 from moetrace.trace.matched import matched_patches
 from moetrace.trace.select_cases import first_size, next_size
 from moetrace.trace.together import LARGEST_GAME, SAMPLED_ORDERS
@@ -74,7 +75,8 @@ def experts_stage(job: Job, cases: Sequence[Case], layers: Any = None, union: bo
     """:func:`moetrace.trace_experts`."""
     chosen = expert_layers_of(job.anatomy, layers)
     sweeps = tuple(expert_sweeps(job.anatomy, chosen, job.places, union))
-    own = replace(job, patches=(Patch.null(min(chosen)),), sweeps=sweeps)
+    null = Patch.null(min(chosen), null_place(job.places))
+    own = replace(job, patches=(null,), sweeps=sweeps)
     return Stage("experts", own, [list(cases)])
 
 

@@ -113,7 +113,7 @@ class ExpertMap(TraceResult):
     @property
     def positions(self) -> list[Any]:
         """The positions traced: indices, or names."""
-        return self._sites.position.drop_duplicates().tolist()
+        return list(self._sites.position.drop_duplicates().tolist())
 
     def at(self, position: Any) -> ExpertTrace:
         """One position as an expert trace by itself, of the cases that have it.

@@ -94,7 +94,7 @@ class LayerMap(LayerTrace):
     @property
     def positions(self) -> list[Any]:
         """The positions traced: indices, or names."""
-        return self._sites.position.drop_duplicates().tolist()
+        return list(self._sites.position.drop_duplicates().tolist())
 
     @property
     def best(self) -> int:
