@@ -5,8 +5,8 @@ python -m benchmarks.positions --cases 4 --repeats 3
 ```
 
 The yardstick is the clean and noised forward that no method can avoid. A fork at position p of a prompt of n
-tokens has n - p rows in every layer above its own; tokens before the subject are the same in both runs and need
-none. Plain hooks run a whole prompt for each layer and token that isn't before the subject. Kept as
+tokens has n - p rows in every layer above its own; tokens before the subject are the same in both runs and
+need none. Plain hooks run a whole prompt for each layer and token that isn't before the subject. Kept as
 ``benchmarks/results/positions.json``.
 """
 
