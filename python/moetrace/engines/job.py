@@ -12,7 +12,7 @@ import torch
 
 from moetrace._native import _core
 from moetrace.corruptions import Corruption, Corruptor, Embedding, as_noise
-from moetrace.engines.places import LAST, Place, Position, place_at
+from moetrace.engines.places import ALL, LAST, Place, Position, places_of
 from moetrace.errors import HookError
 from moetrace.models.anatomy import Anatomy
 from moetrace.models.readout import ReadoutKind, make_readout
@@ -66,8 +66,10 @@ class Job:
         return self.core.runs
 
     @property
-    def position(self) -> Position | list[Position]:
-        """The name of the place, or those of several."""
+    def position(self) -> str | int | list[str | int]:
+        """What was asked for: the name of the place, or those of several; "all" for every token by itself."""
+        if any(place.of_all for place in self.places):
+            return ALL
         names = [place.name for place in self.places]
         return names[0] if len(names) == 1 else names
 
@@ -106,7 +108,7 @@ def make_job(
     anatomy: Anatomy,
     patches: Sequence[Patch],
     corruption: Corruption | float | None = None,
-    position: Position | Sequence[Place] = "last",
+    position: Position | tuple[Place, ...] = "last",
     sweeps: Sequence[Sweep] = (),
     readout: ReadoutKind = "exact",
 ) -> Job:
@@ -118,7 +120,7 @@ def make_job(
     bound = Corruptor(own, embedding_of(anatomy))
     own.measure(bound.embedding)
     read = make_readout(anatomy, readout)
-    places = (place_at(position),) if isinstance(position, str | int) else tuple(position)
+    places = position if isinstance(position, tuple) else places_of(position, ())
     return Job(anatomy, tuple(patches), bound, read, places, tuple(sweeps))
 
 
