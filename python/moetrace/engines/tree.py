@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -211,6 +212,7 @@ def _measure_scale(
 ) -> None:
     """Note what a layer's block scales its experts by, while the layer's weights are at hand, and before
     forks that join behind the layer need it."""
+    site = anatomy.site(layer)
     kept: list[tuple[torch.Tensor, dict[str, torch.Tensor]]] = []
 
     def keep_row(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -225,14 +227,15 @@ def _measure_scale(
     def measure(*_: Any) -> None:
         scope.pause()
         try:
-            scale = block_scale(anatomy.site(layer), *kept[0])
+            hidden, beside = kept[0]
+            scale = block_scale(site, hidden, partial(site.block, hidden, **beside))
         finally:
             scope.resume()
         run.scale_experts(layer, scale)
         scales[layer] = abs(scale)  # of the norms of patch vectors
 
-    scope.before(anatomy.site(layer).block, keep_row)
-    scope.behind(anatomy.site(layer).block, measure)
+    scope.before(site.block, keep_row)
+    scope.behind(site.block, measure)
 
 
 def _ends(rows: torch.Tensor) -> torch.Tensor:
