@@ -227,8 +227,8 @@ def _measure_scale(
     def measure(*_: Any) -> None:
         scope.pause()
         try:
-            hidden, beside = kept[0]
-            scale = block_scale(site, hidden, partial(site.block, hidden, **beside))
+            rows, beside = kept[0]
+            scale = block_scale(site, rows, partial(site.block, rows, **beside))
         finally:
             scope.resume()
         run.scale_experts(layer, scale)
