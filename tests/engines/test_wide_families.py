@@ -11,8 +11,13 @@ import torch
 import transformers as tf
 
 import moetrace as mt
+from moetrace.engines.job import Sweep, make_job
+from moetrace.engines.reference import ReferenceEngine
+from moetrace.engines.tree import TreeEngine
 from moetrace.models.anatomy import find_anatomy
+from moetrace.models.state import prepared
 from tests.engines import oracle
+from tests.engines.newer import NEWER
 from tests.engines.tiny import COMMON, LAYERS, make_cases
 from tests.engines.wide import (
     WIDE,
@@ -27,14 +32,23 @@ from tests.engines.wide import (
 )
 
 CASES = make_cases(3)
-BY_EXPERT = [family for family, known in WIDE.items() if known.experts]
+LOOPED = "inkling2_loop"
+KNOWN = {**WIDE, **NEWER}
+ALL = [family for family in KNOWN if family != LOOPED]
+BY_EXPERT = [family for family in ALL if KNOWN[family].experts]
 # Experts whose contributions pass a norm inside the block: only literal ablation is right.
 NORM_AFTER_EXPERTS = ("axk1", "muse_spark")
 
 
 @pytest.fixture(scope="module")
 def model(request: pytest.FixtureRequest) -> Any:
-    return make_wide(request.param)
+    known = KNOWN[request.param]
+    try:
+        getattr(tf, known.architecture)
+        known.config()
+    except AttributeError as absent:
+        pytest.skip(f"transformers {tf.__version__} has no {request.param} ({absent})")
+    return make_wide(known)
 
 
 def each(families: list[str]) -> Any:
@@ -44,25 +58,27 @@ def each(families: list[str]) -> Any:
     )
 
 
-@each(list(WIDE))
+@each(ALL)
 def test_blocks_and_experts_are_found(model, family):
-    found = find_anatomy(model)
-    layers = layers_of(model, family)
+    found, known = find_anatomy(model), KNOWN[family]
+    layers = layers_of(model, known)
     assert [id(layer) for layer in found.layers] == [id(layer) for layer in layers]
     assert len(found.layers) == LAYERS
     for site, layer in zip(found.sites, layers, strict=True):
-        block = block_of(layer, family)
+        block = block_of(layer, known)
         assert site is not None
         assert site.block is block
         if site.experts is not None:
             assert site.experts is experts_of(block)
+            assert site.router is not None
+            assert site.router in layer.modules()
     assert found.sparse_layers in (tuple(range(LAYERS)), tuple(range(1, LAYERS)))
 
 
-@each(list(WIDE))
+@each(ALL)
 def test_layers(model, family):
     auto = mt.trace_layers(model, CASES)
-    known = WIDE[family]
+    known = KNOWN[family]
     assert auto.provenance["engine"] == ("tree" if known.tree else "reference"), auto.provenance[
         "engine_reason"
     ]
@@ -72,7 +88,7 @@ def test_layers(model, family):
     plain = mt.trace_layers(model, CASES, engine="reference")
     np.testing.assert_allclose(auto.effects, plain.effects, atol=2e-4)
     assert auto.noise_floor < 2e-4
-    view = Plain(model, family)
+    view = Plain(model, known)
     expected = np.stack([oracle.rescue(view, case, list(auto.layers)) for case in CASES])
     assert np.abs(expected).max() > 0.02  # the patches do something
     np.testing.assert_allclose(plain.effects, expected, atol=2e-4)
@@ -81,7 +97,7 @@ def test_layers(model, family):
 @each(BY_EXPERT)
 def test_experts(model, family):
     auto = mt.trace_experts(model, CASES)
-    literal = WIDE[family].tree and family not in NORM_AFTER_EXPERTS
+    literal = KNOWN[family].tree and family not in NORM_AFTER_EXPERTS
     assert auto.provenance["engine"] == ("tree" if literal else "reference"), auto.provenance["engine_reason"]
     plain = mt.trace_experts(model, CASES, engine="reference")
     np.testing.assert_allclose(auto.effects, plain.effects, atol=2e-4)
@@ -96,7 +112,7 @@ def test_experts_are_the_definition(model, family):
     case = CASES[1]
     rows = mt.trace_experts(model, [case], layer=layer).rows
     active = rows[rows.clean_active].set_index("expert").rescue
-    expected = expert_rescue(model, family, case, layer)
+    expected = expert_rescue(model, KNOWN[family], case, layer)
     assert set(active.index) == set(expected)
     for expert, rescue in expected.items():
         assert active[expert] == pytest.approx(rescue, abs=2e-4)
@@ -186,3 +202,30 @@ def test_identity_experts_beside_gated_ones():
     np.testing.assert_allclose(auto.effects, plain.effects, atol=2e-4)
     rows = auto.rows[auto.rows.clean_active]
     assert set(rows.expert) == set(range(10))  # the last two give back what they get
+
+
+@each([LOOPED])
+def test_layers_outside_a_loop(model, family):
+    """A patch of a layer that runs three times has no single meaning; those before and behind have one."""
+    with pytest.raises(mt.errors.LoopedLayerError, match=r"trace layers=\[0, 3\]"):
+        mt.trace_layers(model, CASES)
+    found = mt.trace_layers(model, CASES, layers=[0, 3])
+    view = Plain(model, KNOWN[family])
+    expected = np.stack([oracle.rescue(view, case, [0, 3]) for case in CASES])
+    np.testing.assert_allclose(found.effects, expected, atol=2e-4)
+
+
+@each(["ernie4_5_vl_moe"])
+def test_a_router_beside_the_experts_for_text(model, family):
+    """Experts for text and experts for images have routers of their own."""
+    layer = find_anatomy(model).sparse_layers[1]
+    site, block = find_anatomy(model).site(layer), layers_of(model, family)[layer].mlp
+    assert site.router is block.text_moe.gate
+    found = {}
+    for engine in ("tree", "reference"):
+        with prepared(model):
+            job = make_job(find_anatomy(model), [], None, sweeps=[Sweep(layer, 2)])
+            made = {"tree": TreeEngine, "reference": ReferenceEngine}[engine](job).run(CASES)
+        found[engine] = made.routing[layer].clean_logit
+    assert found["tree"].shape == (len(CASES), 1, 8)
+    np.testing.assert_allclose(found["tree"], found["reference"], atol=1e-4)

@@ -292,13 +292,14 @@ def _find_site(number: int, layer: nn.Module, names: dict[nn.Module, str]) -> La
         inner = dict(block.named_children()).get("text_moe", block)
         if name == "mixer" and not _is_sparse(inner):
             continue  # nemotron_h calls its attention and state-space mixers so too
-        router = _find_router(block, layer)
+        router = _find_router(inner, block, layer)
         return LayerSite(number, names[block], block, _is_sparse(inner), _experts_of(inner), router)
     return None
 
 
-def _find_router(block: nn.Module, layer: nn.Module) -> nn.Module | None:
-    for owner in (block, layer):
+def _find_router(*owners: nn.Module) -> nn.Module | None:
+    """The first router that is found directly in one of them."""
+    for owner in owners:
         children = dict(owner.named_children())
         for name in ROUTERS:
             if name in children:
