@@ -97,6 +97,7 @@ class Row:
     experts: Cell
     coalitions: Cell
     reason: str = ""  # of the reference engine
+    elsewhere: str = ""  # what layers that weren't traced are refused for
 
     @property
     def cells(self) -> tuple[Cell, Cell, Cell]:
@@ -152,7 +153,8 @@ def measure(family: str) -> Row:
     joins = [text for _, reason in engines for key, text in ADDRESSES.items() if key in reason]
     join = " / ".join(dict.fromkeys(joins)) or "–"
     reasons = dict.fromkeys(reason for name, reason in engines if name == "reference")
-    return Row(family, known.architecture, engine, join, *cells, reason="; ".join(reasons))
+    elsewhere = traced(lambda: mt.trace_layers(model, CASES), of_layers).refusal if layers else ""
+    return Row(family, known.architecture, engine, join, *cells, "; ".join(reasons), elsewhere)
 
 
 def clean_rescue(model: Any, known: Family, case: mt.Case, layer: int) -> float:
@@ -180,9 +182,9 @@ def page(rows: list[Row]) -> str:
         "`test_family_list.py` beside it keeps it fresh.",
         "",
         "*Layers*, *experts*, *coalitions*: the largest difference, in logits, to hooks written by hand",
-        "(rescues are about 1 logit). *Forks join*: where patched runs enter the single pass; behind the layer is the",
-        "fastest, at the start costs up to twice as much. The reference engine runs plain patched forwards.",
-        "Two entries: what layers get, then what experts get.",
+        "(rescues are about 1 logit). *Forks join*: where patched runs enter the single pass; behind the",
+        "layer is the fastest, at the start costs up to twice as much. The reference engine runs plain",
+        "patched forwards. Two entries: what layers get, then what experts get.",
         "",
         "| family | class | engine | forks join | layers | experts | coalitions |",
         "|---|---|---|---|---|---|---|",
@@ -200,7 +202,7 @@ def page(rows: list[Row]) -> str:
 
 def _why(rows: list[Row]) -> Iterator[str]:
     """Reasons and remedies, as a user reads them."""
-    refused = [row for row in rows if any(cell.refusal for cell in row.cells)]
+    refused = [row for row in rows if row.elsewhere or any(cell.refusal for cell in row.cells)]
     if refused:
         yield from ("## Refused, and why", "")
     for row in refused:
@@ -208,6 +210,8 @@ def _why(rows: list[Row]) -> Iterator[str]:
             parts = ("layers", "experts", "coalitions")
             names = [part for part, cell in zip(parts, row.cells, strict=True) if cell.refusal == text]
             yield f"- {row.family}, {' and '.join(names)}. {text}"
+        if row.elsewhere:
+            yield f"- {row.family}, other layers than {SOME_LAYERS[row.family]}. {row.elsewhere}"
     slow = [row for row in rows if row.reason]
     if slow:
         yield from ("", "## By the reference engine, and why", "")

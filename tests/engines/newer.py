@@ -93,7 +93,6 @@ NEWER: dict[str, Family] = {
         lambda: tf.BeamConfig(
             **MOE, **SLIDING, **MIXED_MLP, num_experts=8, n_group=2, topk_group=1, routed_scaling_factor=1.5
         ),
-        grow=False,
     ),
     "dots3_note": Family("Dots3NoteForCausalLM", _dots3),
     "flint": Family(
@@ -103,9 +102,7 @@ NEWER: dict[str, Family] = {
         ),
         eager=True,
     ),
-    "hy_v4_vl": Family(
-        "HYV4VLForConditionalGeneration", _hy_v4_vl, layers=BESIDE_VISION, eager=True, grow=False
-    ),
+    "hy_v4_vl": Family("HYV4VLForConditionalGeneration", _hy_v4_vl, layers=BESIDE_VISION, eager=True),
     "inkling2_loop": Family("Inkling2LoopForCausalLM", _inkling2_loop, eager=True, tree=False),
     "kolibri1": Family(
         "Kolibri1ForCausalLM",
@@ -113,9 +110,7 @@ NEWER: dict[str, Family] = {
             **_but(MOE, "intermediate_size"), **SLIDING, num_experts=8, shared_expert_intermediate_size=24
         ),
     ),
-    "mistral_large4": Family(
-        "MistralLarge4ForConditionalGeneration", _mistral_large4, layers=BESIDE_VISION, grow=False
-    ),
+    "mistral_large4": Family("MistralLarge4ForConditionalGeneration", _mistral_large4, layers=BESIDE_VISION),
     "sarvam_mla": Family(
         "DeepseekV3ForCausalLM", lambda: tf.SarvamMLAConfig(**LATENT, first_k_dense_replace=1)
     ),

@@ -36,8 +36,9 @@ LOOPED = "inkling2_loop"
 KNOWN = {**WIDE, **NEWER}
 ALL = [family for family in KNOWN if family != LOOPED]
 BY_EXPERT = [family for family in ALL if KNOWN[family].experts]
-# Experts whose contributions pass a norm inside the block: only literal ablation is right.
-NORM_AFTER_EXPERTS = ("axk1", "muse_spark")
+# Experts whose contributions pass a norm inside the block, or whose inputs are weighed: only literal ablation
+# is right.
+NORM_AFTER_EXPERTS = ("axk1", "muse_spark", "llama4_text")
 
 
 @pytest.fixture(scope="module")
@@ -118,16 +119,35 @@ def test_experts_are_the_definition(model, family):
         assert active[expert] == pytest.approx(rescue, abs=2e-4)
 
 
-@each(["llama4_text", "jetmoe"])
+@each(["jetmoe"])
 def test_other_layouts_of_experts_are_refused(model, family):
-    with pytest.raises(
-        (mt.errors.LayoutError, mt.errors.LayerRangeError), match="can't be traced one by one"
-    ):
-        mt.trace_experts(model, CASES)
-    with pytest.raises(
-        (mt.errors.LayoutError, mt.errors.LayerRangeError), match="can't be traced one by one"
-    ):
-        mt.trace_experts(model, CASES, engine="reference")
+    reason = "can't be traced one by one: .*found activation, input_linear, .*trace_layers serves"
+    for engine in ("auto", "reference"):
+        with pytest.raises(mt.errors.LayerRangeError, match=reason):
+            mt.trace_experts(model, CASES, engine=engine)
+
+
+@each(["llama4_text"])
+def test_experts_whose_inputs_are_weighed(model, family):
+    """An expert's contribution is no multiple of its output: ablated literally, and said to be."""
+    found = mt.trace_experts(model, CASES)
+    assert "inputs that the router has weighed" in found.provenance["engine_reason"]
+    layer, case = 2, CASES[1]
+    with prepared(model):
+        job = make_job(find_anatomy(model), [], None, sweeps=[Sweep(layer, 2)])
+        routing = ReferenceEngine(job).run([case]).routing[layer, 0]
+    kept = {}
+    router = model.model.layers[layer].feed_forward.router
+    handle = router.register_forward_hook(lambda _m, _a, output: kept.update(out=output))
+    with torch.no_grad():
+        model(input_ids=torch.tensor([case.input_ids]), use_cache=False)
+    handle.remove()
+    scores, logits = (value[-1] for value in kept["out"])
+    np.testing.assert_allclose(routing.clean_weight[0, 0], scores, atol=1e-6)
+    np.testing.assert_allclose(routing.clean_logit[0, 0], logits, atol=1e-4)
+    assert list(routing.routed[0, 0, :2]) == logits.topk(2).indices.tolist()
+    with pytest.raises(mt.errors.EngineError, match="weighed"):
+        mt.trace_experts(model, CASES, engine="tree")
 
 
 @pytest.mark.parametrize(
@@ -226,6 +246,6 @@ def test_a_router_beside_the_experts_for_text(model, family):
         with prepared(model):
             job = make_job(find_anatomy(model), [], None, sweeps=[Sweep(layer, 2)])
             made = {"tree": TreeEngine, "reference": ReferenceEngine}[engine](job).run(CASES)
-        found[engine] = made.routing[layer].clean_logit
+        found[engine] = made.routing[layer, 0].clean_logit
     assert found["tree"].shape == (len(CASES), 1, 8)
     np.testing.assert_allclose(found["tree"], found["reference"], atol=1e-4)
