@@ -24,7 +24,11 @@ if TYPE_CHECKING:
     from moetrace.cases import CaseSet as CaseSet
     from moetrace.cases import load_records as load_records
     from moetrace.cases import make_cases as make_cases
+    from moetrace.corruptions import MeanEmbedding as MeanEmbedding
     from moetrace.corruptions import SubjectNoise as SubjectNoise
+    from moetrace.corruptions import SwapSubject as SwapSubject
+    from moetrace.corruptions import UniformNoise as UniformNoise
+    from moetrace.corruptions import ZeroEmbedding as ZeroEmbedding
     from moetrace.demo import demo_records as demo_records
     from moetrace.demo import load_demo as load_demo
     from moetrace.errors import MoetraceError as MoetraceError
@@ -58,7 +62,11 @@ _HOMES = {
     "MatchedTrace": "results.matched",
     "MoetraceError": "errors",
     "ScaleTrace": "results.scales",
+    "MeanEmbedding": "corruptions",
     "SubjectNoise": "corruptions",
+    "SwapSubject": "corruptions",
+    "UniformNoise": "corruptions",
+    "ZeroEmbedding": "corruptions",
     "concat": "results.joined",
     "demo_records": "demo",
     "layer_protocol": "protocol.layers",

@@ -44,6 +44,10 @@ class DuplicateCaseError(CaseError):
     """Two cases of one set share a case id."""
 
 
+class NoPartnerError(CaseError):
+    """Cases whose subject has no other to be swapped with."""
+
+
 class RecordError(MoetraceError, ValueError):
     """A record file or record can't be read: truncated, of an unknown layout, or lacking fields."""
 
@@ -114,6 +118,10 @@ class ArgumentError(MoetraceError, ValueError):
 
 class ArgumentTypeError(ArgumentError, TypeError):
     """An argument of a public function is of another kind than it takes."""
+
+
+class CorruptionError(ArgumentError):
+    """A corruption gives something else than embeddings for the subject's tokens."""
 
 
 class LayerRangeError(ArgumentError, IndexError):

@@ -106,15 +106,16 @@ def make_job(
     ``corruption``: None is the paper's noise, a number its scale.
     """
     own = as_noise(corruption) if corruption is None or isinstance(corruption, float | int) else corruption
-    bound = Corruptor(own, embedding_of(anatomy))
-    own.measure(bound.embedding)
+    embedding = embedding_of(anatomy)
+    bound = Corruptor(own.measured(embedding), embedding)
     read = make_readout(anatomy, readout)
     return Job(anatomy, tuple(patches), bound, read, position, tuple(sweeps))
 
 
 def embedding_of(anatomy: Anatomy) -> Embedding:
     """The model's embedding, as corruptions see it."""
-    return Embedding(anatomy.embedding, anatomy.vocab_size, anatomy.hidden_size, embedding_device(anatomy))
+    name, device = str(getattr(anatomy.config, "_name_or_path", "") or ""), embedding_device(anatomy)
+    return Embedding(anatomy.embedding, anatomy.vocab_size, anatomy.hidden_size, device, name)
 
 
 def embedding_device(anatomy: Anatomy) -> torch.device:

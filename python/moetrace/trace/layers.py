@@ -40,6 +40,8 @@ def trace_layers(
     and left as it was. ``cases``: a CaseSet or any sequence of Case.
     ``layers``: which; None is every layer with routed experts, or every layer of a model without any.
     ``noise``: the corruption, by default ``SubjectNoise(scale=3.0, seed=0, draws=1)`` (equation 2).
+    ``corruption``: another one in its place: ``mt.SwapSubject(cases)``, ``mt.MeanEmbedding()``,
+    ``mt.ZeroEmbedding()``, ``mt.UniformNoise()``, or a function of (case, embeddings of its subject).
     ``position``: the patched token: "last" as in the paper, "subject_last", or an index.
     ``metric``: "logit_diff", true minus foil (equation 1).
     ``engine``: "tree" (one pass), "reference" (one plain forward for each patch) or "auto".

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar, get_type_hints
 
 from moetrace.arguments import as_choice, as_count, as_path, is_integer, known_names, refuse_type
-from moetrace.corruptions import NoiseLike, as_noise
+from moetrace.corruptions import CorruptionLike, NoiseLike, as_corruption
 from moetrace.engines.engine_choice import ENGINES
 from moetrace.engines.job import Position
 from moetrace.models.float32 import COMPUTE_DTYPES, ComputeDtype
@@ -34,10 +34,12 @@ class TraceOptions(ScaleOptions, total=False):
     """Common arguments; see :func:`moetrace.trace_layers`."""
 
     noise: NoiseLike
+    corruption: CorruptionLike
 
 
 DEFAULTS: dict[str, Any] = {
     "noise": None,
+    "corruption": None,
     "position": "last",
     "metric": "logit_diff",
     "engine": "auto",
@@ -75,7 +77,7 @@ def checked(options: dict[str, Any], function: Callable[..., Any]) -> dict[str, 
     known_names(options, list(inspect.signature(function).parameters), function.__name__)
     given = DEFAULTS | options
     return {
-        "corruption": as_noise(given["noise"]),
+        "corruption": as_corruption(given["noise"], given["corruption"]),
         "position": as_position(given["position"]),
         "metric": as_choice(given["metric"], "metric", METRICS),
         "engine": as_choice(given["engine"], "engine", ENGINES),

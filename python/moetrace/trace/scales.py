@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @on_all_ranks
-@partial(shows_options, without=("noise",))
+@partial(shows_options, without=("noise", "corruption"))
 def trace_noise_scales(
     model: torch.nn.Module,
     cases: Sequence[Case] | CaseSet,
@@ -45,7 +45,8 @@ def trace_noise_scales(
     >>> mt.trace_noise_scales(model, validation, "L44E069").table()
 
     Nothing is selected anew. The scales are branches of one tree: they share the clean run, and each case's
-    one draw (seed + case_id). ``options``: the common arguments of trace_layers but ``noise``.
+    one draw (seed + case_id). ``options``: the common arguments of trace_layers but ``noise`` and
+    ``corruption``.
     Errors: as trace_matched.
     """
     common = checked(dict(options), trace_noise_scales)

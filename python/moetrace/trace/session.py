@@ -101,10 +101,10 @@ def trace(
     """
     case_set = as_case_set(cases)
     validate_cases(case_set, anatomy.vocab_size, final_subject, anatomy.positions)
-    corruption.check(case_set)
     with prepared(anatomy.model), computing_in(anatomy, compute_dtype):
         budget = resolve_budget(batch_tokens, anatomy)
         job = make_job(anatomy, patches, corruption, position, sweeps, readout)
+        job.corruptor.corruption.check(case_set)
         ranks = here()
         asked = {"engine asked for": engine, "batch_tokens": budget, "out": str(out)}
         ranks.agree(what, lambda: {**call_facts(what, job, case_set, details), **asked})
@@ -138,7 +138,7 @@ def keep(result: TraceResult, out: Path | None) -> None:
 def _warn_of_nothing(job: Job, cases: CaseSet, positions: Sequence[int]) -> None:
     """Say where what is asked for can't have an effect; ``positions``: the patched token of each case."""
     places = list(zip(cases, positions, strict=True))
-    if job.corruptor.embedding.std == 0:
+    if not job.corruptor.replaces and job.corruptor.embedding.std == 0:
         warnings.warn(
             "the embedding is zero everywhere, and so is the noise, whose scale is its standard deviation: "
             "clean and noised runs are the same",
