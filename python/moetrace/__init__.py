@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from moetrace.protocol.layers import layer_protocol as layer_protocol
     from moetrace.protocol.loading import load as load
     from moetrace.protocol.run import run_protocol as run_protocol
+    from moetrace.results.by_metric import MetricTraces as MetricTraces
     from moetrace.results.coalitions import CoalitionTrace as CoalitionTrace
     from moetrace.results.expert_name import Expert as Expert
     from moetrace.results.experts import ExpertTrace as ExpertTrace
@@ -60,6 +61,7 @@ _HOMES = {
     "ExpertTrace": "results.experts",
     "LayerTrace": "results.layers",
     "MatchedTrace": "results.matched",
+    "MetricTraces": "results.by_metric",
     "MoetraceError": "errors",
     "ScaleTrace": "results.scales",
     "MeanEmbedding": "corruptions",

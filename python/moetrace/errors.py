@@ -48,6 +48,10 @@ class NoPartnerError(CaseError):
     """Cases whose subject has no other to be swapped with."""
 
 
+class NoFoilError(CaseError):
+    """Cases without a foil object, where a metric compares with one."""
+
+
 class RecordError(MoetraceError, ValueError):
     """A record file or record can't be read: truncated, of an unknown layout, or lacking fields."""
 
@@ -122,6 +126,10 @@ class ArgumentTypeError(ArgumentError, TypeError):
 
 class CorruptionError(ArgumentError):
     """A corruption gives something else than embeddings for the subject's tokens."""
+
+
+class MetricError(ArgumentError):
+    """A metric function gives something else than a number for each row of logits."""
 
 
 class LayerRangeError(ArgumentError, IndexError):

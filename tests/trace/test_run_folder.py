@@ -134,7 +134,7 @@ def test_a_run_of_an_older_format_is_refused(run: Any, tmp_path: Path) -> None:
     call = json.loads(path.read_text())
     del call["format"]
     path.write_text(json.dumps(call))
-    with pytest.raises(RunFolderError, match=r"call\.json: format is None; .* reads 3: .*remove this one"):
+    with pytest.raises(RunFolderError, match=r"call\.json: format is None; .* reads 4: .*remove this one"):
         run()
 
 

@@ -7,6 +7,7 @@ every decoder-only model and is the oracle for the tree engine.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,19 @@ import torch
 from moetrace._native import _core
 from moetrace.engines.ablation import Ablated, BlockCall, ablate, delta, patch_vector, routing_of, union_of
 from moetrace.engines.direct import PlainTap
-from moetrace.engines.job import Job, LayerRouting, Outcome, Patch, embedding_device, hook_error
+from moetrace.engines.job import (
+    Job,
+    LayerRouting,
+    Outcome,
+    Patch,
+    Values,
+    embedding_device,
+    hook_error,
+)
 from moetrace.engines.lockstep import gather
 from moetrace.models.anatomy import expert_count
 from moetrace.models.experts import top_k_of
-from moetrace.models.forward import read_differences
+from moetrace.models.forward import CleanRow, read_metrics
 from moetrace.models.state import first_tensor
 
 if TYPE_CHECKING:
@@ -66,13 +75,18 @@ class ReferenceEngine:
         position = job.patch_position(case)
         draws = [*job.corruptor.values(case)]
         taps = [PlainTap(job, case) if job.measures_direct else None for _ in draws]
-        watched = [partial(self._watched, case, draw, tap) for draw, tap in zip(draws, taps, strict=True)]
-        (clean_rows, clean_experts, clean), *of_noised = gather(
-            [partial(self._watched, case, None), *watched]
-        )
-        noised, patched, effects, routings = [], [], [], []
-        for draw, tap, (noised_rows, noised_experts, difference) in zip(draws, taps, of_noised, strict=True):
-            noised.append(difference)
+        kept = CleanRow()
+        first = partial(self._watched, case, None, kept)
+        watched = [
+            partial(self._watched, case, draw, kept, tap) for draw, tap in zip(draws, taps, strict=True)
+        ]
+        if any(metric.needs_clean for metric in job.metrics):  # the others are compared with it
+            (clean_rows, clean_experts, clean), *of_noised = [first(), *gather(watched)]
+        else:
+            (clean_rows, clean_experts, clean), *of_noised = gather([first, *watched])
+        noised, patched, effects, routings, swept_values = [], [], [], [], []
+        for draw, tap, (noised_rows, noised_experts, measured) in zip(draws, taps, of_noised, strict=True):
+            noised.append(measured)
             runs: list[tuple[int, torch.Tensor]] = []  # layer, and what its block gives at the position
             for patch in job.patches:
                 layer = patch.layer
@@ -84,19 +98,37 @@ class ReferenceEngine:
             for layer, expert in swept:
                 own = delta(expert, clean_experts[layer], noised_experts[layer])
                 runs.append((layer, noised_rows[layer] + own))
-            differences = self._patched(case, draw, runs, position, tap)
-            direct = np.full((2, len(runs)), np.nan) if tap is None else np.stack(tap.read(difference))
+            values = self._patched(case, draw, runs, position, kept, tap)
+            direct = np.full((2, len(runs)), np.nan) if tap is None else np.stack(tap.read(measured[0]))
             if tap is not None and position < len(case.input_ids) - 1:
                 direct[:] = 0.0  # the final token's stream is changed by later layers alone
-            found = np.stack([differences, *direct])
-            patched.append(differences[: len(job.patches)])
+            found = np.stack([values[0], *direct])
+            patched.append(values[:, : len(job.patches)])
+            swept_values.append(self._swept_values(swept, values[1:, len(job.patches) :]))
             effects.append(direct[:, : len(job.patches)])
             of_sweeps = dict(zip(swept, map(tuple, found[:, len(job.patches) :].T.tolist()), strict=True))
             routings.append(self._routing(clean_experts, noised_experts, of_sweeps))
         routing = {x: LayerRouting.join([r[x] for r in routings], axis=1) for x in clean_experts}
         straight, linear = np.stack(effects, axis=-1)[:, None]
-        values = np.stack(patched, axis=-1)[None]
-        return Outcome(np.array([clean]), np.array([noised]), values, straight, linear, routing)
+        measures = zip(clean, np.stack(noised, axis=-1), np.stack(patched, axis=-1), strict=True)
+        main, *others = [Values(np.array([c]), n[None], p[None]) for c, n, p in measures]
+        further = tuple(
+            replace(
+                own, swept={x: np.stack([d[x][place] for d in swept_values])[None] for x in clean_experts}
+            )
+            for place, own in enumerate(others)
+        )
+        return Outcome(main.clean, main.noised, main.patched, straight, linear, routing, further)
+
+    def _swept_values(self, swept: Sequence[tuple[int, int]], values: np.ndarray) -> dict[int, np.ndarray]:
+        """Of each layer with expert patches (metrics, experts), NaN where no run patches the expert."""
+        found = {
+            layer: np.full((len(values), expert_count(self.job.anatomy, layer)), np.nan)
+            for layer in self.job.expert_layers
+        }
+        for run, (layer, expert) in enumerate(swept):
+            found[layer][:, expert] = values[:, run]
+        return found
 
     def together(self, case: Case, firsts: Sequence[int] = ()) -> Outcome:
         """Runs of one case and draw side by side in one plain forward: clean, noised, and each patch's.
@@ -116,9 +148,9 @@ class ReferenceEngine:
             shape = (2 + len(runs), tokens)
             hook = self._patcher(layer, own, shape, job.patch_position(case), fired)
             hooks.append((job.anatomy.site(layer).block, hook))
-        found = self._forward(case, draw, 2 + len(runs), hooks, fired.clear, clean=1)
+        found = self._forward(case, draw, 2 + len(runs), hooks, fired.clear, CleanRow(), clean=1)
         self._all_fired(layers, fired)
-        return Outcome.plain(found[:1], found[None, 1:2], found[None, 2:, None])
+        return Outcome.plain([Values(own[:1], own[None, 1:2], own[None, 2:, None]) for own in found])
 
     def _patcher(
         self,
@@ -182,9 +214,9 @@ class ReferenceEngine:
         return found
 
     def _watched(
-        self, case: Case, noise: torch.Tensor | None, tap: PlainTap | None = None
-    ) -> tuple[dict[int, torch.Tensor], dict[int, Ablated], float]:
-        """Run one sequence: each patched layer's block output at the position, its experts, the result."""
+        self, case: Case, draw: torch.Tensor | None, clean: CleanRow, tap: PlainTap | None = None
+    ) -> tuple[dict[int, torch.Tensor], dict[int, Ablated], np.ndarray]:
+        """Run one sequence: each patched layer's block output at the position, its experts, its metrics."""
         position = self.job.patch_position(case)
         kept: dict[int, torch.Tensor] = {}
         experts: dict[int, Ablated] = {}
@@ -212,19 +244,20 @@ class ReferenceEngine:
         hooks: list[tuple[Any, Any]] = [(self.job.anatomy.site(layer).block, keep(layer)) for layer in layers]
         if tap is not None:
             hooks += tap.noised_hooks()
-        difference = self._forward(case, noise, 1, hooks, kept.clear)
+        values = self._forward(case, draw, 1, hooks, kept.clear, clean)
         self._all_fired(layers, kept)
-        return kept, experts, float(difference[0])
+        return kept, experts, values[:, 0]
 
     def _patched(
         self,
         case: Case,
-        noise: torch.Tensor,
+        draw: torch.Tensor,
         runs: Sequence[tuple[int, torch.Tensor]],
         position: int,
+        clean: CleanRow,
         tap: PlainTap | None = None,
     ) -> np.ndarray:
-        """Logit differences of patched runs of a case: sequence i of a batch carries run i."""
+        """Metrics of patched runs of a case, (metrics, runs): sequence i of a batch carries run i."""
         size = sequences_together(len(case.input_ids))
         forwards = []
         for begin in range(0, len(runs), size):
@@ -237,19 +270,20 @@ class ReferenceEngine:
                 hooks.append((self.job.anatomy.site(layer).block, writer))
             if tap is not None:
                 hooks += tap.patched_hooks([layer for layer, _ in part])
-            forwards.append(partial(self._written, case, noise, part, hooks, fired))
+            forwards.append(partial(self._written, case, draw, part, hooks, fired, clean))
         found = gather(forwards)
-        return np.concatenate(found) if found else np.zeros(0)
+        return np.concatenate(found, axis=1) if found else np.zeros((len(self.job.metrics), 0))
 
     def _written(
         self,
         case: Case,
-        noise: torch.Tensor,
+        draw: torch.Tensor,
         part: Sequence[tuple[int, torch.Tensor]],
         hooks: Sequence[tuple[Any, Any]],
         fired: dict[int, bool],
+        clean: CleanRow,
     ) -> np.ndarray:
-        found = self._forward(case, noise, len(part), hooks, fired.clear)
+        found = self._forward(case, draw, len(part), hooks, fired.clear, clean)
         self._all_fired(sorted({layer for layer, _ in part}), fired)
         return found
 
@@ -281,9 +315,10 @@ class ReferenceEngine:
         copies: int,
         hooks: Sequence[tuple[Any, Any]],
         again: Callable[[], None],
+        kept: CleanRow,
         clean: int = 0,
     ) -> np.ndarray:
-        """Logit differences at the final token of ``copies`` sequences of one case (equation 1).
+        """Metrics at the final token of ``copies`` sequences of one case: (metrics, copies).
 
         ``values``: one draw of the corruption, None for none; the first ``clean`` of them stay
         as they are. ``again`` forgets what the hooks saw, where the model must
@@ -304,15 +339,23 @@ class ReferenceEngine:
             return noised.reshape(output.shape)
 
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
-        objects = torch.tensor([(case.true_id, case.foil_id)] * copies)
         with _core.HookScope() as scope:
             if values is not None:
                 scope.behind(anatomy.embedding, corrupt)
             for module, hook in hooks:
                 scope.behind(module, hook)
             last = [len(case.input_ids) - 1]
-            found = read_differences(anatomy, self.job.readout, inputs, last, objects, again)
-        return found[:, 0].cpu().numpy()
+            found = read_metrics(
+                anatomy,
+                self.job.readout,
+                inputs,
+                last,
+                [case] * copies,
+                self.job.metrics,
+                again,
+                clean=kept,
+            )
+        return found[:, :, 0].cpu().numpy()
 
     def _all_fired(self, layers: Sequence[int], fired: Any) -> None:
         silent = [layer for layer in layers if layer not in fired]

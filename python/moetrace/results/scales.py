@@ -42,6 +42,9 @@ class ScaleTrace(TraceResult):
         rows["noised"] = rows.patched - rows.rescue
         return rows
 
+    def _noised_of_sites(self) -> np.ndarray:
+        return self._patched - self.effects
+
     def table(self, patch: str = "expert", **summary: Any) -> pd.DataFrame:
         """Table 13: scale, active cases, mean drop, then the summary of the rescue.
 

@@ -14,6 +14,7 @@ from moetrace.arguments import as_flag
 from moetrace.effects import rescue
 from moetrace.engines.job import Patch, Sweep
 from moetrace.errors import ArgumentError, LayoutError
+from moetrace.metrics import LOGIT_DIFF
 from moetrace.models.anatomy import Anatomy, find_anatomy
 from moetrace.models.experts import top_k_of
 from moetrace.ranks import on_all_ranks
@@ -21,7 +22,7 @@ from moetrace.results.expert_arrays import ExpertArrays
 from moetrace.results.experts import ExpertTrace
 from moetrace.trace.options import TraceOptions, checked, shows_options
 from moetrace.trace.provenance import provenance
-from moetrace.trace.session import Session, case_table, keep, trace
+from moetrace.trace.session import Session, case_table, finished, trace
 
 if TYPE_CHECKING:
     from moetrace.cases import Case, CaseSet
@@ -69,9 +70,7 @@ def trace_experts(
     session = trace(
         model, cases, patches, sweeps=sweeps, anatomy=anatomy, what="experts", details=details, **common
     )
-    result = expert_trace_of(session, chosen, union)
-    keep(result, common["out"])
-    return result
+    return finished(session, lambda own: expert_trace_of(own, chosen, union), common["out"])
 
 
 def expert_layers_of(anatomy: Anatomy, layer: int | Sequence[int] | None) -> tuple[int, ...]:
@@ -96,13 +95,24 @@ def expert_trace_of(session: Session, layers: tuple[int, ...], union: bool) -> E
         columns.append(_layer_arrays(session, layer, union))
     names = [name for name in columns[0].names() if all(name in column.names() for column in columns)]
     arrays = ExpertArrays(**{n: np.concatenate([getattr(c, n) for c in columns], axis=1) for n in names})
-    return ExpertTrace(
+    found = ExpertTrace(
         case_table(session),
         pd.concat(sites, ignore_index=True),
         arrays,
         session.failed,
         provenance(session, layers),
     )
+    if session.job.draws == 1:
+        return found
+    return found.with_draws(np.concatenate([_by_draw(session, layer) for layer in layers], axis=1))
+
+
+def _by_draw(session: Session, layer: int) -> np.ndarray:
+    """(cases, experts, draws): rescue of clean-active experts in each draw, 0 for the others."""
+    routing = session.outcome.routing[layer]
+    each = rescue(routing.patched.swapaxes(1, 2), session.outcome.noised)
+    active = routing.patched_active & np.any(routing.clean_active, axis=1)[:, None]
+    return np.where(active.swapaxes(1, 2), each, 0.0)
 
 
 def _layer_arrays(session: Session, layer: int, union: bool) -> ExpertArrays:
@@ -114,6 +124,7 @@ def _layer_arrays(session: Session, layer: int, union: bool) -> ExpertArrays:
     straight = {
         name: np.where(patched, getattr(routing, name), 0.0).mean(axis=1)
         for name in ("direct", "direct_linear")
+        if session.metric is LOGIT_DIFF
     }
     return ExpertArrays(
         clean_active=np.any(routing.clean_active, axis=1),

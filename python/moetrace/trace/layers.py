@@ -11,12 +11,13 @@ from typing_extensions import Unpack
 
 from moetrace.effects import rescue
 from moetrace.engines.job import Patch
+from moetrace.metrics import LOGIT_DIFF
 from moetrace.models.anatomy import find_anatomy
 from moetrace.ranks import on_all_ranks
 from moetrace.results.layers import LayerTrace
 from moetrace.trace.options import TraceOptions, checked, shows_options
 from moetrace.trace.provenance import provenance
-from moetrace.trace.session import Session, case_table, keep, trace
+from moetrace.trace.session import Session, case_table, finished, trace
 
 if TYPE_CHECKING:
     from moetrace.cases import Case, CaseSet
@@ -43,7 +44,10 @@ def trace_layers(
     ``corruption``: another one in its place: ``mt.SwapSubject(cases)``, ``mt.MeanEmbedding()``,
     ``mt.ZeroEmbedding()``, ``mt.UniformNoise()``, or a function of (case, embeddings of its subject).
     ``position``: the patched token: "last" as in the paper, "subject_last", or an index.
-    ``metric``: "logit_diff", true minus foil (equation 1).
+    ``metric``: what is read off every run: "logit_diff", true minus foil (equation 1); "logprob" and "prob"
+    of the true object over the whole vocabulary; "prob_ratio", true over foil; "kl", D(clean || run); "rank"
+    of the true object, 1 the first; or a function of (logits (rows, vocabulary), case). A list of them gives
+    a :class:`MetricTraces` of a result each, all from one pass. Rescue is patched minus noised in every one.
     ``engine``: "tree" (one pass), "reference" (one plain forward for each patch) or "auto".
     ``batch_tokens``: token rows of one batch, or "auto"; it changes time and memory, never the numbers beyond
     floating point. ``progress``: None shows a bar in a terminal or a notebook; True also a line now and then
@@ -70,22 +74,23 @@ def trace_layers(
     # The null fork leaves at the lowest layer, where it has the most layers to drift away in.
     patches: list[Patch] = [*(Patch.block(layer) for layer in chosen), Patch.null(min(chosen))]
     session = trace(model, cases, patches, anatomy=anatomy, what="layers", **common)
-    result = layer_trace_of(session, chosen)
-    keep(result, common["out"])
-    return result
+    return finished(session, lambda own: layer_trace_of(own, chosen), common["out"])
 
 
 def layer_trace_of(session: Session, layers: tuple[int, ...]) -> LayerTrace:
     """The first patches of the session are the layers', the last is the null patch."""
     outcome = session.outcome
-    effects = rescue(outcome.patched, outcome.noised).mean(axis=2)
+    each = rescue(outcome.patched, outcome.noised)[:, :-1]
+    straight = {
+        "direct": outcome.direct[:, :-1].mean(axis=2),
+        "direct_linear": outcome.direct_linear[:, :-1].mean(axis=2),
+    }
     return LayerTrace(
         case_table(session),
         pd.DataFrame({"layer": list(layers)}),
         outcome.patched[:, :-1].mean(axis=2),
-        effects[:, :-1],
+        each.mean(axis=2),
         session.failed,
         provenance(session, layers),
-        direct=outcome.direct[:, :-1].mean(axis=2),
-        direct_linear=outcome.direct_linear[:, :-1].mean(axis=2),
-    )
+        **(straight if session.metric is LOGIT_DIFF else {}),
+    ).with_draws(each)

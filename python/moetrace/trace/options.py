@@ -11,6 +11,7 @@ from moetrace.arguments import as_choice, as_count, as_path, is_integer, known_n
 from moetrace.corruptions import CorruptionLike, NoiseLike, as_corruption
 from moetrace.engines.engine_choice import ENGINES
 from moetrace.engines.job import Position
+from moetrace.metrics import MetricLike, as_metrics
 from moetrace.models.float32 import COMPUTE_DTYPES, ComputeDtype
 from moetrace.models.readout import READOUTS, ReadoutKind
 from moetrace.progress import Progress
@@ -20,7 +21,7 @@ class ScaleOptions(TypedDict, total=False):
     """Common arguments but for the noise; see :func:`moetrace.trace_layers`."""
 
     position: Position
-    metric: str
+    metric: MetricLike
     engine: str
     batch_tokens: int | str
     progress: Progress
@@ -50,7 +51,6 @@ DEFAULTS: dict[str, Any] = {
     "readout": "exact",
     "compute_dtype": None,
 }
-METRICS = ("logit_diff",)  # equation 1
 POSITIONS = ("last", "subject_last")
 FINAL_SUBJECTS = ("refuse", "keep")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -79,7 +79,7 @@ def checked(options: dict[str, Any], function: Callable[..., Any]) -> dict[str, 
     return {
         "corruption": as_corruption(given["noise"], given["corruption"]),
         "position": as_position(given["position"]),
-        "metric": as_choice(given["metric"], "metric", METRICS),
+        "metric": as_metrics(given["metric"]),
         "engine": as_choice(given["engine"], "engine", ENGINES),
         "batch_tokens": as_batch_tokens(given["batch_tokens"]),
         "progress": as_progress(given["progress"]),

@@ -20,6 +20,7 @@ from moetrace.engines.engine_choice import ENGINES
 from moetrace.engines.job import make_job
 from moetrace.engines.runner import make_runner
 from moetrace.errors import MoetraceWarning, NoCasesError, NonFiniteWarning
+from moetrace.metrics import LOGIT_DIFF, check_foils
 from moetrace.models.anatomy import find_anatomy
 from moetrace.models.float32 import ComputeDtype, computing_in
 from moetrace.models.state import prepared
@@ -156,6 +157,7 @@ def score_cases(
     case_set = as_case_set(cases)
     anatomy = find_anatomy(model)
     validate_cases(case_set, anatomy.vocab_size, "keep", anatomy.positions)
+    check_foils((LOGIT_DIFF,), case_set)
     chosen, engine = as_corruption(noise, corruption), as_choice(engine, "engine", ENGINES)
     batch_tokens, compute_dtype = as_batch_tokens(batch_tokens), as_compute_dtype(compute_dtype)
     found: dict[int, tuple[float, float]] = {}

@@ -32,11 +32,12 @@ def new_axes(width: float, height: float) -> Axes:
     return ax
 
 
-def new_panels(rows: int, columns: int, width: float, height: float) -> npt.NDArray[Any]:
-    """Axes (rows, columns) of a new figure that share both scales."""
+def new_panels(rows: int, columns: int, width: float, height: float, shared: bool = True) -> npt.NDArray[Any]:
+    """Axes (rows, columns) of a new figure that share both scales, where ``shared``."""
     _, panels = _pyplot().subplots(
-        rows, columns, figsize=(width, height), layout="constrained", sharex=True, sharey=True, squeeze=False
-    )
+        rows, columns, figsize=(width, height), layout="constrained", sharex=shared, sharey=shared,
+        squeeze=False,
+    )  # fmt: skip
     found: npt.NDArray[Any] = panels
     return found
 
