@@ -234,7 +234,9 @@ void init_pass(py::module_& m) {
             return found;
           },
           "Their modules, as in `troubled_module`.")
-      .def("reset", &Pass::reset, "Forget what was seen: the model is run again.");
+      .def("reset", &Pass::reset, "Forget what was seen: the model is run again.")
+      .def("scale_experts", &Pass::scale_experts, py::arg("layer"), py::arg("factor"),
+           "Say what a layer's block multiplies its experts' output by, before the layer ends.");
 
   py::class_<Outcome>(m, "Outcome", "What the passes of one batch gave, in arrays.")
       .def(py::init<const Job&, std::int64_t>(), py::arg("job"), py::arg("cases"))

@@ -285,6 +285,10 @@ class Pass:
         """
         Forget what was seen: the model is run again.
         """
+    def scale_experts(self, layer: typing.SupportsInt | typing.SupportsIndex, factor: typing.SupportsFloat | typing.SupportsIndex) -> None:
+        """
+        Say what a layer's block multiplies its experts' output by, before the layer ends.
+        """
     def visibility(self) -> numpy.typing.NDArray[numpy.uint8]:
         """
         uint8 (cases, rows, rows): 1 where the second row is the first or its ancestor

@@ -338,4 +338,9 @@ void Pass::reset() {
   }
 }
 
+void Pass::scale_experts(std::int64_t layer, double factor) {
+  const auto call = routed_.find(layer);
+  if (call != routed_.end()) call->second->scale_by(factor);
+}
+
 }  // namespace moetrace::pass

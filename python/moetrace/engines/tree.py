@@ -195,7 +195,7 @@ class TreeEngine:
         with _core.HookScope() as scope, tree_masks(_mask(run)):
             scope.arm(run, anatomy, routed_call)
             for index in self.job.expert_layers:
-                _measure_scale(scope, anatomy, index, scales)
+                _measure_scale(scope, run, anatomy, index, scales)
             if tap is not None:
                 tap.arm(scope)
             joining = run.plan.cases * (run.plan.rows - run.start_rows)
@@ -230,22 +230,26 @@ def _mask(run: _core.Pass) -> TreeMask:
     return TreeMask(torch.from_numpy(plan.position.copy()), visible, lengths)
 
 
-def _measure_scale(scope: _core.HookScope, anatomy: Anatomy, layer: int, scales: dict[int, float]) -> None:
-    """Note what a layer's block scales its experts by, while the layer's weights are at hand."""
+def _measure_scale(
+    scope: _core.HookScope, run: _core.Pass, anatomy: Anatomy, layer: int, scales: dict[int, float]
+) -> None:
+    """Note what a layer's block scales its experts by, while the layer's weights are at hand, and before
+    forks that join behind the layer need it."""
     kept: list[torch.Tensor] = []
 
     def keep_row(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]
-        kept[:] = [hidden.reshape(1, -1, hidden.shape[-1])[:, :1].clone()]
+        rows = hidden.reshape(1, -1, hidden.shape[-1])
+        kept[:] = [torch.cat([rows[:, :1], rows[:, -1:]], dim=1)]
 
     def measure(*_: Any) -> None:
-        if not kept:
-            return  # the pass says itself that the block wasn't called
         scope.pause()
         try:
-            scales[layer] = block_scale(anatomy.site(layer), kept[0])
+            scale = block_scale(anatomy.site(layer), kept[0])
         finally:
             scope.resume()
+        run.scale_experts(layer, scale)
+        scales[layer] = abs(scale)  # of the norms of patch vectors
 
     scope.before(anatomy.site(layer).block, keep_row)
-    scope.behind(anatomy.layers[layer], measure)
+    scope.behind(anatomy.site(layer).block, measure)
