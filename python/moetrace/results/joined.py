@@ -28,8 +28,8 @@ def concat(traces: Iterable[_Trace]) -> _Trace:
 
     All must be of one kind and have the same sites, model, noise, position and read-out; no case may be in
     two. The provenance keeps what they share. Of the numerical floors it keeps the largest, and where they
-    differ otherwise (engine, versions) it names all, as in "tree and reference". Traces of several metrics are
-    joined metric by metric.
+    differ otherwise (engine, versions) it names all, as in "tree and reference". Traces of several metrics
+    are joined metric by metric.
 
     Errors: ArgumentError for no trace, other kinds or other sites; SettingsMismatchError for other settings;
     DuplicateCaseError.
@@ -39,7 +39,8 @@ def concat(traces: Iterable[_Trace]) -> _Trace:
         raise ArgumentError("traces is empty; expected at least one trace")
     first: _Trace = parts[0]
     if isinstance(first, MetricTraces):
-        return _by_metric(parts)
+        joined: _Trace = _by_metric(parts)
+        return joined
     for place, part in enumerate(parts):
         if not isinstance(part, TraceResult):
             refuse_type(part, f"traces[{place}]", "a trace")
@@ -54,13 +55,13 @@ def concat(traces: Iterable[_Trace]) -> _Trace:
     measured = [part._measured() for part in parts]
     draws = [part.by_draw for part in parts]
     known = [own for own in draws if own is not None]
-    joined = first._rebuilt(
+    whole = first._rebuilt(
         _stacked([part._cases for part in parts]),
         {name: np.concatenate([own[name] for own in measured]) for name in measured[0]},
         _stacked([part.failed for part in parts]),
         _merged([part.provenance for part in parts]),
     )
-    return joined.with_draws(np.concatenate(known) if known and len(known) == len(draws) else None)
+    return whole.with_draws(np.concatenate(known) if known and len(known) == len(draws) else None)
 
 
 def _by_metric(parts: Sequence[Any]) -> Any:
@@ -70,8 +71,8 @@ def _by_metric(parts: Sequence[Any]) -> Any:
         if not isinstance(part, MetricTraces) or list(part) != names:
             found = list(part) if isinstance(part, MetricTraces) else type(part).__name__
             raise ArgumentError(
-                f"traces[{place}] is of {shown(found)} and traces[0] of the metrics {names}; expected the same "
-                "metrics in the same order"
+                f"traces[{place}] is of {shown(found)} and traces[0] of the metrics {names}; expected the "
+                "same metrics in the same order"
             )
     return MetricTraces({name: concat([part[name] for part in parts]) for name in names})
 

@@ -14,7 +14,7 @@ from moetrace.errors import ArgumentError
 from moetrace.results.base import TraceResult
 from moetrace.results.display import LEVEL, result_html, table_note, tested_label
 from moetrace.results.further import read_only
-from moetrace.results.pictures import CellMap, plot_layers, plot_map, plot_panels, plot_strips
+from moetrace.results.pictures import CellMap, of_its_metric, plot_layers, plot_map, plot_panels, plot_strips
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -133,6 +133,7 @@ class LayerTrace(TraceResult):
             float(means[top] - means[runner_up]),
         )
 
+    @of_its_metric
     def plot(
         self,
         ax: Axes | None = None,
