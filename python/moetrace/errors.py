@@ -132,6 +132,14 @@ class MetricError(ArgumentError):
     """A metric function gives something else than a number for each row of logits."""
 
 
+class TokenRangeError(ArgumentError, IndexError):
+    """A token that no forward of a capture or patch holds."""
+
+
+class PatchError(MoetraceError, ValueError):
+    """What a patch puts in a place doesn't fit there: another shape or dtype, or no tensor at all."""
+
+
 class LayerRangeError(ArgumentError, IndexError):
     """A layer that the model doesn't have, or that has no site to patch."""
 

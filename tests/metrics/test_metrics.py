@@ -9,9 +9,13 @@ import pytest
 import torch
 
 import moetrace as mt
+from moetrace.engines.job import make_job
 from moetrace.errors import ArgumentError, ArgumentTypeError, MetricError, NoFoilError
+from moetrace.metrics import as_metrics
 from moetrace.models import forward as home
 from moetrace.models import readout
+from moetrace.models.anatomy import find_anatomy
+from moetrace.trace.memory import BatchRows, logits_bytes
 from tests.engines import oracle
 from tests.engines.tiny import VOCAB, make_cases, make_model
 
@@ -161,7 +165,7 @@ def test_the_whole_head_is_used_only_where_a_metric_needs_it(qwen, monkeypatch):
 
 def test_parts_of_the_vocabulary_and_of_the_rows_change_nothing(qwen, monkeypatch):
     expected_ = mt.trace_layers(qwen, CASES, metric=["prob", "kl", entropy])
-    monkeypatch.setattr(home, "_LOGITS", 2 * VOCAB)
+    monkeypatch.setattr(home, "LOGITS_AT_ONCE", 2 * VOCAB)
     monkeypatch.setattr(readout, "_TOKENS", 10)
     found = mt.trace_layers(qwen, CASES, metric=["prob", "kl", entropy])
     for name in found:
@@ -283,3 +287,15 @@ def test_a_metric_in_which_the_engines_differ_is_noticed(qwen, monkeypatch):
     with pytest.warns(mt.errors.EngineWarning, match="0.5 in logprob"):
         found = mt.trace_layers(qwen, CASES, metric="logprob")
     assert found.provenance["engine"] == "reference"
+
+
+def test_memory_for_the_whole_vocabulary_is_counted(qwen):
+    batch = BatchRows(sequences=3, rows=50, read=7)
+    jobs = {
+        (name, kind): make_job(find_anatomy(qwen), [], readout=kind, metrics=as_metrics(name).metrics)
+        for name in ("logit_diff", "prob")
+        for kind in ("exact", "model")
+    }
+    assert logits_bytes(jobs["logit_diff", "exact"], batch) == 0
+    assert logits_bytes(jobs["prob", "exact"], batch) == 7 * VOCAB * 28
+    assert logits_bytes(jobs["prob", "model"], batch) == 7 * VOCAB * 28 + 3 * 7 * VOCAB * 4

@@ -12,7 +12,8 @@ import torch
 
 from moetrace._native import _core
 from moetrace.corruptions import Corruption, Corruptor, Embedding, as_noise
-from moetrace.errors import ArgumentError, HookError
+from moetrace.engines.places import LAST, Place, Position, place_at
+from moetrace.errors import HookError
 from moetrace.metrics import LOGIT_DIFF, Metric
 from moetrace.models.anatomy import Anatomy
 from moetrace.models.readout import ReadoutKind, make_readout
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
     from moetrace.models.ending import Ending
     from moetrace.models.readout import Readout
 
-Position = str | int
 Patch = _core.Patch
 Sweep = _core.Sweep
+Origin = _core.Origin
 
 
 @dataclass(frozen=True)
@@ -33,16 +34,16 @@ class Job:
     """One trace, but for its cases: what to patch, where, and under which corruption.
 
     ``patches``: a column of the outcome each. ``sweeps``: layers of which every routed expert is patched by
-    itself. ``position``: "last", "subject_last", or a token index (negative from the end). ``ending``: with
-    one, direct effects are measured too. ``metrics``: what is read off every run; the first is the logit
-    difference (of another token where a case has no foil), by which engines are compared.
+    itself. ``places``: where; patches and sweeps name them by number. ``ending``: with one, direct effects
+    are measured too. ``metrics``: what is read off every run; the first is the logit difference (of another
+    token where a case has no foil), by which engines are compared.
     """
 
     anatomy: Anatomy
     patches: tuple[Patch, ...]
     corruptor: Corruptor
     readout: Readout
-    position: Position = "last"
+    places: tuple[Place, ...] = (LAST,)
     sweeps: tuple[Sweep, ...] = ()
     ending: Ending | None = None
     metrics: tuple[Metric, ...] = (LOGIT_DIFF,)
@@ -51,13 +52,25 @@ class Job:
     def core(self) -> _core.Job:
         """The same for the compiled core."""
         kind = _core.Corruption.REPLACED if self.corruptor.replaces else _core.Corruption.ADDED
+        most = [place.most for place in self.places]
         patches, sweeps = list(self.patches), list(self.sweeps)
-        return _core.Job(len(self.anatomy.layers), self.draws, patches, sweeps, kind)
+        return _core.Job(len(self.anatomy.layers), self.draws, patches, sweeps, most, kind)
 
     @property
     def draws(self) -> int:
         """Corrupted runs of a case."""
         return self.corruptor.draws
+
+    @cached_property
+    def runs(self) -> _core.Runs:
+        """Where each run is patched: the patches, then the slots of the sweeps."""
+        return self.core.runs
+
+    @property
+    def position(self) -> Position | list[Position]:
+        """The name of the place, or those of several."""
+        names = [place.name for place in self.places]
+        return names[0] if len(names) == 1 else names
 
     @property
     def block_layers(self) -> tuple[int, ...]:
@@ -75,32 +88,26 @@ class Job:
         """Whether direct effects are asked for and can be measured in the model."""
         return self.ending is not None and self.ending.fault is None
 
-    def patch_position(self, case: Case) -> int:
-        """Index of the patched token of a case. ArgumentError where the prompt has no such token."""
-        length = len(case.input_ids)
-        if self.position == "last":
-            return length - 1
-        if self.position == "subject_last":
-            return case.subject[1] - 1
-        assert isinstance(self.position, int)
-        index = self.position + length if self.position < 0 else self.position
-        if not 0 <= index < length:
-            raise ArgumentError(
-                f"position {self.position} is outside the prompt of case {case.case_id}, which has "
-                f"{length} tokens"
-            )
-        return index
+    @property
+    def expert_places(self) -> tuple[tuple[int, int], ...]:
+        """Layers and places with expert patches: those whose routing is recorded."""
+        patched = {(p.layer, p.place) for p in self.patches if p.kind is _core.PatchKind.EXPERTS}
+        return tuple(sorted(patched | {(sweep.layer, sweep.place) for sweep in self.sweeps}))
+
+    def tokens_of(self, case: Case) -> list[tuple[int, ...]]:
+        """Positions of each place in a case. ArgumentError where the prompt has no such token."""
+        return [place.find(case) for place in self.places]
 
     def shape_of(self, case: Case) -> _core.CaseShape:
         """What the tree has to know of a case."""
-        return _core.CaseShape(len(case.input_ids), *case.subject, self.patch_position(case))
+        return _core.CaseShape(len(case.input_ids), *case.subject, self.tokens_of(case))
 
 
 def make_job(
     anatomy: Anatomy,
     patches: Sequence[Patch],
     corruption: Corruption | float | None = None,
-    position: Position = "last",
+    position: Position | Sequence[Place] = "last",
     sweeps: Sequence[Sweep] = (),
     readout: ReadoutKind = "exact",
     metrics: Sequence[Metric] = (),
@@ -115,7 +122,8 @@ def make_job(
     bound = Corruptor(own.measured(embedding), embedding)
     read = make_readout(anatomy, readout)
     further = tuple(metric for metric in metrics if metric != LOGIT_DIFF)
-    return Job(anatomy, tuple(patches), bound, read, position, tuple(sweeps), metrics=(LOGIT_DIFF, *further))
+    places = (place_at(position),) if isinstance(position, str | int) else tuple(position)
+    return Job(anatomy, tuple(patches), bound, read, places, tuple(sweeps), metrics=(LOGIT_DIFF, *further))
 
 
 def embedding_of(anatomy: Anatomy) -> Embedding:
@@ -153,7 +161,7 @@ def hook_error(anatomy: Anatomy, what: str, modules: Sequence[tuple[str, int]]) 
 
 @dataclass(frozen=True)
 class LayerRouting:
-    """What the routers sent the patched token to in one layer, and what a sweep of its experts gave.
+    """What the routers sent a place's token to in one layer, and what a sweep of its experts gave.
 
     ``routed``, ``valid``: (cases, draws, 2k), the routing union in the router's order: k clean-routed
     experts, then k noised-routed ones, valid only where the clean run doesn't route to them. All others
@@ -162,6 +170,11 @@ class LayerRouting:
     difference of the run that patches the expert, and what of its rescue goes straight to the logits, NaN
     where there is none; router logits as the router gives them, with no experts where its output isn't
     recognised.
+
+    Of a place with several tokens in any case: who is active at any of them, sums of weights, the norm of the
+    patch vectors over all of them, logits of the last; ``routed``: min(k x tokens, experts) clean-routed
+    experts of any of them, then as many that only the noised run routes to. A case without the place has
+    nobody active and logits of NaN.
     """
 
     routed: np.ndarray
@@ -191,27 +204,46 @@ class LayerRouting:
     def join(parts: Sequence[LayerRouting], axis: int = 0) -> LayerRouting:
         """Batches one after another (axis 0), or draws of the same cases beside each other (1)."""
         names = [f.name for f in fields(LayerRouting)]
-        return LayerRouting(*(np.concatenate([getattr(p, n) for p in parts], axis=axis) for n in names))
+        return LayerRouting(*(_joined([getattr(p, n) for p in parts], axis) for n in names))
+
+
+def _joined(parts: Sequence[np.ndarray], axis: int) -> np.ndarray:
+    """Tables one after another. Those of a batch in which no case has the place have no slots: they get
+    some."""
+    width = max(part.shape[-1] for part in parts)
+    dtype = next(part.dtype for part in parts if part.shape[-1] == width)
+    whole = []
+    for part in parts:
+        fill = np.full((*part.shape[:-1], width - part.shape[-1]), _NOTHING[dtype.kind], dtype)
+        whole.append(np.concatenate([part.astype(dtype, copy=False), fill], axis=-1))
+    found: np.ndarray = np.concatenate(whole, axis=axis)
+    return found
+
+
+_NOTHING = {"b": False, "i": 0, "f": np.nan}
 
 
 @dataclass(frozen=True)
 class Values:
-    """One metric of a batch, as of :class:`Outcome`. ``swept``: by routed layer (cases, draws, experts)."""
+    """One metric of a batch, as of :class:`Outcome`.
+
+    ``swept``: (cases, draws, experts) of each layer and place with expert patches.
+    """
 
     clean: np.ndarray
     noised: np.ndarray
     patched: np.ndarray
-    swept: Mapping[int, np.ndarray] = field(default_factory=dict)
+    swept: Mapping[tuple[int, int], np.ndarray] = field(default_factory=dict)
 
     def select(self, index: np.ndarray) -> Values:
         """Some of the cases."""
-        swept = {layer: own[index] for layer, own in self.swept.items()}
+        swept = {place: own[index] for place, own in self.swept.items()}
         return Values(self.clean[index], self.noised[index], self.patched[index], swept)
 
     @staticmethod
     def stack(parts: Sequence[Values]) -> Values:
         """Batches one after another."""
-        swept = {layer: np.concatenate([p.swept[layer] for p in parts]) for layer in parts[0].swept}
+        swept = {place: _joined([p.swept[place] for p in parts], 0) for place in parts[0].swept}
         return Values(
             np.concatenate([part.clean for part in parts]),
             np.concatenate([part.noised for part in parts]),
@@ -224,9 +256,10 @@ class Values:
 class Outcome:
     """What a batch gave, in the order of its cases. Logit differences (true minus foil, equation 1), float64.
 
-    ``clean`` (cases,), ``noised`` (cases, draws), ``patched`` (cases, patches, draws); ``routing``: of each
-    layer with expert patches; ``direct``, ``direct_linear``: (cases, patches, draws), what of a patch's
-    rescue goes straight to the logits (see :mod:`moetrace.models.ending`), NaN where it wasn't measured.
+    ``clean`` (cases,), ``noised`` (cases, draws), ``patched`` (cases, patches, draws); ``routing``: by layer
+    and place with expert patches; ``direct``, ``direct_linear``: (cases, patches, draws), what of a patch's
+    rescue goes straight to the logits (see :mod:`moetrace.models.ending`), NaN where it wasn't measured;
+    ``present`` (cases, patches): whether the case has the place of the patch: where not, its figures are NaN;
     ``others``: of each further metric of the job.
     """
 
@@ -235,20 +268,23 @@ class Outcome:
     patched: np.ndarray
     direct: np.ndarray
     direct_linear: np.ndarray
-    routing: Mapping[int, LayerRouting] = field(default_factory=dict)
+    present: np.ndarray
+    routing: Mapping[tuple[int, int], LayerRouting] = field(default_factory=dict)
     others: tuple[Values, ...] = ()
 
     @staticmethod
     def plain(values: Sequence[Values]) -> Outcome:
         """Of each metric, without routing and direct effects."""
         first, *others = values
-        unknown = np.full(first.patched.shape, np.nan)
-        return Outcome(first.clean, first.noised, first.patched, unknown, unknown, others=tuple(others))
+        unknown, present = np.full(first.patched.shape, np.nan), np.ones(first.patched.shape[:2], dtype=bool)
+        return Outcome(
+            first.clean, first.noised, first.patched, unknown, unknown, present, others=tuple(others)
+        )
 
     @property
     def metrics(self) -> tuple[Values, ...]:
         """Of each metric of the job."""
-        swept = {layer: own.patched for layer, own in self.routing.items()}
+        swept = {place: own.patched for place, own in self.routing.items()}
         return (Values(self.clean, self.noised, self.patched, swept), *self.others)
 
     def of_metric(self, place: int) -> Outcome:
@@ -257,14 +293,14 @@ class Outcome:
             return replace(self, others=())
         own, unknown = self.others[place - 1], np.full(self.patched.shape, np.nan)
         routing = {}
-        for layer, found in self.routing.items():
+        for where, found in self.routing.items():
             none = np.full(found.direct.shape, np.nan)
-            routing[layer] = replace(found, patched=own.swept[layer], direct=none, direct_linear=none)
-        return Outcome(own.clean, own.noised, own.patched, unknown, unknown, routing)
+            routing[where] = replace(found, patched=own.swept[where], direct=none, direct_linear=none)
+        return Outcome(own.clean, own.noised, own.patched, unknown, unknown, self.present, routing)
 
     def select(self, index: np.ndarray) -> Outcome:
         """Some of the cases."""
-        routing = {layer: found.select(index) for layer, found in self.routing.items()}
+        routing = {place: found.select(index) for place, found in self.routing.items()}
         others = tuple(own.select(index) for own in self.others)
         return Outcome(
             **{name: getattr(self, name)[index] for name in OUTCOME}, routing=routing, others=others
@@ -279,21 +315,22 @@ class Outcome:
         good = np.ones(len(self.clean), dtype=bool)
         for values in self.metrics:
             good &= np.isfinite(values.clean) & np.isfinite(values.noised).all(axis=1)
-            good &= np.isfinite(values.patched).all(axis=(1, 2))
-            for layer, own in self.routing.items():
-                good &= (np.isfinite(values.swept[layer]) | ~own.patched_active).all(axis=(1, 2))
+            good &= (np.isfinite(values.patched) | ~self.present[..., None]).all(axis=(1, 2))
+            for place, own in self.routing.items():
+                good &= (np.isfinite(values.swept[place]) | ~own.patched_active).all(axis=(1, 2))
         return good
 
     @staticmethod
     def stack(parts: Sequence[Outcome]) -> Outcome:
         """Batches one after another."""
         arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in OUTCOME}
-        routing = {layer: LayerRouting.join([p.routing[layer] for p in parts]) for layer in parts[0].routing}
+        routing = {place: LayerRouting.join([p.routing[place] for p in parts]) for place in parts[0].routing}
         others = tuple(Values.stack(own) for own in zip(*(part.others for part in parts), strict=True))
         return Outcome(**arrays, routing=routing, others=others)
 
 
-OUTCOME = ("clean", "noised", "patched", "direct", "direct_linear")  # the arrays that aren't by layer
+# The arrays that aren't by layer.
+OUTCOME = ("clean", "noised", "patched", "direct", "direct_linear", "present")
 
 
 class Engine(Protocol):

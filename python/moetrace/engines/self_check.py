@@ -18,8 +18,18 @@ import torch
 
 from moetrace._native import _core
 from moetrace.arguments import shown
-from moetrace.engines.job import Job, LayerRouting, Outcome, Patch, Values, embedding_device
+from moetrace.engines.job import (
+    Job,
+    LayerRouting,
+    Origin,
+    Outcome,
+    Patch,
+    Sweep,
+    Values,
+    embedding_device,
+)
 from moetrace.engines.lockstep import gather
+from moetrace.engines.places import LAST
 from moetrace.engines.reference import ReferenceEngine
 from moetrace.engines.tree import TreeEngine
 from moetrace.errors import LoopedLayerError, NotCausalError, TokenMixingError
@@ -162,7 +172,7 @@ def compare(job: Job, join: _core.Join, case: Case, rows: int) -> Comparison:
         job,
         patches=_probe_patches(job),
         sweeps=(),
-        position="last",
+        places=(LAST,),
         readout=_fresh(job),
         ending=None,
         metrics=job.metrics[:1],
@@ -177,19 +187,21 @@ def compare(job: Job, join: _core.Join, case: Case, rows: int) -> Comparison:
 class Witness:
     """Plain forwards of one case of a trace: clean, noised, and two of its patched runs, side by side.
 
-    ``firsts``: layers of which the first clean-routed expert is patched, behind the patches.
+    ``firsts``: sweeps of which the first clean-routed expert is patched, behind the patches.
     """
 
     job: Job
     case: Case
     columns: tuple[int, ...]
-    firsts: tuple[int, ...]
+    firsts: tuple[Sweep, ...]
 
     @staticmethod
     def of(job: Job, case: Case) -> Witness:
-        """Of the job's own runs, the first and the middle one; of the case, its first draw."""
-        patched = [i for i, patch in enumerate(job.patches) if patch.kind is not _core.PatchKind.NULL]
-        runs = [*patched, *(~index for index in range(len(job.sweeps)))]
+        """Of the job's own runs in the case, the first and the middle one; of the case, its first draw."""
+        has = [bool(tokens) for tokens in job.tokens_of(case)]
+        null = _core.PatchKind.NULL
+        patched = [i for i, patch in enumerate(job.patches) if patch.kind is not null and has[patch.place]]
+        runs = [*patched, *(~i for i, sweep in enumerate(job.sweeps) if has[sweep.place])]
         chosen = [runs[0], runs[len(runs) // 2]] if len(runs) > 1 else runs
         patches = tuple(job.patches[run] for run in chosen if run >= 0)
         sweeps = tuple(job.sweeps[~run] for run in chosen if run < 0)
@@ -197,7 +209,7 @@ class Witness:
             job, patches=patches, sweeps=sweeps, corruptor=job.corruptor.first_draw(), ending=None
         )
         columns = tuple(run for run in chosen if run >= 0)
-        return Witness(probe, case, columns, tuple(sweep.layer for sweep in sweeps))
+        return Witness(probe, case, columns, sweeps)
 
     def plain(self) -> Outcome:
         """One plain forward of all of them."""
@@ -207,13 +219,15 @@ class Witness:
         """The same runs of what a trace found for the case alone."""
         return Outcome.plain([self._runs_of(values, outcome.routing) for values in outcome.metrics])
 
-    def _runs_of(self, given: Values, routing: Mapping[int, LayerRouting]) -> Values:
+    def _runs_of(self, given: Values, routing: Mapping[tuple[int, int], LayerRouting]) -> Values:
         """Of one metric."""
         values = [given.patched[:, column, :1] for column in self.columns]
-        for layer in self.firsts:
-            own = routing[layer]
+        for sweep in self.firsts:
+            where = sweep.layer, sweep.place
+            own = routing[where]
             active = np.flatnonzero(own.patched_active[0, 0] & own.clean_active[0, 0])
-            values.append(given.swept[layer][:, :1, active[0]] if len(active) else given.noised[:, :1])
+            nothing = given.clean[:, None] if sweep.origin is Origin.NOISE else given.noised[:, :1]
+            values.append(given.swept[where][:, :1, active[0]] if len(active) else nothing)
         patched = np.stack(values, axis=1) if values else np.zeros((1, 0, 1))
         return Values(given.clean, given.noised[:, :1], patched)
 
@@ -255,9 +269,13 @@ def compare_wide(witness: Witness, join: _core.Join) -> Comparison:
     return replace(wide, columns=columns).compare(expected, found, tree.join)
 
 
-def null_floor(job: Job, run: Callable[[Job], Outcome]) -> tuple[float, ...]:
-    """The largest absolute rescue of a null patch over all traced layers, by metric (0 where not finite)."""
-    nulls = tuple(Patch.null(layer) for layer in job.block_layers)
+def null_floor(job: Job, case: Case, run: Callable[[Job], Outcome]) -> tuple[float, ...]:
+    """The largest absolute rescue of a null patch over all traced layers, by metric (0 where not finite).
+
+    Made at the first place that the case has.
+    """
+    place = next((place for place, tokens in enumerate(job.tokens_of(case)) if tokens), 0)
+    nulls = tuple(Patch.null(layer, place) for layer in job.block_layers)
     found = run(replace(job, patches=nulls, sweeps=(), corruptor=job.corruptor.first_draw(), ending=None))
     drifts = [np.abs(values.patched[0] - values.noised[0]) for values in found.metrics]
     return tuple(float(own.max(initial=0.0)) if np.isfinite(own).all() else 0.0 for own in drifts)

@@ -20,7 +20,7 @@ from moetrace.models.readout import HeadTap, Readout
 if TYPE_CHECKING:
     from moetrace.cases import Case
 
-_LOGITS = 1 << 23  # logits of the whole vocabulary that are there at once
+LOGITS_AT_ONCE = 1 << 23  # logits of the whole vocabulary that are there at once
 
 
 def accepted(model: nn.Module) -> frozenset[str]:
@@ -160,7 +160,7 @@ def _reference(read: _OwnHead, index: int, clean: CleanRow | None) -> torch.Tens
 
 
 def _parts(rows: int, vocab: int) -> Iterator[tuple[int, int]]:
-    size = max(1, _LOGITS // vocab)
+    size = max(1, LOGITS_AT_ONCE // vocab)
     for begin in range(0, rows, size):
         yield begin, min(begin + size, rows)
 

@@ -30,6 +30,7 @@ FORMAT = 4
 PARTS = "parts"
 ROUTING = tuple(f.name for f in fields(LayerRouting))
 BY_PATCH = ("patched", "direct", "direct_linear")
+PRESENT = "present"
 _SEAL = b"moetrace.part"
 
 
@@ -137,12 +138,16 @@ class RunFolder:
             "case_id": list(parts),
             "clean": [float(part.clean[0]) for part in parts.values()],
             "noised": [part.noised[0].tolist() for part in parts.values()],
-            **{name: [getattr(p, name)[0].ravel().tolist() for p in parts.values()] for name in BY_PATCH},
+            **{
+                name: [getattr(p, name)[0].ravel().tolist() for p in parts.values()]
+                for name in (*BY_PATCH, PRESENT)
+            },
         }
-        for layer in next(iter(parts.values())).routing:
+        for where in next(iter(parts.values())).routing:
+            layer, place = where
             for name in ROUTING:
-                column = [getattr(part.routing[layer], name)[0].ravel().tolist() for part in parts.values()]
-                columns[f"routing.{layer}.{name}"] = column
+                column = [getattr(part.routing[where], name)[0].ravel().tolist() for part in parts.values()]
+                columns[f"routing.{layer}.{place}.{name}"] = column
         columns |= _columns_of_metrics(list(parts.values()))
         try:
             table = pa.Table.from_pandas(pd.DataFrame(columns), preserve_index=False)
@@ -186,6 +191,7 @@ class RunFolder:
                     patched,
                     direct,
                     linear,
+                    np.array(row[PRESENT], dtype=bool).reshape(1, self._shape[0]),
                     self._routing(row),
                     tuple(self._values(row, place) for place in range(self._shape[2])),
                 )
@@ -212,37 +218,38 @@ class RunFolder:
             raise _refused(path, f"case {min(stray)} isn't one of this run's")
         return part
 
-    def _values(self, row: Mapping[Any, Any], place: int) -> Values:
+    def _values(self, row: Mapping[Any, Any], metric: int) -> Values:
         """One case's further metric from its columns."""
-        head = f"metric.{place}."
-        swept = {
-            int(name.removeprefix(f"{head}swept.")): _draws(own, self._shape[1])
-            for name, own in row.items()
-            if name.startswith(f"{head}swept.")
-        }
+        head, swept = f"metric.{metric}.", {}
+        for name, own in row.items():
+            if str(name).startswith(f"{head}swept."):
+                layer, place = map(int, str(name).split(".")[-2:])
+                swept[layer, place] = _draws(own, self._shape[1])
         patched = np.array(row[f"{head}patched"], dtype=float).reshape(1, *self._shape[:2])
         noised = np.array([row[f"{head}noised"]], dtype=float)
         return Values(np.array([row[f"{head}clean"]]), noised, patched, swept)
 
-    def _routing(self, row: Mapping[Any, Any]) -> dict[int, LayerRouting]:
+    def _routing(self, row: Mapping[Any, Any]) -> dict[tuple[int, int], LayerRouting]:
         """One case's routing from its columns."""
-        layers = {int(str(name).split(".")[1]) for name in row if str(name).startswith("routing.")}
-        return {
-            layer: LayerRouting(*(_draws(row[f"routing.{layer}.{name}"], self._shape[1]) for name in ROUTING))
-            for layer in sorted(layers)
-        }
+        names = [str(name).split(".") for name in row if str(name).startswith("routing.")]
+        found, draws = {}, self._shape[1]
+        for layer, place in sorted({(int(name[1]), int(name[2])) for name in names}):
+            own = (_draws(row[f"routing.{layer}.{place}.{name}"], draws) for name in ROUTING)
+            found[layer, place] = LayerRouting(*own)
+        return found
 
 
 def _columns_of_metrics(parts: list[Outcome]) -> dict[str, Any]:
     """Columns of the metrics beside the logit difference."""
     columns: dict[str, Any] = {}
-    for place, layers in enumerate([own.swept for own in parts[0].others]):
-        values, head = [part.others[place] for part in parts], f"metric.{place}."
+    for metric, first in enumerate(parts[0].others):
+        values, head = [part.others[metric] for part in parts], f"metric.{metric}."
         columns[f"{head}clean"] = [float(own.clean[0]) for own in values]
         columns[f"{head}noised"] = [own.noised[0].tolist() for own in values]
         columns[f"{head}patched"] = [own.patched[0].ravel().tolist() for own in values]
-        for layer in layers:
-            columns[f"{head}swept.{layer}"] = [own.swept[layer][0].ravel().tolist() for own in values]
+        for where in first.swept:
+            name = ".".join(map(str, where))
+            columns[f"{head}swept.{name}"] = [own.swept[where][0].ravel().tolist() for own in values]
     return columns
 
 

@@ -70,7 +70,7 @@ def trace_noise_scales(
 
 def _scale_trace_of(session: Session, chosen: Expert, noise: NoiseScales) -> ScaleTrace:
     """The session's patches are the block's, the expert's and the null patch."""
-    outcome, routing = session.outcome, session.outcome.routing[chosen.layer]
+    outcome, routing = session.outcome, session.outcome.routing[chosen.layer, 0]
     active = routing.clean_active[:, 0, chosen.expert]
     block, own = rescue(outcome.patched, outcome.noised)[:, :2].swapaxes(0, 1)  # (cases, scales) each
     expert = np.where(active[:, None], own, 0.0)  # it is patched where the noised run alone routes to it, too
