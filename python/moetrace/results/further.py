@@ -57,16 +57,23 @@ class FurtherFigures:
 
         The ratio of means over cases, 1 where all comes back, with its bootstrap interval, cases resampled
         with both: ratio, ci_low, ci_high and n for each site. The mean of single cases' ratios has no use,
-        since some cases lose next to nothing. It means the same in every metric. ``options``: ci, confidence,
+        since some cases lose next to nothing. NaN where a map over positions has one case alone. It means the same in every metric. ``options``: ci, confidence,
         n_resamples, seed, and cluster="relation_id". StatisticsError where the mean drop is zero.
         """
         cluster = as_choice(options.pop("cluster", None), "cluster", (None, "relation_id"))
         labels = None if cluster is None else self._cases[cluster].to_numpy()
         taken = drop(self._cases.clean.to_numpy()[:, None], self._noised_of_sites())
         taken = np.broadcast_to(taken, self.effects.shape)
-        found = ratio_of_means(self.effects, taken, cluster=labels, **options)
+        counts = self._there().sum(axis=0)
+        many = np.flatnonzero(counts > 1) if len(self._cases) > 1 else np.arange(len(counts))
+        found = ratio_of_means(self.effects[:, many], taken[:, many], cluster=labels, nan="omit", **options)
         table = found.frame()[["estimate", "ci_low", "ci_high"]].rename(columns={"estimate": "ratio"})
-        return pd.concat([self._sites.copy(), table.assign(n=len(self._cases))], axis=1)
+        table = table.set_axis(many).reindex(range(len(counts))).assign(n=counts)
+        return pd.concat([self._sites.copy(), table], axis=1)
+
+    def _there(self) -> npt.NDArray[np.bool_]:
+        """(cases, sites): whether a case has the site at all; in a map over positions some are too short."""
+        return ~np.isnan(self.effects)
 
     def _noised_of_sites(self) -> npt.NDArray[np.float64]:
         """The noised run that each site's rescue is against: (cases, sites) or (cases, 1)."""
@@ -85,8 +92,12 @@ class FurtherFigures:
                 "this trace has one draw of the corruption for each case; expected several, as with "
                 "noise=mt.SubjectNoise(draws=8)"
             )
-        found = pd.DataFrame(asdict(variance_components(self.by_draw)))
-        found = found.assign(n=len(self._cases), draws=self.by_draw.shape[2])
+        there, parts = self._there(), []
+        for who in np.unique(there, axis=1).T:  # sites that the same cases have
+            columns = np.flatnonzero((there == who[:, None]).all(axis=0))
+            own = pd.DataFrame(asdict(variance_components(self.by_draw[who][:, columns])), index=columns)
+            parts.append(own.assign(n=int(who.sum()), draws=self.by_draw.shape[2]))
+        found = pd.concat(parts).sort_index() if parts else pd.DataFrame()
         return pd.concat([self._sites.copy(), found], axis=1)
 
     def _saved_rows(self) -> pd.DataFrame:
