@@ -41,11 +41,13 @@ if TYPE_CHECKING:
     from moetrace.results.layers import LayerTrace as LayerTrace
     from moetrace.results.matched import MatchedTrace as MatchedTrace
     from moetrace.results.scales import ScaleTrace as ScaleTrace
+    from moetrace.results.screen import ScreenTrace as ScreenTrace
     from moetrace.trace.coalitions import trace_coalitions as trace_coalitions
     from moetrace.trace.experts import trace_experts as trace_experts
     from moetrace.trace.layers import trace_layers as trace_layers
     from moetrace.trace.matched import trace_matched as trace_matched
     from moetrace.trace.scales import trace_noise_scales as trace_noise_scales
+    from moetrace.trace.screen import screen_experts as screen_experts
     from moetrace.trace.select_cases import select_cases as select_cases
 
 _HOMES = {
@@ -58,6 +60,7 @@ _HOMES = {
     "MatchedTrace": "results.matched",
     "MoetraceError": "errors",
     "ScaleTrace": "results.scales",
+    "ScreenTrace": "results.screen",
     "SubjectNoise": "noise",
     "concat": "results.joined",
     "demo_records": "demo",
@@ -70,6 +73,7 @@ _HOMES = {
     "Plan": "planning.result",
     "plan": "planning.plan",
     "run_protocol": "protocol.run",
+    "screen_experts": "trace.screen",
     "select_cases": "trace.select_cases",
     "trace_coalitions": "trace.coalitions",
     "trace_experts": "trace.experts",

@@ -12,9 +12,11 @@ from moetrace.results.layers import LayerTrace
 from moetrace.results.matched import MatchedTrace
 from moetrace.results.saved import read_saved
 from moetrace.results.scales import ScaleTrace
+from moetrace.results.screen import ScreenTrace
 
 _KINDS: dict[str, type[TraceResult]] = {
-    kind.kind: kind for kind in (LayerTrace, ExpertTrace, MatchedTrace, ScaleTrace, CoalitionTrace)
+    kind.kind: kind
+    for kind in (LayerTrace, ExpertTrace, MatchedTrace, ScaleTrace, CoalitionTrace, ScreenTrace)
 }
 
 
