@@ -40,12 +40,17 @@ if TYPE_CHECKING:
     from moetrace.results.joined import concat as concat
     from moetrace.results.layers import LayerTrace as LayerTrace
     from moetrace.results.matched import MatchedTrace as MatchedTrace
+    from moetrace.results.path_ends import PathEnd as PathEnd
+    from moetrace.results.paths import PathTrace as PathTrace
+    from moetrace.results.routes import RouteTrace as RouteTrace
     from moetrace.results.scales import ScaleTrace as ScaleTrace
     from moetrace.results.screen import ScreenTrace as ScreenTrace
     from moetrace.trace.coalitions import trace_coalitions as trace_coalitions
     from moetrace.trace.experts import trace_experts as trace_experts
     from moetrace.trace.layers import trace_layers as trace_layers
     from moetrace.trace.matched import trace_matched as trace_matched
+    from moetrace.trace.paths import trace_paths as trace_paths
+    from moetrace.trace.routes import trace_routes as trace_routes
     from moetrace.trace.scales import trace_noise_scales as trace_noise_scales
     from moetrace.trace.screen import screen_experts as screen_experts
     from moetrace.trace.select_cases import select_cases as select_cases
@@ -59,6 +64,9 @@ _HOMES = {
     "LayerTrace": "results.layers",
     "MatchedTrace": "results.matched",
     "MoetraceError": "errors",
+    "PathEnd": "results.path_ends",
+    "PathTrace": "results.paths",
+    "RouteTrace": "results.routes",
     "ScaleTrace": "results.scales",
     "ScreenTrace": "results.screen",
     "SubjectNoise": "noise",
@@ -80,6 +88,8 @@ _HOMES = {
     "trace_layers": "trace.layers",
     "trace_matched": "trace.matched",
     "trace_noise_scales": "trace.scales",
+    "trace_paths": "trace.paths",
+    "trace_routes": "trace.routes",
 }
 
 __all__ = ["__version__", "coalition", "errors", "planted", "ranks", "stats", *sorted(_HOMES)]

@@ -179,6 +179,10 @@ class Patch:
         ...
     def __repr__(self) -> str:
         ...
+    def with_fixed_routing(self) -> Patch:
+        """
+        The same patch, whose tokens later layers route as they do the noised run's.
+        """
     @property
     def chosen(self) -> Chosen:
         ...
@@ -187,6 +191,9 @@ class Patch:
         ...
     @property
     def experts(self) -> list[int]:
+        ...
+    @property
+    def fixed_routing(self) -> bool:
         ...
     @property
     def kind(self) -> PatchKind:

@@ -21,6 +21,7 @@ struct Patch {
   std::int64_t layer = 0;
   Kind kind = Kind::kBlock;
   experts::ExpertPatch experts;
+  bool fixed_routing = false;  ///< later layers route its tokens as the noised run's
 
   bool operator==(const Patch&) const = default;
 };

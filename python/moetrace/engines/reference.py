@@ -16,6 +16,7 @@ import torch
 from moetrace._native import _core
 from moetrace.engines.ablation import Ablated, BlockCall, ablate, delta, patch_vector, routing_of, union_of
 from moetrace.engines.direct import PlainTap
+from moetrace.engines.fixed_routing import FixedRouting
 from moetrace.engines.job import Job, LayerRouting, Outcome, Patch, embedding_device, hook_error
 from moetrace.engines.lockstep import gather
 from moetrace.models.anatomy import expert_count
@@ -66,12 +67,18 @@ class ReferenceEngine:
         position = job.patch_position(case)
         draws = [*job.noise_vectors(case)]
         taps = [PlainTap(job, case) if job.measures_direct else None for _ in draws]
-        watched = [partial(self._watched, case, draw, tap) for draw, tap in zip(draws, taps, strict=True)]
+        routes = [FixedRouting(job, len(case.input_ids), position) for _ in draws]
+        watched = [
+            partial(self._watched, case, draw, tap, own)
+            for draw, tap, own in zip(draws, taps, routes, strict=True)
+        ]
         (clean_rows, clean_experts, clean), *of_noised = gather(
             [partial(self._watched, case, None), *watched]
         )
         noised, patched, effects, routings = [], [], [], []
-        for draw, tap, (noised_rows, noised_experts, difference) in zip(draws, taps, of_noised, strict=True):
+        for draw, tap, own_routes, (noised_rows, noised_experts, difference) in zip(
+            draws, taps, routes, of_noised, strict=True
+        ):
             noised.append(difference)
             runs: list[tuple[int, torch.Tensor]] = []  # layer, and what its block gives at the position
             for patch in job.patches:
@@ -84,7 +91,7 @@ class ReferenceEngine:
             for layer, expert in swept:
                 own = delta(expert, clean_experts[layer], noised_experts[layer])
                 runs.append((layer, noised_rows[layer] + own))
-            differences = self._patched(case, draw, runs, position, tap)
+            differences = self._patched(case, draw, runs, position, tap, own_routes)
             direct = np.full((2, len(runs)), np.nan) if tap is None else np.stack(tap.read(difference))
             if tap is not None and position < len(case.input_ids) - 1:
                 direct[:] = 0.0  # the final token's stream is changed by later layers alone
@@ -116,7 +123,9 @@ class ReferenceEngine:
             shape = (2 + len(runs), tokens)
             hook = self._patcher(layer, own, shape, job.patch_position(case), fired)
             hooks.append((job.anatomy.site(layer).block, hook))
-        found = self._forward(case, draw, 2 + len(runs), hooks, fired.clear, clean=1)
+        fixed = [patch.layer if patch is not None and patch.fixed_routing else None for _, patch in runs]
+        routes = FixedRouting(job, tokens, job.patch_position(case)).patched_hooks([None, None, *fixed], 1)
+        found = self._forward(case, draw, 2 + len(runs), hooks, fired.clear, 1, routes)
         self._all_fired(layers, fired)
         return Outcome.plain(found[:1], found[None, 1:2], found[None, 2:, None])
 
@@ -182,7 +191,11 @@ class ReferenceEngine:
         return found
 
     def _watched(
-        self, case: Case, noise: torch.Tensor | None, tap: PlainTap | None = None
+        self,
+        case: Case,
+        noise: torch.Tensor | None,
+        tap: PlainTap | None = None,
+        routes: FixedRouting | None = None,
     ) -> tuple[dict[int, torch.Tensor], dict[int, Ablated], float]:
         """Run one sequence: each patched layer's block output at the position, its experts, the result."""
         position = self.job.patch_position(case)
@@ -212,7 +225,14 @@ class ReferenceEngine:
         hooks: list[tuple[Any, Any]] = [(self.job.anatomy.site(layer).block, keep(layer)) for layer in layers]
         if tap is not None:
             hooks += tap.noised_hooks()
-        difference = self._forward(case, noise, 1, hooks, kept.clear)
+        before = [] if routes is None else routes.noised_hooks()
+
+        def again() -> None:
+            kept.clear()
+            if routes is not None:
+                routes.forget()
+
+        difference = self._forward(case, noise, 1, hooks, again, before=before)
         self._all_fired(layers, kept)
         return kept, experts, float(difference[0])
 
@@ -222,7 +242,8 @@ class ReferenceEngine:
         noise: torch.Tensor,
         runs: Sequence[tuple[int, torch.Tensor]],
         position: int,
-        tap: PlainTap | None = None,
+        tap: PlainTap | None,
+        routes: FixedRouting,
     ) -> np.ndarray:
         """Logit differences of patched runs of a case: sequence i of a batch carries run i."""
         size = sequences_together(len(case.input_ids))
@@ -237,7 +258,12 @@ class ReferenceEngine:
                 hooks.append((self.job.anatomy.site(layer).block, writer))
             if tap is not None:
                 hooks += tap.patched_hooks([layer for layer, _ in part])
-            forwards.append(partial(self._written, case, noise, part, hooks, fired))
+            fixed = [
+                patch.layer if patch.fixed_routing else None
+                for patch in self.job.patches[begin : begin + size]
+            ]
+            before = routes.patched_hooks(fixed)
+            forwards.append(partial(self._written, case, noise, part, hooks, fired, before))
         found = gather(forwards)
         return np.concatenate(found) if found else np.zeros(0)
 
@@ -248,8 +274,9 @@ class ReferenceEngine:
         part: Sequence[tuple[int, torch.Tensor]],
         hooks: Sequence[tuple[Any, Any]],
         fired: dict[int, bool],
+        before: Sequence[tuple[Any, Any]],
     ) -> np.ndarray:
-        found = self._forward(case, noise, len(part), hooks, fired.clear)
+        found = self._forward(case, noise, len(part), hooks, fired.clear, before=before)
         self._all_fired(sorted({layer for layer, _ in part}), fired)
         return found
 
@@ -282,11 +309,12 @@ class ReferenceEngine:
         hooks: Sequence[tuple[Any, Any]],
         again: Callable[[], None],
         clean: int = 0,
+        before: Sequence[tuple[Any, Any]] = (),
     ) -> np.ndarray:
         """Logit differences at the final token of ``copies`` sequences of one case (equation 1).
 
-        The first ``clean`` of them get no noise. ``again`` forgets what the hooks saw, where the model must
-        be run a second time.
+        The first ``clean`` of them get no noise. ``hooks`` hang behind modules, ``before`` before them.
+        ``again`` forgets what the hooks saw, where the model must be run a second time.
         """
         anatomy = self.job.anatomy
         ids = torch.tensor([case.input_ids] * copies, device=embedding_device(anatomy))
@@ -305,6 +333,8 @@ class ReferenceEngine:
         with _core.HookScope() as scope:
             if noise is not None:
                 scope.behind(anatomy.embedding, add_noise)
+            for module, hook in before:
+                scope.before(module, hook)
             for module, hook in hooks:
                 scope.behind(module, hook)
             last = [len(case.input_ids) - 1]

@@ -10,13 +10,24 @@ from moetrace.results.coalitions import CoalitionTrace
 from moetrace.results.experts import ExpertTrace
 from moetrace.results.layers import LayerTrace
 from moetrace.results.matched import MatchedTrace
+from moetrace.results.paths import PathTrace
+from moetrace.results.routes import RouteTrace
 from moetrace.results.saved import read_saved
 from moetrace.results.scales import ScaleTrace
 from moetrace.results.screen import ScreenTrace
 
 _KINDS: dict[str, type[TraceResult]] = {
     kind.kind: kind
-    for kind in (LayerTrace, ExpertTrace, MatchedTrace, ScaleTrace, CoalitionTrace, ScreenTrace)
+    for kind in (
+        LayerTrace,
+        ExpertTrace,
+        MatchedTrace,
+        ScaleTrace,
+        CoalitionTrace,
+        ScreenTrace,
+        RouteTrace,
+        PathTrace,
+    )
 }
 
 
