@@ -132,7 +132,7 @@ class GradientScreen:
 
     def run(self, cases: Sequence[Case], tokens: np.ndarray) -> Estimates:
         """``tokens``: int (cases, tokens), whose experts are asked for."""
-        draws = self._job.noise.draws
+        draws = self._job.draws
         rows = self._rows(cases, tokens, draws)
         noised, calls, gradients, of_weights = self._noised(cases)
         slopes: dict[int, list[torch.Tensor]] = {}
@@ -154,7 +154,7 @@ class GradientScreen:
         self, cases: Sequence[Case]
     ) -> tuple[np.ndarray, dict[int, _Call], dict[int, torch.Tensor], dict[int, torch.Tensor]]:
         """The noised forward and the backward: differences, calls, gradients of outputs and of weights."""
-        job, draws = self._job, self._job.noise.draws
+        job, draws = self._job, self._job.draws
         calls: dict[int, _Call] = {}
         inputs: dict[int, torch.Tensor] = {}
         hooks: Hooks = []
@@ -164,8 +164,8 @@ class GradientScreen:
             hooks.append(("before", job.anatomy.experts(layer), partial(self._enter, layer, calls)))
             hooks.append(("behind", job.anatomy.experts(layer), partial(self._keep_output, layer, calls)))
         repeated = [case for case in cases for _ in range(draws)]
-        noise = torch.cat([job.noise_vectors(case).reshape(-1, job.anatomy.hidden_size) for case in cases])
-        difference = self._forward(repeated, noise, hooks, calls)
+        parts = [job.corruptor.values(case).reshape(-1, job.anatomy.hidden_size) for case in cases]
+        difference = self._forward(repeated, torch.cat(parts), hooks, calls)
         wanted = [calls[layer] for layer in self._layers]
         sources = [*(call.output for call in wanted), *(call.weights for call in wanted)]
         found = torch.autograd.grad(difference.sum(), sources)
@@ -185,7 +185,7 @@ class GradientScreen:
         calls: dict[int, _Call],
     ) -> np.ndarray:
         """The clean forward; ``slopes``: of each draw's g · output with respect to the routing weights."""
-        draws = self._job.noise.draws
+        draws = self._job.draws
 
         def leave(layer: int, _module: Any, _args: Any, _kwargs: Any, output: Any) -> torch.Tensor:
             self._once(layer, calls, behind=True)
@@ -254,26 +254,32 @@ class GradientScreen:
             )
 
     def _forward(
-        self, cases: Sequence[Case], noise: torch.Tensor | None, hooks: Hooks, calls: dict[int, _Call]
+        self, cases: Sequence[Case], values: torch.Tensor | None, hooks: Hooks, calls: dict[int, _Call]
     ) -> torch.Tensor:
-        """Logit differences (sequences,) at the final token of cases of one length, in the graph."""
+        """Logit differences (sequences,) at the final token of cases of one length, in the graph.
+
+        ``values``: of the corruption, a row for each subject token of each sequence; None for none.
+        """
         anatomy = self._job.anatomy
         ids = torch.tensor([case.input_ids for case in cases], device=embedding_device(anatomy))
         spans = [range(*case.subject) for case in cases]
         at = torch.tensor([row * ids.shape[1] + token for row, span in enumerate(spans) for token in span])
 
-        def add_noise(_module: Any, _args: Any, _kwargs: Any, output: torch.Tensor) -> torch.Tensor:
-            assert noise is not None
+        def corrupt(_module: Any, _args: Any, _kwargs: Any, output: torch.Tensor) -> torch.Tensor:
+            assert values is not None
             flat = output.detach().reshape(-1, output.shape[-1]).clone()
             where = at.to(flat.device)
-            flat[where] = (flat[where].float() + noise.to(flat.device)).to(flat.dtype)
+            own = values.to(flat.device)
+            if not self._job.corruptor.replaces:
+                own = flat[where].float() + own
+            flat[where] = own.to(flat.dtype)
             return flat.reshape(output.shape)
 
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
         objects = torch.tensor([(case.true_id, case.foil_id) for case in cases])
         with _core.HookScope() as scope:
-            if noise is not None:
-                scope.behind(anatomy.embedding, add_noise)
+            if values is not None:
+                scope.behind(anatomy.embedding, corrupt)
             for side, module, hook in hooks:
                 (scope.before if side == "before" else scope.behind)(module, hook)
             last = [ids.shape[1] - 1]

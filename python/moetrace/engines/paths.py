@@ -65,7 +65,7 @@ class PathEngine(ReferenceEngine):
         """All paths of a case. LayoutError where the residual stream isn't found between two of its ends."""
         clean_rows, clean_experts, clean = self._watched(case, None)
         noised, nulls, path, total = [], [], [], []
-        for draw in self.job.noise_vectors(case):
+        for draw in self.job.corruptor.values(case):
             rows, experts, difference = self._watched(case, draw)
             values: list[torch.Tensor | None] = []  # what each sender's block gives; None: nothing is patched
             for own in self._paths:

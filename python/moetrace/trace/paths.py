@@ -20,7 +20,6 @@ from moetrace.engines.paths import Path, PathEngine, PathOutcome
 from moetrace.errors import ArgumentError, ModelError
 from moetrace.models.anatomy import Anatomy, find_anatomy
 from moetrace.models.state import prepared
-from moetrace.noise import check_seeds
 from moetrace.ranks import on_all_ranks, progress_bar
 from moetrace.results.path_ends import PathEnd
 from moetrace.results.paths import PathTrace
@@ -78,10 +77,10 @@ def trace_paths(
     paths = [_path(sender, receiver) for sender, receiver in ends]
     case_set = as_case_set(cases)
     validate_cases(case_set, anatomy.vocab_size, common["final_subject"], anatomy.positions)
-    check_seeds(common["noise"], case_set)
+    common["corruption"].check(case_set)
     with prepared(anatomy.model):
         patches = [*(path.sender for path in paths), Patch.null(min(path.sender.layer for path in paths))]
-        job = make_job(anatomy, patches, common["noise"], common["position"], (), common["readout"])
+        job = make_job(anatomy, patches, common["corruption"], common["position"], (), common["readout"])
         choice = choose_engine(job, case_set, "reference")
         engine = PathEngine(job, paths)
         found = []

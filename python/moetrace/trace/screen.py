@@ -29,7 +29,6 @@ from moetrace.errors import NoEffectWarning
 from moetrace.models.anatomy import Anatomy, expert_count, find_anatomy
 from moetrace.models.experts import top_k_of
 from moetrace.models.state import prepared
-from moetrace.noise import check_seeds
 from moetrace.ranks import on_all_ranks, progress_bar
 from moetrace.results.screen import RANKS, ScreenTrace, screen_sites
 from moetrace.trace.budget import auto_budget
@@ -94,9 +93,9 @@ def screen_experts(
     refuse_without_gradients(anatomy)
     case_set = as_case_set(cases)
     validate_cases(case_set, anatomy.vocab_size, common["final_subject"], anatomy.positions)
-    check_seeds(common["noise"], case_set)
+    common["corruption"].check(case_set)
     with prepared(anatomy.model):
-        job = make_job(anatomy, (), common["noise"], common["position"], (), common["readout"])
+        job = make_job(anatomy, (), common["corruption"], common["position"], (), common["readout"])
         rows = _budget(common["batch_tokens"], anatomy)
         with progress_bar(len(case_set), "screen", common["progress"]) as bar:
             found = _estimates(job, chosen, case_set, everywhere, rows, bar.update)
@@ -144,7 +143,7 @@ def _estimates(
     found: dict[int, Estimates] = {}
     with with_gradients(job.anatomy.model):
         screen = GradientScreen(job, layers)
-        for batch in batches_of_length(cases, rows, job.noise.draws):
+        for batch in batches_of_length(cases, rows, job.draws):
             own = [cases[index] for index in batch]
             length = len(own[0].input_ids)
             asked = [range(length) if everywhere else [job.patch_position(case)] for case in own]
