@@ -1,4 +1,4 @@
-"""A planted model whose paths are known: what an expert writes itself, through a router, through an expert."""
+"""A planted model whose paths are known: what an expert writes itself, by a router, and by another expert."""
 
 from __future__ import annotations
 
