@@ -10,6 +10,7 @@ import moetrace as mt
 from moetrace import errors
 from tests.engines import oracle
 from tests.engines.tiny import make_cases, make_model
+from tests.engines.wide import Plain, make_wide, subject_noise, without_expert
 
 CLOSE = {"rel": 5e-3, "abs": 1e-3}
 FAMILIES = ["qwen3_moe", "mixtral_window", "deepseek_v3", "gpt_oss", "granitemoe", "qwen2_moe"]
@@ -150,3 +151,29 @@ def test_experts_that_are_not_linear_in_their_weights_are_refused():
     experts.forward = lambda hidden, index, weights: forward(hidden, index, weights) ** 3
     with pytest.raises(errors.ContributionError, match=r"layer 1.*linear"):
         mt.screen_experts(model, cases, verify=False)
+
+
+@pytest.mark.parametrize("family", ["gemma4_text", "deepseek_v4", "dbrx", "longcat_flash"])
+def test_other_layouts_by_ablation(family):
+    """Experts beside a dense MLP, routed by token id, in three dimensions, and identity experts."""
+    model, (case,) = make_wide(family), make_cases(1)
+    plain, step = Plain(model, family), 0.01
+    noise = subject_noise(plain, case)
+    own = mt.screen_experts(model, [case], verify=False).rows.set_index(["layer", "expert"])
+    for layer in sorted(set(own.index.get_level_values(0)))[-2:]:
+        whole, routed = without_expert(plain, case, layer, None, None)
+        row, noised = without_expert(plain, case, layer, noise, None)
+        for expert in routed:
+            delta = whole - without_expert(plain, case, layer, None, expert)[0]
+            if expert in noised:
+                delta = delta - (row - without_expert(plain, case, layer, noise, expert)[0])
+            ends = [
+                oracle.run(plain, case, noise, (layer, row + sign * step * delta, -1)) for sign in (1, -1)
+            ]
+            slope = (ends[0] - ends[1]) / (2 * step)
+            assert own.estimate[layer, expert] == pytest.approx(slope, rel=0.02, abs=2e-3)
+
+
+def test_a_norm_behind_the_experts_is_refused():
+    with pytest.raises(errors.ContributionError, match=r"MuseSparkMoE .*engine='reference'"):
+        mt.screen_experts(make_wide("muse_spark"), make_cases(1), verify=False)

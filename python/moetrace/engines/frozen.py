@@ -42,7 +42,7 @@ def frozen_hook(sequences: Sequence[int], shape: tuple[int, int]) -> Callable[..
     def held(value: Any) -> Any:
         if isinstance(value, (tuple, list)):
             return type(value)(held(item) for item in value)
-        if not isinstance(value, torch.Tensor) or value.dim() < 2:
+        if not isinstance(value, torch.Tensor) or value.dim() < 2 or not value.numel():
             return value
         if len(value) not in (shape[0], shape[0] * shape[1]):
             return value

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from moetrace.cases import Case
 
 Hooks = list[tuple[str, nn.Module, Any]]  # "before" or "behind", a module, and what is hung there
+_Inputs = tuple[torch.Tensor, tuple[Any, ...], dict[str, Any]]  # of a block: rows, and what else it is given
+_SCALED = 4  # rows on which a block's scale is measured
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 8e-2}
 
 
@@ -66,6 +68,11 @@ class _Call:
     index: torch.Tensor
     weights: torch.Tensor
     output: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+
+
+def _first_rows(value: Any) -> Any:
+    """What else a block is given, of the first tokens alone: token ids, for instance."""
+    return value[:1, :_SCALED] if isinstance(value, torch.Tensor) and value.dim() > 1 else value
 
 
 def refuse_without_gradients(anatomy: Anatomy) -> None:
@@ -156,7 +163,7 @@ class GradientScreen:
         """The noised forward and the backward: differences, calls, gradients of outputs and of weights."""
         job, draws = self._job, self._job.draws
         calls: dict[int, _Call] = {}
-        inputs: dict[int, torch.Tensor] = {}
+        inputs: dict[int, _Inputs] = {}
         hooks: Hooks = []
         for layer in self._layers:
             site = job.anatomy.site(layer)
@@ -224,17 +231,26 @@ class GradientScreen:
         calls[layer].output = first_tensor(output)
 
     def _keep_input(
-        self, layer: int, inputs: dict[int, torch.Tensor], _module: Any, args: Any, kwargs: Any
+        self, layer: int, inputs: dict[int, _Inputs], _module: Any, args: Any, kwargs: Any
     ) -> None:
         hidden = args[0] if args else kwargs.get("hidden_states")
         if isinstance(hidden, torch.Tensor) and layer not in self._scaled:
-            inputs[layer] = hidden.detach().reshape(1, -1, hidden.shape[-1])[:, :1].clone()
+            rows = hidden.detach().reshape(len(hidden), -1, hidden.shape[-1])[:1, :_SCALED].clone()
+            rest = {name: _first_rows(value) for name, value in kwargs.items() if name != "hidden_states"}
+            inputs[layer] = (rows, tuple(map(_first_rows, args[1:])), rest)
 
-    def _check_scales(self, inputs: dict[int, torch.Tensor]) -> None:
+    def _check_scales(self, inputs: dict[int, _Inputs]) -> None:
         """ContributionError where a block's steps behind its experts aren't a scale (see `block_scale`)."""
         with torch.no_grad():
-            for layer, row in inputs.items():
-                block_scale(self._job.anatomy.site(layer), row)
+            for layer, (rows, args, kwargs) in inputs.items():
+                try:
+                    block_scale(self._job.anatomy.site(layer), rows, args, kwargs)
+                except ContributionError:
+                    block = type(self._job.anatomy.site(layer).block).__name__
+                    raise ContributionError(
+                        f"layer {layer}: {block} does more with the sum of its experts than scale it, so "
+                        "that first order isn't theirs alone; use trace_experts with engine='reference'"
+                    ) from None
                 self._scaled.add(layer)
 
     def _check_sums(self, layer: int, call: _Call, g: torch.Tensor, slope: torch.Tensor) -> None:

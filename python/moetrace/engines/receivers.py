@@ -50,7 +50,9 @@ class Receiver:
         """Before and behind modules. ``check``: whether a value is the stream with the sender's change."""
         layer, block = self._anatomy.layers[self._layer], self._site.block
         before: Hooks = [(layer, partial(self._enter_layer, check)), (block, partial(self._enter, check))]
-        behind: Hooks = [(child, self._pass) for child in layer.children() if child is not block]
+        inside = set(block.modules())
+        beside = [module for module in layer.modules() if module is not layer and module not in inside]
+        behind: Hooks = [(module, self._pass) for module in beside if block not in module.modules()]
         if any(kind != "block" for kind, _ in self._sequences.values()):
             before.append((self._anatomy.experts(self._layer), self._look))
         return before, [*behind, (block, self._leave)]
@@ -161,7 +163,7 @@ class Receiver:
 
 def _first_in_all(sequences: int, tokens: int, value: Any) -> Any:
     """The same value with sequence 0 in the place of every sequence."""
-    if not isinstance(value, torch.Tensor) or value.dim() < 2:
+    if not isinstance(value, torch.Tensor) or value.dim() < 2 or not value.numel():
         return value
     if len(value) not in (sequences, sequences * tokens):
         return value

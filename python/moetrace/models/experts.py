@@ -70,12 +70,14 @@ def with_weights(
     return tuple(given), kwargs | named
 
 
-def block_scale(site: LayerSite, hidden: torch.Tensor) -> float:
+def block_scale(
+    site: LayerSite, hidden: torch.Tensor, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+) -> float:
     """What a block multiplies the sum of its experts by: 1, a routed scaling factor, a half, ...
 
     Measured on a few rows ``hidden`` (1, rows, width) of the block's input, with the experts' output 64 times
     what it is: contributions are defined at the block's output (equation 5), and so are the norms of patch
-    vectors (equation 10). ContributionError where the steps after the experts aren't one scale for all rows:
+    vectors (equation 10). ``args``, ``kwargs``: what else it is given. ContributionError where the steps after the experts aren't one scale for all rows:
     a norm, a projection, a gate.
     """
     if site.block is site.experts or site.experts is None:
@@ -94,7 +96,7 @@ def block_scale(site: LayerSite, hidden: torch.Tensor) -> float:
         assert site.experts is not None
         with _core.HookScope() as scope:
             scope.behind(site.experts, hook)
-            output = site.block(hidden)
+            output = site.block(hidden, *args, **(kwargs or {}))
         first: torch.Tensor = output[0] if isinstance(output, tuple) else output
         return first.double()
 
