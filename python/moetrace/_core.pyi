@@ -8,12 +8,29 @@ import numpy
 import numpy.typing
 import typing
 import typing_extensions
-__all__: list[str] = ['Activation', 'Buffer', 'CaseShape', 'Chosen', 'Corruption', 'ExpertLayout', 'Gate', 'HookScope', 'Job', 'Join', 'LayerFacts', 'LayerReader', 'Outcome', 'Pass', 'PassCase', 'Patch', 'PatchKind', 'Plan', 'ReadError', 'ReadOptions', 'Segment', 'Sweep', 'Trouble', 'additivity', 'banzhaf', 'banzhaf_interaction', 'cut', 'layer_rows', 'matched_control', 'pack', 'prefix_coalitions', 'sample_permutations', 'sampled_shapley', 'shapley', 'shapley_interaction', 'smallest_coalition', 'subsets', 'tree_cost', 'tree_rows']
+__all__: list[str] = ['Activation', 'Buffer', 'CaseShape', 'Chosen', 'ContributionTap', 'Corruption', 'ExpertLayout', 'Forward', 'Gate', 'HookScope', 'Job', 'Join', 'LayerFacts', 'LayerReader', 'Origin', 'Outcome', 'Pass', 'PassCase', 'Patch', 'PatchKind', 'Plan', 'ReadError', 'ReadOptions', 'Runs', 'Segment', 'Step', 'Sweep', 'Tap', 'TokenPatch', 'TokensKind', 'Trouble', 'additivity', 'banzhaf', 'banzhaf_interaction', 'cut', 'is_quiet', 'layer_rows', 'matched_control', 'pack', 'prefix_coalitions', 'quietly', 'sample_permutations', 'sampled_shapley', 'shapley', 'shapley_interaction', 'smallest_coalition', 'subsets', 'tree_cost', 'tree_rows']
 class CaseShape:
     """
     What the tree has to know of a case: places in its prompt, in tokens.
     """
-    def __init__(self, length: typing.SupportsInt | typing.SupportsIndex, subject_start: typing.SupportsInt | typing.SupportsIndex, subject_stop: typing.SupportsInt | typing.SupportsIndex, patch_position: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def __init__(self, length: typing.SupportsInt | typing.SupportsIndex, subject_start: typing.SupportsInt | typing.SupportsIndex, subject_stop: typing.SupportsInt | typing.SupportsIndex, places: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]]) -> None:
+        ...
+class Runs:
+    """
+    Where patched runs are patched: layers and places.
+    """
+    def __init__(self, layers: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], places: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = []) -> None:
+        ...
+    def __len__(self) -> int:
+        ...
+    @property
+    def from_clean(self) -> list[bool]:
+        ...
+    @property
+    def layers(self) -> list[int]:
+        ...
+    @property
+    def places(self) -> list[int]:
         ...
 class Join(enum.Enum):
     """
@@ -43,7 +60,7 @@ class Plan:
     def cases(self) -> int:
         ...
     @property
-    def chain(self) -> int:
+    def chains(self) -> list[int]:
         """
         Rows of each fork.
         """
@@ -56,6 +73,11 @@ class Plan:
     def fork(self) -> numpy.ndarray:
         """
         (cases, rows): fork of a row, -1 for none.
+        """
+    @property
+    def noised_twin(self) -> numpy.ndarray:
+        """
+        (cases, rows): of a fork's row the noised row of its draw there.
         """
     @property
     def position(self) -> numpy.ndarray:
@@ -145,6 +167,15 @@ class PatchKind(enum.Enum):
     @classmethod
     def __new__(cls, value):
         ...
+class Origin(enum.Enum):
+    """
+    Which run a patched run leaves from.
+    """
+    DENOISE: typing.ClassVar[Origin]
+    NOISE: typing.ClassVar[Origin]
+    @classmethod
+    def __new__(cls, value):
+        ...
 class Chosen(enum.Enum):
     """
     Which experts' patch vectors a run adds.
@@ -165,13 +196,13 @@ class Patch:
     """
     __hash__: typing.ClassVar[None] = None
     @staticmethod
-    def block(layer: typing.SupportsInt | typing.SupportsIndex) -> Patch:
+    def block(layer: typing.SupportsInt | typing.SupportsIndex, place: typing.SupportsInt | typing.SupportsIndex = 0, origin: Origin = ...) -> Patch:
         ...
     @staticmethod
-    def null(layer: typing.SupportsInt | typing.SupportsIndex) -> Patch:
+    def null(layer: typing.SupportsInt | typing.SupportsIndex, place: typing.SupportsInt | typing.SupportsIndex = 0, origin: Origin = ...) -> Patch:
         ...
     @staticmethod
-    def of_experts(layer: typing.SupportsInt | typing.SupportsIndex, chosen: Chosen, *, subset: typing.SupportsInt | typing.SupportsIndex = 0, experts: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [], equal_norm: bool = False) -> Patch:
+    def of_experts(layer: typing.SupportsInt | typing.SupportsIndex, chosen: Chosen, *, subset: typing.SupportsInt | typing.SupportsIndex = 0, experts: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [], equal_norm: bool = False, place: typing.SupportsInt | typing.SupportsIndex = 0, origin: Origin = ...) -> Patch:
         """
         `subset`: bit j for slot j. `experts`: by index. `equal_norm`: of anchor and matched (equation 10).
         """
@@ -202,14 +233,22 @@ class Patch:
     def layer(self) -> int:
         ...
     @property
+    def origin(self) -> Origin:
+        ...
+    @property
+    def place(self) -> int:
+        ...
+    @property
     def subset(self) -> int:
         ...
 class Sweep:
     """
     Every routed expert of a layer patched by itself.
     """
-    def __init__(self, layer: typing.SupportsInt | typing.SupportsIndex, top_k: typing.SupportsInt | typing.SupportsIndex, of_union: bool = False) -> None:
-        ...
+    def __init__(self, layer: typing.SupportsInt | typing.SupportsIndex, top_k: typing.SupportsInt | typing.SupportsIndex, of_union: bool = False, place: typing.SupportsInt | typing.SupportsIndex = 0, origin: Origin = ...) -> None:
+        """
+        `top_k`: a run routes the tokens of the place to at most so many experts.
+        """
     def __repr__(self) -> str:
         ...
     @property
@@ -217,6 +256,12 @@ class Sweep:
         ...
     @property
     def of_union(self) -> bool:
+        ...
+    @property
+    def origin(self) -> Origin:
+        ...
+    @property
+    def place(self) -> int:
         ...
     @property
     def top_k(self) -> int:
@@ -234,20 +279,22 @@ class Job:
     """
     What a trace does to every case: patches, and sweeps over the experts of layers.
     """
-    def __init__(self, layers: typing.SupportsInt | typing.SupportsIndex, draws: typing.SupportsInt | typing.SupportsIndex, patches: collections.abc.Sequence[Patch], sweeps: collections.abc.Sequence[Sweep], corruption: Corruption = ...) -> None:
-        ...
-    @property
-    def run_layers(self) -> list[int]:
+    def __init__(self, layers: typing.SupportsInt | typing.SupportsIndex, draws: typing.SupportsInt | typing.SupportsIndex, patches: collections.abc.Sequence[Patch], sweeps: collections.abc.Sequence[Sweep], place_tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [], corruption: Corruption = ...) -> None:
         """
-        Layer of each run: of the patches, then of the slots of the sweeps.
+        `place_tokens`: of each place, in any case of the trace: tokens at most; 1 where unsaid.
+        """
+    @property
+    def runs(self) -> Runs:
+        """
+        Where each run is patched: the patches, then the slots of the sweeps.
         """
 class PassCase:
     """
     A case as a pass sees it.
     """
-    def __init__(self, tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], subject_start: typing.SupportsInt | typing.SupportsIndex, subject_stop: typing.SupportsInt | typing.SupportsIndex, patch_position: typing.SupportsInt | typing.SupportsIndex, vectors: typing.Annotated[numpy.typing.ArrayLike, numpy.float32]) -> None:
+    def __init__(self, tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], subject_start: typing.SupportsInt | typing.SupportsIndex, subject_stop: typing.SupportsInt | typing.SupportsIndex, places: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]], vectors: typing.Annotated[numpy.typing.ArrayLike, numpy.float32]) -> None:
         """
-        `vectors`: float32 (draws, subject tokens, width), which change the subject's embeddings.
+        `places`: of each place its positions, ascending; none where the case doesn't have it. `vectors`: float32 (draws, subject tokens, width), which change the subject's embeddings.
         """
 class LayerFacts:
     """
@@ -366,7 +413,7 @@ class Outcome:
     @property
     def layers(self) -> dict:
         """
-        For each routed layer its arrays by case, draw and expert (or slot).
+        For each routed layer and place its arrays by case, draw and expert (or slot).
         """
     @property
     def noised(self) -> numpy.ndarray:
@@ -377,6 +424,11 @@ class Outcome:
     def patched(self) -> numpy.ndarray:
         """
         float64 (cases, patches, draws)
+        """
+    @property
+    def present(self) -> typing.Any:
+        """
+        bool (cases, patches): whether the case has the place of the patch.
         """
 class HookScope:
     """
@@ -411,6 +463,154 @@ class HookScope:
     def resume(self) -> None:
         """
         Put on again what `pause` took off, in the same order.
+        """
+class Step(enum.IntEnum):
+    """
+    What torch.ops.moetrace.fire asks of a tap.
+    """
+    KEEP: typing.ClassVar[Step]
+    READ: typing.ClassVar[Step]
+    VALUE: typing.ClassVar[Step]
+    @classmethod
+    def __new__(cls, value):
+        ...
+    def __format__(self, format_spec):
+        ...
+class TokensKind(enum.Enum):
+    """
+    Which tokens of a user's forwards are meant.
+    """
+    ALL: typing.ClassVar[TokensKind]
+    COLUMNS: typing.ClassVar[TokensKind]
+    LAST: typing.ClassVar[TokensKind]
+    ROWS: typing.ClassVar[TokensKind]
+    @classmethod
+    def __new__(cls, value):
+        ...
+class Forward:
+    """
+    The forward of a user's own that is in progress, and which of its tokens are chosen.
+    """
+    def __init__(self, kind: TokensKind, numbers: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [], sequences: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
+        ...
+    def begin(self, batch: typing.SupportsInt | typing.SupportsIndex, tokens: typing.SupportsInt | typing.SupportsIndex, past: typing.SupportsInt | typing.SupportsIndex, last: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> None:
+        """
+        A forward of (batch, tokens) starts behind `past` cached tokens. `last`: of each sequence the token of this forward that is its last; empty for the end. IndexError for a token before the first one, ValueError for tokens that the batch hasn't.
+        """
+    def end(self) -> None:
+        """
+        The forward is over.
+        """
+    def unreached(self) -> list[int]:
+        """
+        Tokens that were asked for and that no forward held.
+        """
+    @property
+    def batch(self) -> int:
+        """
+        Sequences of the forward.
+        """
+    @property
+    def chosen(self) -> int:
+        """
+        Chosen tokens of each sequence.
+        """
+    @property
+    def longest(self) -> int:
+        """
+        The most tokens that a sequence has had.
+        """
+    @property
+    def number(self) -> int:
+        """
+        Forwards so far.
+        """
+    @property
+    def past(self) -> int:
+        """
+        Tokens before them in a cache.
+        """
+    @property
+    def rows(self) -> list[int]:
+        """
+        Chosen rows of (batch * tokens).
+        """
+    @property
+    def running(self) -> bool:
+        """
+        Whether one is in progress in this thread.
+        """
+    @property
+    def running_elsewhere(self) -> bool:
+        """
+        Whether one is in progress in another thread.
+        """
+    @property
+    def tokens(self) -> int:
+        """
+        Tokens of each.
+        """
+class Tap:
+    """
+    Keeps what passes a place at the chosen tokens.
+    """
+    def __init__(self, name: str, forward: Forward) -> None:
+        ...
+    def hook(self, forward: Forward) -> typing.Any:
+        """
+        To hang behind a module.
+        """
+    def reset(self) -> None:
+        """
+        Forget what was kept.
+        """
+    def routing_hook(self, forward: Forward, routed_call: typing.Any) -> typing.Any:
+        """
+        To hang before an experts module.
+        """
+    @property
+    def fired(self) -> int:
+        """
+        How often something passed.
+        """
+    @property
+    def number(self) -> int:
+        """
+        By which torch.ops.moetrace.fire reaches it.
+        """
+    @property
+    def steps(self) -> list[int]:
+        """
+        Tokens of each forward that is kept.
+        """
+class TokenPatch:
+    """
+    Replaces what passes a place at the chosen tokens.
+    """
+    def __init__(self, name: str, forward: Forward) -> None:
+        ...
+    def hook(self, forward: Forward, function: typing.Any) -> typing.Any:
+        """
+        To hang behind a module: function(rows) gives what stands in their place.
+        """
+    def routing_hook(self, forward: Forward, routed_call: typing.Any, function: typing.Any) -> typing.Any:
+        """
+        To hang before an experts module: function(index, weights) gives what it is called with.
+        """
+    @property
+    def fired(self) -> int:
+        """
+        How often it replaced something.
+        """
+class ContributionTap:
+    """
+    What experts contribute to their sum at the chosen tokens.
+    """
+    def __init__(self, name: str, forward: Forward, expert: typing.SupportsInt | typing.SupportsIndex = -1) -> None:
+        ...
+    def hook(self, forward: Forward, routed_call: typing.Any, layout: ExpertLayout | None, function: typing.Any) -> typing.Any:
+        """
+        To hang behind an experts module: function(*found) is told what was found.
         """
 class ReadError(OSError):
     pass
@@ -475,11 +675,15 @@ def banzhaf_interaction(values: typing.Annotated[numpy.typing.ArrayLike, numpy.f
     """
     (cases, 2^k) -> (cases, k, k) Banzhaf interaction indices; the values on the diagonal.
     """
-def cut(shape: CaseShape, patched: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], draws: typing.SupportsInt | typing.SupportsIndex, layers: typing.SupportsInt | typing.SupportsIndex, join: Join, budget: typing.SupportsInt | typing.SupportsIndex) -> list[tuple[int, int]]:
+def cut(shape: CaseShape, runs: Runs, draws: typing.SupportsInt | typing.SupportsIndex, layers: typing.SupportsInt | typing.SupportsIndex, join: Join, budget: typing.SupportsInt | typing.SupportsIndex) -> list[tuple[int, int]]:
     """
     Ranges of a case's runs that keep each tree within the budget; 0 for no budget.
     """
-def layer_rows(cases: collections.abc.Sequence[CaseShape], patched: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], draws: typing.SupportsInt | typing.SupportsIndex, layers: typing.SupportsInt | typing.SupportsIndex, join: Join) -> list[int]:
+def is_quiet() -> bool:
+    """
+    Whether hooks of users' forwards in this thread do nothing now.
+    """
+def layer_rows(cases: collections.abc.Sequence[CaseShape], runs: Runs, begin: typing.SupportsInt | typing.SupportsIndex, end: typing.SupportsInt | typing.SupportsIndex, draws: typing.SupportsInt | typing.SupportsIndex, layers: typing.SupportsInt | typing.SupportsIndex, join: Join) -> list[int]:
     """
     Token rows of each case of a batch while each layer runs, and last all of them.
     """
@@ -494,6 +698,10 @@ def pack(rows: collections.abc.Sequence[typing.SupportsInt | typing.SupportsInde
 def prefix_coalitions(permutations: typing.Annotated[numpy.typing.ArrayLike, numpy.int64]) -> numpy.typing.NDArray[numpy.uint64]:
     """
     The distinct coalitions that form while players join, ascending.
+    """
+def quietly(function: typing.Any, *args, **kwargs) -> typing.Any:
+    """
+    Call a function; hooks of users' forwards in this thread do nothing for the time.
     """
 def sample_permutations(players: typing.SupportsInt | typing.SupportsIndex, count: typing.SupportsInt | typing.SupportsIndex, seed: typing.SupportsInt | typing.SupportsIndex, stream: typing.SupportsInt | typing.SupportsIndex, antithetic: bool) -> numpy.typing.NDArray[numpy.int64]:
     """
@@ -519,12 +727,12 @@ def subsets(players: typing.SupportsInt | typing.SupportsIndex) -> numpy.typing.
     """
     Every non-empty coalition of k players as a bitmask, ascending.
     """
-def tree_cost(shape: CaseShape, patched: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], draws: typing.SupportsInt | typing.SupportsIndex, layers: typing.SupportsInt | typing.SupportsIndex, join: Join) -> int:
+def tree_cost(shape: CaseShape, runs: Runs, draws: typing.SupportsInt | typing.SupportsIndex, layers: typing.SupportsInt | typing.SupportsIndex, join: Join) -> int:
     """
     Token rows of one case in the average layer, at least a quarter of all.
     """
-def tree_rows(shape: CaseShape, patches: typing.SupportsInt | typing.SupportsIndex, draws: typing.SupportsInt | typing.SupportsIndex) -> int:
+def tree_rows(shape: CaseShape, runs: Runs, begin: typing.SupportsInt | typing.SupportsIndex, end: typing.SupportsInt | typing.SupportsIndex, draws: typing.SupportsInt | typing.SupportsIndex) -> int:
     """
-    Token rows of one case with so many patches, each a fork of every noised branch.
+    Token rows of one case with the runs from `begin` to `end`, forks of every draw.
     """
 __version__: str = '0.1.0'

@@ -8,13 +8,14 @@ import torch
 
 import moetrace as mt
 from moetrace._native import _core
-from moetrace.engines.job import Patch, make_job
+from moetrace.engines.job import Origin, Patch, make_job
 from moetrace.engines.reference import ReferenceEngine
 from moetrace.engines.tree import TreeEngine
 from moetrace.models.anatomy import find_anatomy
 from moetrace.models.state import prepared
 from tests.engines import oracle
 from tests.engines.test_gradients import noise_of
+from tests.engines.test_places import PLACES
 from tests.engines.tiny import SPARSE, make_cases, make_model
 
 
@@ -51,6 +52,24 @@ def test_positions_before_the_last(position):
     np.testing.assert_allclose(beside.patched, expected.patched[:1], atol=3e-4)
     free, fixed = np.split(expected.patched, 2, axis=1)
     assert np.abs(free - fixed).max() > 1e-3
+
+
+@pytest.mark.parametrize("join", _core.Join)
+def test_places_of_several_tokens_from_either_run(join):
+    model, cases = make_model("qwen3_moe"), make_cases(4)
+    free = [
+        patch
+        for origin in Origin
+        for place in range(len(PLACES))
+        for patch in (Patch.block(0, place, origin), Patch.block(1, place, origin))
+    ]
+    with prepared(model):
+        patches = [*free, *(patch.with_fixed_routing() for patch in free), Patch.null(0)]
+        job = make_job(find_anatomy(model), patches, mt.SubjectNoise(draws=2), PLACES)
+        expected, found = ReferenceEngine(job).run(cases), TreeEngine(job, join).run(cases)
+    np.testing.assert_allclose(found.patched, expected.patched, atol=3e-4)
+    changed = np.abs(expected.patched[:, : len(free)] - expected.patched[:, len(free) : -1])
+    assert (np.nanmax(changed, axis=(0, 2)) > 1e-3).mean() > 0.8
 
 
 def by_hand(model, case, layer, clean, position):

@@ -1,12 +1,13 @@
-"""Later routers held to what they chose in the noised run, for the reference engine.
+"""Later routers held to what they chose in the run that a patch leaves from, for the reference engine.
 
 A patch changes what later layers see, and so whom their routers choose. With fixed routing the index and the
-weights of every later layer's experts are the noised run's, at the patched token and behind it.
+weights of every later layer's experts are those of the unpatched run, from the first patched token on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,57 +17,68 @@ from moetrace.engines.job import Job
 from moetrace.models.experts import routed_call, with_weights
 
 Hooks = list[tuple[Any, Any]]
+Routes = dict[int, tuple[torch.Tensor, torch.Tensor]]  # of a run of one sequence: index and weights by layer
 
 
-class FixedRouting:
-    """Of one case: keeps a noised run's routing, and gives it to sequences of other runs."""
+@dataclass(frozen=True)
+class Held:
+    """A patched run that is held: its layer, its first patched token, and which sequence of the same forward
+    has the routing that it is held to (None: it is given)."""
 
-    def __init__(self, job: Job, tokens: int, position: int) -> None:
-        self._job, self._tokens, self._position = job, tokens, position
-        fixed = [patch.layer for patch in job.patches if patch.fixed_routing]
-        self._layers = [
-            site.layer
-            for site in job.anatomy.sites
-            if site is not None and site.experts is not None and fixed and site.layer > min(fixed)
+    layer: int
+    first: int
+    source: int | None = None
+
+
+def held_layers(job: Job) -> list[int]:
+    """Layers behind the lowest patch with fixed routing that have experts."""
+    fixed = [patch.layer for patch in job.patches if patch.fixed_routing]
+    known = [site.layer for site in job.anatomy.sites if site is not None and site.experts is not None]
+    return [layer for layer in known if fixed and layer > min(fixed)]
+
+
+class RoutingTap:
+    """Keeps the routing of a forward of one sequence, in the layers where some patch needs it."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self.routes: Routes = {}
+
+    def hooks(self) -> Hooks:
+        """Experts modules, and what to hang before each."""
+        return [
+            (self._job.anatomy.experts(layer), partial(self._keep, layer)) for layer in held_layers(self._job)
         ]
-        self._kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def noised_hooks(self) -> Hooks:
-        """Experts modules, and what keeps the routing of a forward of the noised run before each."""
-        return [(self._job.anatomy.experts(layer), partial(self._keep, layer)) for layer in self._layers]
-
-    def forget(self) -> None:
-        """The noised run is run again."""
-        self._kept.clear()
-
-    def patched_hooks(self, runs: Sequence[int | None], noised: int | None = None) -> Hooks:
-        """The same of a forward whose sequence i is a run patched in layer ``runs[i]`` and then fixed;
-        None for one that is free. ``noised``: the noised run's sequence, where it is in the same forward.
-        """
-        found = []
-        for layer in self._layers:
-            sequences = [i for i, patched in enumerate(runs) if patched is not None and patched < layer]
-            if sequences:
-                hook = partial(self._give, layer, sequences, noised)
-                found.append((self._job.anatomy.experts(layer), hook))
-        return found
 
     def _keep(self, layer: int, module: Any, args: Any, kwargs: Any) -> None:
-        if layer not in self._kept:  # an ablation calls the block again
+        if layer not in self.routes:  # an ablation calls the block again
             _, index, weights = routed_call(module, args, kwargs, f"layer {layer}")
-            self._kept[layer] = (index[self._position :].clone(), weights[self._position :].clone())
+            self.routes[layer] = (index.clone(), weights.clone())
 
-    def _give(
-        self, layer: int, sequences: Sequence[int], noised: int | None, module: Any, args: Any, kwargs: Any
-    ) -> Any:
-        _, index, weights = routed_call(module, args, kwargs, f"layer {layer}")
-        shape = (-1, self._tokens, index.shape[-1])
-        index, weights = index.reshape(shape).clone(), weights.reshape(shape).clone()
-        if noised is None:
-            own_index, own_weights = self._kept[layer]
-        else:
-            own_index, own_weights = index[noised, self._position :], weights[noised, self._position :]
-        for sequence in sequences:
-            index[sequence, self._position :] = own_index.to(index.device)
-            weights[sequence, self._position :] = own_weights.to(weights.device)
-        return with_weights(args, kwargs, weights.flatten(0, 1), index.flatten(0, 1))
+
+def held_hooks(job: Job, tokens: int, runs: Sequence[Held | None], routes: Mapping[int, Any]) -> Hooks:
+    """What to hang before experts of a forward whose sequence i is ``runs[i]``; None for one that is free.
+
+    ``routes``: of the run that they are held to, where it isn't in the same forward.
+    """
+    found = []
+    for layer in held_layers(job):
+        own = {i: run for i, run in enumerate(runs) if run is not None and run.layer < layer}
+        if own:
+            hook = partial(_give, layer, tokens, own, routes.get(layer))
+            found.append((job.anatomy.experts(layer), hook))
+    return found
+
+
+def _give(
+    layer: int, tokens: int, runs: Mapping[int, Held], routes: Any, module: Any, args: Any, kwargs: Any
+) -> Any:
+    _, index, weights = routed_call(module, args, kwargs, f"layer {layer}")
+    shape = (-1, tokens, index.shape[-1])
+    given = index.reshape(shape), weights.reshape(shape)
+    index, weights = given[0].clone(), given[1].clone()
+    for sequence, run in runs.items():
+        held = routes if run.source is None else [value[run.source] for value in given]
+        index[sequence, run.first :] = held[0][run.first :].to(index.device)
+        weights[sequence, run.first :] = held[1][run.first :].to(weights.device)
+    return with_weights(args, kwargs, weights.flatten(0, 1), index.flatten(0, 1))

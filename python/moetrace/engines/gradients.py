@@ -243,10 +243,11 @@ class GradientScreen:
         """ContributionError where a block's steps behind its experts aren't a scale (see `block_scale`)."""
         with torch.no_grad():
             for layer, (rows, args, kwargs) in inputs.items():
+                site = self._job.anatomy.site(layer)
                 try:
-                    block_scale(self._job.anatomy.site(layer), rows, args, kwargs)
+                    block_scale(site, rows, partial(site.block, rows, *args, **kwargs))
                 except ContributionError:
-                    block = type(self._job.anatomy.site(layer).block).__name__
+                    block = type(site.block).__name__
                     raise ContributionError(
                         f"layer {layer}: {block} does more with the sum of its experts than scale it, so "
                         "that first order isn't theirs alone; use trace_experts with engine='reference'"

@@ -17,10 +17,9 @@ import numpy as np
 import torch
 
 from moetrace._native import _core
-from moetrace.engines.ablation import patch_vector
-from moetrace.engines.fixed_routing import FixedRouting
 from moetrace.engines.frozen import Stream, frozen_hook, mixers
 from moetrace.engines.job import Job, Patch
+from moetrace.engines.patched_runs import Watched, Written, patched_runs
 from moetrace.engines.receivers import Receiver
 from moetrace.engines.reference import ReferenceEngine, sequences_together
 
@@ -61,57 +60,53 @@ class PathEngine(ReferenceEngine):
         super().__init__(job)
         self._paths = tuple(paths)
 
-    def run_paths(self, case: Case) -> PathOutcome:
+    def run_paths(self, case: Case, position: int) -> PathOutcome:
         """All paths of a case. LayoutError where the residual stream isn't found between two of its ends."""
-        clean_rows, clean_experts, clean = self._watched(case, None)
+        clean = self._watched(case, None)
         noised, nulls, path, total = [], [], [], []
         for draw in self.job.corruptor.values(case):
-            rows, experts, difference = self._watched(case, draw)
-            values: list[torch.Tensor | None] = []  # what each sender's block gives; None: nothing is patched
-            for own in self._paths:
-                layer = own.sender.layer
-                value = clean_rows[layer]
-                if own.sender.kind is _core.PatchKind.EXPERTS:
-                    vector = patch_vector(own.sender, clean_experts[layer], experts[layer])
-                    value = rows[layer] + vector
-                    active = own.sender.experts[0] in clean_experts[layer].experts
-                    values.append(value if active else None)
-                else:
-                    values.append(value)
-            found = self._effects(case, draw, values, rows, difference)
-            noised.append(difference)
+            origin = self._watched(case, draw)
+            runs = patched_runs(self.job, case, clean, origin)
+            active = [
+                own.sender.kind is not _core.PatchKind.EXPERTS
+                or own.sender.experts[0] in clean.experts[own.sender.layer][position].experts
+                for own in self._paths
+            ]
+            found = self._effects(case, draw, origin, runs, active, position)
+            noised.append(origin.difference)
             nulls.append(found[-1])
-            effects = found[:-1].reshape(2, -1) - difference
+            effects = found[:-1].reshape(2, -1) - origin.difference
             path.append(effects[0])
             total.append(effects[1])
         path_, total_ = np.stack(path, axis=-1), np.stack(total, axis=-1)
-        return PathOutcome(clean, np.array(noised), np.array(nulls), path_, total_)
+        return PathOutcome(clean.difference, np.array(noised), np.array(nulls), path_, total_)
 
     def _effects(
         self,
         case: Case,
-        noise: torch.Tensor,
-        values: Sequence[torch.Tensor | None],
-        rows: dict[int, torch.Tensor],
-        noised: float,
+        values: torch.Tensor,
+        origin: Watched,
+        senders: Sequence[Written],
+        active: Sequence[bool],
+        position: int,
     ) -> np.ndarray:
-        """Logit differences of all paths, all senders and the null run; ``noised`` where nothing changes."""
-        position = self.job.patch_position(case)
+        """Logit differences of all paths, all senders and the null run, which is the last of ``senders``; the
+        noised run's where nothing changes."""
         received: dict[int, torch.Tensor] = {}
-        active = [index for index, value in enumerate(values) if value is not None]
+        moved = [index for index, is_active in enumerate(active) if is_active]
         size = max(1, sequences_together(len(case.input_ids)) - 1)
-        for begin in range(0, len(active), size):
-            part = active[begin : begin + size]
-            received |= self._received(case, noise, {i: values[i] for i in part}, position)
-        null = self.job.patches[-1].layer
-        runs = [(self._paths[index].layer, value) for index, value in received.items()]
-        runs += [(self._paths[i].sender.layer, value) for i, value in enumerate(values) if value is not None]
-        runs.append((null, rows[null]))
-        free = FixedRouting(self.job, len(case.input_ids), position)
-        given = self._patched(case, noise, runs, position, None, free)
-        found = np.full((2, len(values)), noised)
+        for begin in range(0, len(moved), size):
+            part = {index: senders[index].values[position] for index in moved[begin : begin + size]}
+            received |= self._received(case, values, part, position)
+        runs = [
+            Written(self._paths[index].layer, {position: value}, 0, senders[-1].origin)
+            for index, value in received.items()
+        ]
+        runs += [*(senders[index] for index in moved), senders[-1]]
+        given = self._patched(case, origin, values, None, runs)[0]
+        found = np.full((2, len(active)), origin.difference)
         found[0, list(received)] = given[: len(received)]
-        found[1, active] = given[len(received) : -1]
+        found[1, moved] = given[len(received) : -1]
         return np.append(found.ravel(), given[-1])
 
     def _received(
@@ -142,10 +137,12 @@ class PathEngine(ReferenceEngine):
         shape = (1 + len(paths), tokens)
         behind: Hooks = []
         for layer in sorted({path.sender.layer for path in paths}):
-            own = {1 + i: values[places[i]] for i, path in enumerate(paths) if path.sender.layer == layer}
-            behind.append(
-                (self.job.anatomy.site(layer).block, self._writer(layer, own, shape, position, fired))
-            )
+            own = {
+                1 + i: {position: values[places[i]]}
+                for i, path in enumerate(paths)
+                if path.sender.layer == layer
+            }
+            behind.append((self.job.anatomy.site(layer).block, self._writer(layer, own, shape, fired)))
         behind += self._frozen(paths, shape)
         before: Hooks = []
         for layer, receiver in receivers.items():

@@ -26,6 +26,7 @@ from moetrace.results.paths import PathTrace
 from moetrace.trace.matched import check_expert
 from moetrace.trace.options import TraceOptions, checked, shows_options
 from moetrace.trace.provenance import provenance
+from moetrace.trace.screen import one_token
 from moetrace.trace.session import Session, _without_failed
 from moetrace.weights import source_of
 
@@ -86,7 +87,7 @@ def trace_paths(
         found = []
         with progress_bar(len(case_set), "paths", common["progress"]) as bar:
             for case in case_set:
-                found.append(engine.run_paths(case))
+                found.append(engine.run_paths(case, *one_token(job, case)))
                 bar.update(1)
         attention = str(getattr(anatomy.config, "_attn_implementation", ""))
     session = _without_failed(case_set, _outcome(found), choice, attention, job)

@@ -99,7 +99,7 @@ def _result(session: Session, layers: Sequence[int], experts: Sequence[Expert]) 
     outcome, count = session.outcome, len(layers) + len(experts)
     each = rescue(outcome.patched, outcome.noised)
     for index, expert in enumerate(experts):  # exactly 0 where it isn't clean-active, as trace_experts counts
-        active = outcome.routing[expert.layer].clean_active[:, :, expert.expert]
+        active = outcome.routing[expert.layer, 0].clean_active[:, :, expert.expert]
         for column in (len(layers) + index, count + len(layers) + index):
             each[:, column] = np.where(active, each[:, column], 0.0)
     effects = each.mean(axis=2)

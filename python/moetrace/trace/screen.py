@@ -25,7 +25,7 @@ from moetrace.engines.gradients import (
     with_gradients,
 )
 from moetrace.engines.job import Job, Outcome, Patch, Sweep, make_job
-from moetrace.errors import NoEffectWarning
+from moetrace.errors import ArgumentError, NoEffectWarning
 from moetrace.models.anatomy import Anatomy, expert_count, find_anatomy
 from moetrace.models.experts import top_k_of
 from moetrace.models.state import prepared
@@ -146,11 +146,21 @@ def _estimates(
         for batch in batches_of_length(cases, rows, job.draws):
             own = [cases[index] for index in batch]
             length = len(own[0].input_ids)
-            asked = [range(length) if everywhere else [job.patch_position(case)] for case in own]
+            asked = [range(length) if everywhere else one_token(job, case) for case in own]
             estimates = screen.run(own, np.array([list(tokens) for tokens in asked]))
             found |= {index: estimates.case(place) for place, index in enumerate(batch)}
             tell(len(batch))
     return [found[index] for index in range(len(cases))]
+
+
+def one_token(job: Job, case: Case) -> tuple[int, ...]:
+    """Positions of the job's place in a case: one. ArgumentError where it has none or several tokens."""
+    (tokens,) = job.tokens_of(case)
+    if len(tokens) != 1:
+        raise ArgumentError(
+            f"position {job.position!r} has {len(tokens)} tokens in case {case.case_id}; expected one token"
+        )
+    return tokens
 
 
 def _by_site(
