@@ -17,6 +17,7 @@ from moetrace.cases import CaseSet, as_case_set, case_columns, validate_cases
 from moetrace.engines.engine_choice import choose_engine
 from moetrace.engines.job import Outcome, Patch, make_job
 from moetrace.engines.paths import Path, PathEngine, PathOutcome
+from moetrace.engines.places import single_place
 from moetrace.errors import ArgumentError, ModelError
 from moetrace.models.anatomy import Anatomy, find_anatomy
 from moetrace.models.state import prepared
@@ -81,7 +82,8 @@ def trace_paths(
     common["corruption"].check(case_set)
     with prepared(anatomy.model):
         patches = [*(path.sender for path in paths), Patch.null(min(path.sender.layer for path in paths))]
-        job = make_job(anatomy, patches, common["corruption"], common["position"], (), common["readout"])
+        places = single_place(common["position"], case_set)
+        job = make_job(anatomy, patches, common["corruption"], places, (), common["readout"])
         choice = choose_engine(job, case_set, "reference")
         engine = PathEngine(job, paths)
         found = []

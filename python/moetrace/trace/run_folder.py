@@ -42,6 +42,7 @@ def call_facts(what: str, job: Job, cases: CaseSet, details: Mapping[str, Any] |
         "patches": hashlib.sha256(repr((job.patches, job.sweeps)).encode()).hexdigest(),
         **job.corruptor.corruption.facts(),
         "position": job.position,
+        "tokens": json_digest([job.tokens_of(case) for case in cases]),
         "readout": job.readout.asked,
         "details": dict(details or {}),
     }

@@ -25,6 +25,7 @@ from moetrace.engines.gradients import (
     with_gradients,
 )
 from moetrace.engines.job import Job, Outcome, Patch, Sweep, make_job
+from moetrace.engines.places import single_place
 from moetrace.errors import ArgumentError, NoEffectWarning
 from moetrace.models.anatomy import Anatomy, expert_count, find_anatomy
 from moetrace.models.experts import top_k_of
@@ -94,8 +95,9 @@ def screen_experts(
     case_set = as_case_set(cases)
     validate_cases(case_set, anatomy.vocab_size, common["final_subject"], anatomy.positions)
     common["corruption"].check(case_set)
+    patched = single_place(common["position"], case_set)
     with prepared(anatomy.model):
-        job = make_job(anatomy, (), common["corruption"], common["position"], (), common["readout"])
+        job = make_job(anatomy, (), common["corruption"], patched, (), common["readout"])
         rows = _budget(common["batch_tokens"], anatomy)
         with progress_bar(len(case_set), "screen", common["progress"]) as bar:
             found = _estimates(job, chosen, case_set, everywhere, rows, bar.update)
@@ -219,8 +221,8 @@ def _verified(
         reached = [place for place, case in enumerate(cases) if _reaches(case, position)]
         if not reached:
             continue
-        asked = {**common, "position": position} if position else common
         part = CaseSet([cases[place] for place in reached])
+        asked = {**common, "position": position} if position else common
         session, exact = _exact(model, part, sites.iloc[own], asked, whole=top is None)
         floors.append(session)
         failed.append(session.failed)
