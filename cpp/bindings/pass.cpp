@@ -109,6 +109,14 @@ void bind_job(py::module_& m) {
           "10).")
       .def_readonly("layer", &Patch::layer)
       .def_readonly("kind", &Patch::kind)
+      .def_readonly("fixed_routing", &Patch::fixed_routing)
+      .def(
+          "with_fixed_routing",
+          [](Patch patch) {
+            patch.fixed_routing = true;
+            return patch;
+          },
+          "The same patch, whose tokens later layers route as they do those of the run that it leaves from.")
       .def_property_readonly("chosen", [](const Patch& patch) { return patch.experts.chosen; })
       .def_property_readonly("subset", [](const Patch& patch) { return patch.experts.subset; })
       .def_property_readonly("experts", [](const Patch& patch) { return patch.experts.experts; })
@@ -118,12 +126,13 @@ void bind_job(py::module_& m) {
       .def(
           "__eq__", [](const Patch& a, const Patch& b) { return a == b; }, py::is_operator())
       .def("__repr__", [](py::object self) {
+        const bool fixed = self.attr("fixed_routing").cast<bool>();
         return py::str(
                    "Patch(layer={}, kind={}, chosen={}, subset={}, experts={}, equal_norm={}, place={}, "
-                   "origin={})")
+                   "origin={}{})")
             .format(self.attr("layer"), self.attr("kind").attr("name"), self.attr("chosen").attr("name"),
                     self.attr("subset"), self.attr("experts"), self.attr("equal_norm"), self.attr("place"),
-                    self.attr("origin").attr("name"));
+                    self.attr("origin").attr("name"), fixed ? ", fixed_routing=True" : "");
       });
 
   py::class_<Sweep>(m, "Sweep", "Every routed expert of a layer patched by itself.")

@@ -181,6 +181,29 @@ struct Router : Armed {
   std::int64_t experts_;
 };
 
+/// Before the experts: rows of index and weights become other rows'.
+struct Routing : Experts {
+  explicit Routing(const Experts& experts) : Experts(experts) {}
+  py::object operator()(const py::object& module, const py::tuple& args, const py::dict& kwargs) const {
+    const py::list triple = routed_call(module, args, kwargs);
+    py::list given;
+    given.append(triple[1]);
+    given.append(triple[2]);
+    const py::list found = fire(Step::kValue, std::move(given));
+    const auto replaced = [&](py::handle value) {
+      for (std::size_t at = 0; at < 2; ++at) {
+        if (value.is(triple[at + 1])) return py::object(found[at]);
+      }
+      return py::reinterpret_borrow<py::object>(value);
+    };
+    py::list positional;
+    for (const py::handle value : args) positional.append(replaced(value));
+    py::dict named;
+    for (const auto& [key, value] : kwargs) named[key] = replaced(value);
+    return py::make_tuple(py::tuple(positional), named);
+  }
+};
+
 /// Before the experts; `fused`: whether the fused routine may compute them.
 struct ExpertsEntry : Experts {
   ExpertsEntry(const Experts& experts, bool fused) : Experts(experts), fused_(fused) {}
@@ -275,6 +298,8 @@ void arm_one(HookScope& scope, const Pass& pass, const Hook& own, const Armed& a
       return scope.behind(block, Watched(armed));
     case Place::kBlockOutput:
       return scope.behind(block, Output(armed));
+    case Place::kRouting:
+      return scope.before(site.attr("experts"), Routing(experts()));
     case Place::kExpertsEntry:
       return scope.before(site.attr("experts"),
                           ExpertsEntry(experts(), pass.facts(own.layer).fused_from > 0));

@@ -58,12 +58,19 @@ if TYPE_CHECKING:
     from moetrace.results.layer_map import LayerMap as LayerMap
     from moetrace.results.layers import LayerTrace as LayerTrace
     from moetrace.results.matched import MatchedTrace as MatchedTrace
+    from moetrace.results.path_ends import PathEnd as PathEnd
+    from moetrace.results.paths import PathTrace as PathTrace
+    from moetrace.results.routes import RouteTrace as RouteTrace
     from moetrace.results.scales import ScaleTrace as ScaleTrace
+    from moetrace.results.screen import ScreenTrace as ScreenTrace
     from moetrace.trace.coalitions import trace_coalitions as trace_coalitions
     from moetrace.trace.experts import trace_experts as trace_experts
     from moetrace.trace.layers import trace_layers as trace_layers
     from moetrace.trace.matched import trace_matched as trace_matched
+    from moetrace.trace.paths import trace_paths as trace_paths
+    from moetrace.trace.routes import trace_routes as trace_routes
     from moetrace.trace.scales import trace_noise_scales as trace_noise_scales
+    from moetrace.trace.screen import screen_experts as screen_experts
     from moetrace.trace.select_cases import select_cases as select_cases
 
 _HOMES = {
@@ -82,11 +89,15 @@ _HOMES = {
     "MatchedTrace": "results.matched",
     "MetricTraces": "results.by_metric",
     "MoetraceError": "errors",
+    "PathEnd": "results.path_ends",
+    "PathTrace": "results.paths",
     "Residual": "pipeline.sites",
+    "RouteTrace": "results.routes",
     "Router": "pipeline.sites",
     "Routing": "pipeline.sites",
     "ScaleTrace": "results.scales",
     "MeanEmbedding": "corruptions",
+    "ScreenTrace": "results.screen",
     "SharedExpert": "pipeline.sites",
     "SubjectNoise": "corruptions",
     "Suppress": "pipeline.routing",
@@ -106,12 +117,15 @@ _HOMES = {
     "patch": "pipeline.patch",
     "plan": "planning.plan",
     "run_protocol": "protocol.run",
+    "screen_experts": "trace.screen",
     "select_cases": "trace.select_cases",
     "trace_coalitions": "trace.coalitions",
     "trace_experts": "trace.experts",
     "trace_layers": "trace.layers",
     "trace_matched": "trace.matched",
     "trace_noise_scales": "trace.scales",
+    "trace_paths": "trace.paths",
+    "trace_routes": "trace.routes",
 }
 
 __all__ = ["__version__", "coalition", "errors", "planted", "ranks", "stats", *sorted(_HOMES)]

@@ -254,6 +254,10 @@ class Patch:
         ...
     def __repr__(self) -> str:
         ...
+    def with_fixed_routing(self) -> Patch:
+        """
+        The same patch, whose tokens later layers route as they do those of the run that it leaves from.
+        """
     @property
     def chosen(self) -> Chosen:
         ...
@@ -262,6 +266,9 @@ class Patch:
         ...
     @property
     def experts(self) -> list[int]:
+        ...
+    @property
+    def fixed_routing(self) -> bool:
         ...
     @property
     def kind(self) -> PatchKind:

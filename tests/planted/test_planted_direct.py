@@ -11,17 +11,9 @@ from moetrace.planted import FAMILIES, plant
 TOLERANCE = {"rtol": 0, "atol": 1e-4}
 
 
-def direct_truth(planted):
-    """(cases, layers, experts): all of the rescue but what the pair's readers make of it."""
-    truth = planted.truth
-    found = truth.experts.copy()
-    found[:, planted.layer] = np.where(truth.clean_active, truth.linear, 0.0)
-    return found
-
-
 def test_experts(planted, engine):
     found = mt.trace_experts(planted.model, planted.cases, engine=engine)
-    expected = direct_truth(planted)
+    expected = planted.direct_experts
     assert found.provenance["direct"] == "measured"
     np.testing.assert_allclose(found.direct.reshape(expected.shape), expected, **TOLERANCE)
     np.testing.assert_allclose(found.direct_linear.reshape(expected.shape), expected, **TOLERANCE)
@@ -31,8 +23,7 @@ def test_experts(planted, engine):
 
 def test_layers(planted, engine):
     found = mt.trace_layers(planted.model, planted.cases, engine=engine)
-    expected = planted.truth.layers.copy()
-    expected[:, planted.layer] = planted.truth.linear.sum(axis=1)
+    expected = planted.direct_layers
     for values in (found.direct, found.direct_linear):
         np.testing.assert_allclose(values, expected, **TOLERANCE)
     np.testing.assert_allclose(found.indirect, planted.truth.layers - expected, **TOLERANCE)

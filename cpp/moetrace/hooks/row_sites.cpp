@@ -14,10 +14,13 @@ OverwriteRows::OverwriteRows(std::string name, std::int64_t rows, std::vector<st
 
 std::vector<Tensor> OverwriteRows::apply(Step /*step*/, const std::vector<Tensor>& given) {
   count();
-  const Tensor& value = given.at(0);
-  const Tensor flat = as_rows(value, rows_, name());
-  const Tensor clean = ops::index_select(flat, source_.on(value));
-  return {ops::reshape(ops::index_copy(flat, destination_.on(value), clean), ops::shape_of(value))};
+  std::vector<Tensor> found;
+  for (const Tensor& value : given) {
+    const Tensor flat = as_rows(value, rows_, name());
+    const Tensor other = ops::index_select(flat, source_.on(value));
+    found.push_back(ops::reshape(ops::index_copy(flat, destination_.on(value), other), ops::shape_of(value)));
+  }
+  return found;
 }
 
 ChangeRows::ChangeRows(std::string name, std::int64_t rows, std::vector<std::int64_t> destination,

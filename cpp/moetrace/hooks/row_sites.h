@@ -8,7 +8,8 @@
 namespace moetrace::hooks {
 
 /// Replace rows by other rows of the same value: a clean block output written into a fork, the patch whose
-/// effect equation 4 measures.
+/// effect equation 4 measures; or the routing of a fork by its noised row's. Several values are treated
+/// alike.
 class OverwriteRows final : public Site {
  public:
   /// `rows`: rows of the whole value; `destination`, `source`: as many of them each.

@@ -31,6 +31,7 @@ struct Patch {
   experts::ExpertPatch experts{};
   std::int64_t place = 0;  ///< where: a number among a case's places
   Origin origin = Origin::kDenoise;
+  bool fixed_routing = false;  ///< later layers route its tokens as the run that it leaves from
 
   bool operator==(const Patch&) const = default;
 };

@@ -45,6 +45,7 @@ const char* module_of(Place place) noexcept {
     case Place::kBlockExit:
     case Place::kBlockOutput:
       return "block";
+    case Place::kRouting:
     case Place::kExpertsEntry:
     case Place::kExpertsExit:
       return "experts";
@@ -69,7 +70,10 @@ Pass::Pass(Job job, std::vector<LayerFacts> layers, std::vector<Case> cases, std
   add_corruption();
   for (std::int64_t layer = 0; layer < job_.layers; ++layer) {
     const auto entry = joins ? add_entry(layer) : nullptr;
-    if (facts(layer).experts) add_experts(layer);
+    if (facts(layer).experts) {
+      add_routing(layer);  // before what spares the module rows
+      add_experts(layer);
+    }
     if (join == tree::Join::kAfterLayer && layout_.rows_behind(layer) > layout_.rows_inside(layer)) {
       add_exit(layer);
     } else if (joins) {
@@ -151,6 +155,31 @@ std::vector<std::int64_t> Pass::checked_rows(std::int64_t layer) const {
     }
   }
   return rows;
+}
+
+void Pass::add_routing(std::int64_t layer) {
+  const tree::Plan& plan = layout_.plan();
+  const std::int64_t inside = layout_.rows_inside(layer);
+  std::vector<std::int64_t> destination, source;
+  for (std::size_t run = 0; run < runs_.size(); ++run) {
+    const Patch& patch = runs_[run].patch;
+    if (!patch.fixed_routing || patch.layer >= layer) continue;
+    for (std::int64_t index = 0; index < layout_.cases(); ++index) {
+      for (std::int64_t draw = 0; draw < job_.draws; ++draw) {
+        const std::int64_t own = fork(static_cast<std::int64_t>(run), draw);
+        for (std::int64_t row = plan.fork_start(own); row <= plan.fork_last(own); ++row) {
+          if (plan.branch[static_cast<std::size_t>(index * plan.rows + row)] == tree::kPadding) continue;
+          destination.push_back(index * inside + row);
+          source.push_back(index * inside + layout_.origin(index, row));
+        }
+      }
+    }
+  }
+  if (destination.empty()) return;
+  add(Place::kRouting, layer,
+      std::make_shared<hooks::OverwriteRows>(at_layer("routing of layer ", layer), layout_.cases() * inside,
+                                             std::move(destination), std::move(source)),
+      true);
 }
 
 std::size_t Pass::group(std::int64_t layer, std::int64_t index, std::int64_t draw, std::int64_t place) const {

@@ -24,6 +24,7 @@ enum class Place {
   kBlockEntry,   ///< before the block
   kBlockExit,    ///< behind the block, which is watched
   kBlockOutput,  ///< behind the block, whose output is patched
+  kRouting,      ///< before the experts, whose routing is replaced
   kExpertsEntry,
   kExpertsExit,
   kRouter,
@@ -94,6 +95,7 @@ class Pass {
   void add(Place place, std::int64_t layer, std::shared_ptr<hooks::Site> site, bool must_fire);
   void add_corruption();
   std::shared_ptr<hooks::Site> add_entry(std::int64_t layer);
+  void add_routing(std::int64_t layer);
   void add_experts(std::int64_t layer);
   void add_exit(std::int64_t layer);
   void add_block(std::int64_t layer);

@@ -47,6 +47,20 @@ TEST_CASE("rows are overwritten by other rows as they were given") {
   CHECK(site.fired() == 2);
 }
 
+TEST_CASE("several values get the same rows replaced") {
+  const Numbers first = varied(kRows * kWidth), second = varied(kRows, 0.7);
+  OverwriteRows site("routing of layer 2", kRows, {4}, {2});
+  const auto found = site.fire(Step::kValue, {tensor(first, {kRows, kWidth}), tensor(second, {kRows, 1})});
+  REQUIRE(found.size() == 2);
+  Numbers expected = second;
+  expected[4] = second[2];
+  CHECK(numbers(found[1]) == expected);
+  expected = first;
+  for (std::size_t i = 0; i < kWidth; ++i) expected[4 * kWidth + i] = first[2 * kWidth + i];
+  CHECK(numbers(found[0]) == expected);
+  CHECK(site.fired() == 1);
+}
+
 TEST_CASE("noise is added to the rows of subjects alone") {
   const Numbers given = varied(kRows * kWidth), noise = varied(2 * kWidth, 0.3);
   ChangeRows site("embedding noise", kRows, {4, 1}, noise, RowChange::kAdded);

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 
 from moetrace._native import _core
 from moetrace.engines.ablation import Ablated, Token, clean_of, delta, patch_vectors, union_of
+from moetrace.engines.fixed_routing import Routes
 from moetrace.engines.job import Job, Origin
 from moetrace.models.anatomy import expert_count
 
@@ -21,12 +22,13 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Watched:
     """One run of one sequence: of each patched layer what its block gives (tokens, width), and what it routes
-    patched tokens to; its metrics.
+    patched tokens to; its metrics; ``routes``: of all its tokens, where patches fix later routing.
     """
 
     blocks: dict[int, torch.Tensor]
     experts: dict[int, dict[int, Ablated]]
     values: np.ndarray
+    routes: Routes = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Written:
     place: int
     origin: Origin
     expert: int | None = None  # of a sweep
+    fixed: bool = False  # whether later layers route as in the run that it leaves from
 
 
 def tokens_of(clean: Watched, noised: Watched, layer: int, positions: Sequence[int]) -> list[Token]:
@@ -60,7 +63,8 @@ def patched_runs(job: Job, case: Case, clean: Watched, noised: Watched) -> list[
             vectors = patch_vectors(patch, tokens_of(clean, noised, patch.layer, tokens), most, experts)
             for at, vector in zip(tokens, vectors, strict=True):
                 values[at] = values[at] + sign * vector
-        found.append(Written(patch.layer, values, patch.place, patch.origin))
+        fixed = patch.fixed_routing
+        found.append(Written(patch.layer, values, patch.place, patch.origin, fixed=fixed))
     for sweep in job.sweeps:
         tokens = places[sweep.place]
         own = tokens_of(clean, noised, sweep.layer, tokens)

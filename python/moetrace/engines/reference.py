@@ -18,6 +18,7 @@ import torch
 from moetrace._native import _core
 from moetrace.engines.ablation import Ablated, BlockCall, ablate, clean_of, routing_of
 from moetrace.engines.direct import PlainTap, at_final
+from moetrace.engines.fixed_routing import Held, RoutingTap, held_hooks
 from moetrace.engines.job import (
     Job,
     LayerRouting,
@@ -158,7 +159,15 @@ class ReferenceEngine:
             hook = self._patcher(layer, own, shape, case, fired)
             hooks.append((job.anatomy.site(layer).block, hook))
         noised = [1, *(2 + index for index, run in enumerate(runs) if run.origin is not Origin.NOISE)]
-        found = self._forward(case, draw, 2 + len(runs), hooks, fired.clear, CleanRow(), noised)
+        places = job.tokens_of(case)
+        held = [
+            Held(run.layer, places[run.place][0], int(run.origin is not Origin.NOISE))
+            if isinstance(run, Patch) and run.fixed_routing
+            else None
+            for run in runs
+        ]
+        before = held_hooks(job, tokens, [None, None, *held], {})
+        found = self._forward(case, draw, 2 + len(runs), hooks, fired.clear, CleanRow(), noised, before)
         self._all_fired(layers, fired)
         return Outcome.plain([Values(own[:1], own[None, 1:2], own[None, 2:, None]) for own in found])
 
@@ -259,9 +268,15 @@ class ReferenceEngine:
         hooks: list[tuple[Any, Any]] = [(self.job.anatomy.site(layer).block, keep(layer)) for layer in layers]
         if tap is not None:
             hooks += tap.origin_hooks()
-        measured = self._forward(case, values, 1, hooks, kept.clear, clean)
+        routing = RoutingTap(self.job)
+
+        def again() -> None:
+            kept.clear()
+            routing.routes.clear()
+
+        measured = self._forward(case, values, 1, hooks, again, clean, before=routing.hooks())
         self._all_fired(layers, kept)
-        return Watched(kept, experts, measured[:, 0])
+        return Watched(kept, experts, measured[:, 0], routing.routes)
 
     def _patched(
         self,
@@ -288,7 +303,9 @@ class ReferenceEngine:
                 hooks.append((self.job.anatomy.site(layer).block, writer))
             if tap is not None:
                 hooks += tap.patched_hooks([run.layer for run in part])
-            forwards.append(partial(self._written, case, values, part, hooks, fired, kept))
+            held = [Held(run.layer, min(run.values)) if run.fixed else None for run in part]
+            before = held_hooks(self.job, len(case.input_ids), held, origin.routes)
+            forwards.append(partial(self._written, case, values, part, hooks, fired, kept, before))
         found = gather(forwards)
         measured = np.concatenate(found, axis=1) if found else np.zeros((len(self.job.metrics), 0))
         direct = np.full((2, len(runs)), np.nan) if tap is None else np.stack(tap.read(origin.values[0]))
@@ -305,8 +322,9 @@ class ReferenceEngine:
         hooks: Sequence[tuple[Any, Any]],
         fired: dict[int, bool],
         kept: CleanRow,
+        before: Sequence[tuple[Any, Any]],
     ) -> np.ndarray:
-        found = self._forward(case, values, len(part), hooks, fired.clear, kept)
+        found = self._forward(case, values, len(part), hooks, fired.clear, kept, before=before)
         self._all_fired(sorted({run.layer for run in part}), fired)
         return found
 
@@ -342,11 +360,13 @@ class ReferenceEngine:
         again: Callable[[], None],
         kept: CleanRow,
         noised: Sequence[int] | None = None,
+        before: Sequence[tuple[Any, Any]] = (),
     ) -> np.ndarray:
         """Metrics at the final token of ``copies`` sequences of one case: (metrics, copies).
 
         ``values``: one draw of the corruption, None for none; ``noised``: those sequences that get it, None
-        for all. ``again`` forgets what the hooks saw, where the model must be run a second time.
+        for all. ``hooks`` hang behind modules, ``before`` before them. ``again`` forgets what the hooks saw,
+        where the model must be run a second time.
         """
         anatomy = self.job.anatomy
         ids = torch.tensor([case.input_ids] * copies, device=embedding_device(anatomy))
@@ -367,6 +387,8 @@ class ReferenceEngine:
         with _core.HookScope() as scope:
             if values is not None:
                 scope.behind(anatomy.embedding, corrupt)
+            for module, hook in before:
+                scope.before(module, hook)
             for module, hook in hooks:
                 scope.behind(module, hook)
             last = [len(case.input_ids) - 1]

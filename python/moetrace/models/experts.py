@@ -66,6 +66,17 @@ def routed_call(
     return found[0], found[1], found[2]
 
 
+def with_weights(
+    args: tuple[Any, ...], kwargs: dict[str, Any], weights: torch.Tensor, index: torch.Tensor | None = None
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The same call of an experts module (see `routed_call`) with other routing weights, or other routing."""
+    changed = {"top_k_weights": weights} | ({} if index is None else {"top_k_index": index})
+    places = dict(zip(_NAMES, args, strict=False))
+    given = [changed.get(name, value) for name, value in places.items()] + list(args[len(places) :])
+    named = {name: value for name, value in changed.items() if name not in places}
+    return tuple(given), kwargs | named
+
+
 def weighed_inputs(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], experts: int
 ) -> torch.Tensor | None:

@@ -87,7 +87,7 @@ def read_metrics(
     if tap.hidden is None:
         raise EngineError(f"the head of {type(anatomy.model).__name__} was never called in a forward pass")
     if not readout.checked:
-        readout.check(tap.hidden[:, 0], objects, _pick(logits[:, :1], objects)[:, 0])
+        readout.check(tap.hidden[:, 0].detach(), objects, _pick(logits[:, :1], objects)[:, 0].detach())
     if readout.own_head and tap.narrow:  # the check failed, here or in a forward beside this one
         again()
         return read_metrics(anatomy, readout, inputs, rows, cases, metrics, joining=joining, clean=clean)

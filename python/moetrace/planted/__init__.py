@@ -9,6 +9,7 @@ True
 
 from moetrace.planted.design import FAMILIES, KINDS
 from moetrace.planted.plant import Planted, plant
+from moetrace.planted.routes import PlantedRoutes, RouteTruth, plant_routes
 from moetrace.planted.truth import Truth
 
-__all__ = ["FAMILIES", "KINDS", "Planted", "Truth", "plant"]
+__all__ = ["FAMILIES", "KINDS", "Planted", "PlantedRoutes", "RouteTruth", "Truth", "plant", "plant_routes"]

@@ -41,7 +41,8 @@ class Role:
 
     With the fact's signal z: ``share`` * z + ``step`` + ``reads`` * max(pair - THRESHOLD, 0) to the logit
     coordinate, ``half`` * z to the pair coordinate, ``scratch`` * z to one that the contrast doesn't see.
-    ``when``: "always" routed, on a "signal" above SWITCH, on "no_signal", or in relation "0" or "1".
+    ``when``: "always" routed, on a "signal" above SWITCH, on "no_signal", on a "pair" coordinate above it, on
+    "no_pair", or in relation "0" or "1".
     """
 
     expert: int

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from moetrace.arguments import as_count, as_seed, refuse_type
 from moetrace.cases import CaseSet
 from moetrace.corruptions import NoiseLike, SubjectNoise, as_noise
@@ -49,6 +51,27 @@ class Planted:
     def star(self) -> Expert:
         """The carrier, or the first of them."""
         return Expert(self.layer, self.experts[0])
+
+    @property
+    def direct_experts(self) -> np.ndarray:
+        """float64 (n, L, E): what of ``truth.experts`` goes straight to the logits.
+
+        >>> found = mt.trace_experts(planted.model, planted.cases)
+        >>> abs(found.direct.reshape(planted.direct_experts.shape) - planted.direct_experts).max() < 1e-4
+        True
+
+        All of it, but what later layers' readers make of the pair.
+        """
+        found = self.truth.experts.copy()
+        found[:, self.layer] = np.where(self.truth.clean_active, self.truth.linear, 0.0)
+        return found
+
+    @property
+    def direct_layers(self) -> np.ndarray:
+        """float64 (n, L): what of ``truth.layers`` goes straight to the logits."""
+        found = self.truth.layers.copy()
+        found[:, self.layer] = self.truth.linear.sum(axis=1)
+        return found
 
     def truth_under(self, noise: NoiseLike) -> Truth:
         """The answer under another noise.

@@ -94,7 +94,10 @@ def _set_router(router: torch.Tensor, roles: tuple[Role, ...]) -> None:
         if role.when == "signal":
             row[SIGNAL] = SLOPE
             logit -= SLOPE
-        elif role.when == "no_signal":
+        elif role.when == "pair":
+            row[PAIR] = SLOPE
+            logit -= SLOPE
+        elif role.when in ("no_signal", "no_pair"):
             logit += SLOPE * (SWITCH - 1.0)
         elif role.when == "0":
             row[RELATION] = NEVER

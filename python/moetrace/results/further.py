@@ -57,8 +57,9 @@ class FurtherFigures:
 
         The ratio of means over cases, 1 where all comes back, with its bootstrap interval, cases resampled
         with both: ratio, ci_low, ci_high and n for each site. The mean of single cases' ratios has no use,
-        since some cases lose next to nothing. NaN where a map over positions has one case alone. It means the same in every metric. ``options``: ci, confidence,
-        n_resamples, seed, and cluster="relation_id". StatisticsError where the mean drop is zero.
+        since some cases lose next to nothing. It means the same in every metric. NaN where a map over
+        positions has one case alone. ``options``: ci, confidence, n_resamples, seed, and
+        cluster="relation_id". StatisticsError where the mean drop is zero.
         """
         cluster = as_choice(options.pop("cluster", None), "cluster", (None, "relation_id"))
         labels = None if cluster is None else self._cases[cluster].to_numpy()

@@ -13,11 +13,24 @@ from moetrace.results.experts import ExpertTrace
 from moetrace.results.layer_map import LayerMap
 from moetrace.results.layers import LayerTrace
 from moetrace.results.matched import MatchedTrace
+from moetrace.results.paths import PathTrace
+from moetrace.results.routes import RouteTrace
 from moetrace.results.saved import read_saved
 from moetrace.results.scales import ScaleTrace
+from moetrace.results.screen import ScreenTrace
 
 _KINDS: dict[str, type[TraceResult]] = {
-    kind.kind: kind for kind in (LayerTrace, ExpertTrace, MatchedTrace, ScaleTrace, CoalitionTrace)
+    kind.kind: kind
+    for kind in (
+        LayerTrace,
+        ExpertTrace,
+        MatchedTrace,
+        ScaleTrace,
+        CoalitionTrace,
+        ScreenTrace,
+        RouteTrace,
+        PathTrace,
+    )
 }
 _MAPS: dict[str, type[TraceResult]] = {LayerMap.kind: LayerMap, ExpertMap.kind: ExpertMap}
 
