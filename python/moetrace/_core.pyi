@@ -256,7 +256,7 @@ class Patch:
         ...
     def with_fixed_routing(self) -> Patch:
         """
-        The same patch, whose tokens later layers route as they do the noised run's.
+        The same patch, whose tokens later layers route as they do those of the run that it leaves from.
         """
     @property
     def chosen(self) -> Chosen:
