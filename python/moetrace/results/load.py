@@ -55,7 +55,7 @@ def load(folder: str | Path) -> TraceResult:
         )
     try:
         rows, cases, failed = saved.tables.values()
-        kinds = _MAPS if "position" in rows else _KINDS
+        kinds = _KINDS | _MAPS if "position" in rows else _KINDS
         return kinds[saved.kind].from_files(rows, cases, failed, saved.provenance)
     except Exception as failure:
         raise RunFolderError(
