@@ -112,15 +112,14 @@ def test_every_token_is_one_position_after_another():
     everywhere = mt.screen_experts(model, cases, position="all", verify=False)
     sites = everywhere.sites
     longest = max(len(case.input_ids) for case in cases)
-    assert sorted(set(sites.position)) == list(range(-longest, 0))
+    assert sorted(set(sites.position)) == list(range(longest))
     for position in (-1, -4, 0):
         one = mt.screen_experts(model, cases, position=position, verify=False)
         for index, case in enumerate(cases):
-            at = position if position < 0 else -len(case.input_ids)
-            columns = (sites.position == at).to_numpy()
+            columns = (sites.position == position % len(case.input_ids)).to_numpy()
             np.testing.assert_allclose(everywhere.effects[index, columns], one.effects[index], atol=1e-5)
             assert (everywhere.clean_active[index, columns] == one.clean_active[index]).all()
-    assert np.abs(everywhere.effects[:, (sites.position == -4).to_numpy()]).max() > 1e-3
+    assert np.abs(everywhere.effects[:, (sites.position == 7).to_numpy()]).max() > 1e-3
 
 
 def test_draws_are_averaged():

@@ -109,12 +109,17 @@ def test_every_token_and_its_exact_patches(model, cases):
     assert found.rows.clean_active.all()
     for column in columns:
         layer, expert, position = sites.iloc[column]
-        there = [case for case in cases if len(case.input_ids) + position >= case.subject[0]]
+        there = [case for case in cases if case.subject[0] <= position < len(case.input_ids)]
         alone = mt.trace_experts(model, there, layer=int(layer), position=int(position))
         expected = pd.Series(alone.effects[:, expert], index=alone.cases.case_id)
         expected = expected.reindex(found.cases.case_id).fillna(0.0)
         np.testing.assert_allclose(found.rescue[:, column], expected, atol=2e-4)
     assert len(set(sites.position[columns])) > 1
+    everywhere = mt.trace_experts(model, cases, layer=[1, 2], position="all")
+    assert 0 <= found.recall(8, everywhere) <= 1
+    assert found.correlation(everywhere) > 0.3
+    whole = mt.screen_experts(model, cases, layers=[1, 2], position="all", verify="all")
+    assert whole.recall(8) == found.recall(8, everywhere)
 
 
 @pytest.mark.parametrize("position", ["last", "all"])
@@ -212,7 +217,21 @@ def test_refused_by_name(model, cases, exact, screen, tmp_path):
     streamed, _ = mt.load_model(tmp_path / "checkpoint", stream=True)
     with pytest.raises(errors.ModelError, match="streamed"):
         mt.screen_experts(streamed, cases)
+    with pytest.raises(errors.ArgumentError, match="expected one token"):
+        mt.screen_experts(model, cases, position="subject")
     with torch.inference_mode():
         made = make_model("qwen3_moe")
     with pytest.raises(errors.ModelError, match="inference_mode"):
         mt.screen_experts(made, cases)
+
+
+def test_offloaded_and_quantised_weights_are_refused(cases):
+    accelerate = pytest.importorskip("accelerate")
+    offloaded = accelerate.cpu_offload(make_model("qwen3_moe"), execution_device="cpu")
+    with pytest.raises(errors.ModelError, match="offloaded"):
+        mt.screen_experts(offloaded, cases)
+    coded = make_model("qwen3_moe")
+    weight = coded.lm_head.weight
+    coded.lm_head.weight = torch.nn.Parameter(weight.to(torch.float8_e4m3fn), requires_grad=False)
+    with pytest.raises(errors.ModelError, match=r"lm_head.weight is .*float8.*quantised"):
+        mt.screen_experts(coded, cases)

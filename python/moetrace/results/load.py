@@ -55,7 +55,7 @@ def load(folder: str | Path) -> TraceResult | MetricTraces:
             f"{folder} holds a result of kind {saved.kind!r}; this version knows {sorted(_KINDS)}"
         )
     try:
-        kind = (_MAPS if "position" in saved.tables["rows"] else _KINDS)[saved.kind]
+        kind = (_KINDS | _MAPS if "position" in saved.tables["rows"] else _KINDS)[saved.kind]
         if isinstance(saved.provenance.get("metric"), list):
             return MetricTraces.from_saved(kind, saved)
         rows, cases, failed = saved.tables.values()

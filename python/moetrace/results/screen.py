@@ -15,6 +15,7 @@ from moetrace.errors import ArgumentError
 from moetrace.results.base import TraceResult, summarise_first
 from moetrace.results.display import result_html, table_note
 from moetrace.results.expert_arrays import Bools, Floats
+from moetrace.results.expert_map import ExpertMap
 from moetrace.results.expert_name import Expert
 from moetrace.results.experts import ExpertTrace
 from moetrace.results.further import read_only
@@ -31,11 +32,11 @@ RANKS: tuple[Literal["mean", "abs"], ...] = ("mean", "abs")
 
 
 def screen_sites(experts: Mapping[str, int], tokens: int | None) -> pd.DataFrame:
-    """A row for each site: ``experts`` by layer, and each of the last ``tokens`` tokens where given."""
+    """A row for each site: ``experts`` by layer, and each of the first ``tokens`` tokens where given."""
     parts = []
     for layer, count in experts.items():
         own = pd.DataFrame({"layer": int(layer), "expert": np.repeat(np.arange(count), tokens or 1)})
-        parts.append(own if tokens is None else own.assign(position=np.tile(np.arange(-tokens, 0), count)))
+        parts.append(own if tokens is None else own.assign(position=np.tile(np.arange(tokens), count)))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -58,7 +59,7 @@ class ScreenTrace(TraceResult):
     ``effects``: float64 (cases, sites), the estimate g · delta_e in logits; exactly 0 where the expert isn't
     clean-active. ``rescue``: the same by exact patches (equation 4), NaN in columns that weren't verified.
     ``clean_active``: bool, of the same shape. A site is an expert of a layer; with ``position="all"`` it is
-    one at one token, counted from the end (-1 is the last), and a case without such a token counts with 0.
+    one at one token, by its index in the prompt, and a case without such a token counts with 0.
     """
 
     kind: ClassVar[str] = "screen"
@@ -147,7 +148,7 @@ class ScreenTrace(TraceResult):
             raise ArgumentError(f"by is {by!r}; a table of the best experts is over all cases: use .by()")
         return summarise_first(self.effects[:, self.order()], heads, self._cases, len(table), **options)
 
-    def recall(self, k: int, exact: ExpertTrace | None = None) -> float:
+    def recall(self, k: int, exact: ExpertTrace | ExpertMap | None = None) -> float:
         """Of the ``k`` experts with the highest exact mean rescue, the share among the ``k`` best estimates.
 
         ``exact``: a :func:`moetrace.trace_experts` of these cases and layers; None where the exact sweep was
@@ -161,7 +162,7 @@ class ScreenTrace(TraceResult):
 
     def correlation(
         self,
-        exact: ExpertTrace | None = None,
+        exact: ExpertTrace | ExpertMap | None = None,
         method: Literal["spearman", "pearson"] = "spearman",
         over: Literal["experts", "cases"] = "experts",
     ) -> float:
@@ -247,7 +248,7 @@ class ScreenTrace(TraceResult):
         found: np.ndarray = ever[np.argsort(-scores[ever], kind="stable")]
         return found
 
-    def _exact(self, exact: ExpertTrace | None) -> tuple[np.ndarray, np.ndarray]:
+    def _exact(self, exact: ExpertTrace | ExpertMap | None) -> tuple[np.ndarray, np.ndarray]:
         """Exact rescues (cases, sites), and the columns of experts that are ever clean-active."""
         columns = np.sort(self.order())
         if exact is None:
@@ -257,17 +258,19 @@ class ScreenTrace(TraceResult):
                     "verified. Give a trace_experts of these cases, or screen with verify='all'"
                 )
             return self.rescue, columns
-        if not isinstance(exact, ExpertTrace):
+        if not isinstance(exact, ExpertTrace | ExpertMap):
             raise ArgumentError(f"exact is a {type(exact).__name__}; expected what trace_experts gives")
         refuse_other_settings(self, "the screening", exact, "the exact trace")
-        own = list(zip(exact.sites.layer, exact.sites.expert, strict=True))
-        wanted = list(zip(self._sites.layer, self._sites.expert, strict=True))
-        if own != wanted:
+        same = set(exact.sites) == set(self._sites)
+        names = list(self._sites)
+        sites = pd.MultiIndex.from_frame(exact.sites[names]) if same else pd.MultiIndex.from_arrays([[]])
+        where = sites.get_indexer(pd.MultiIndex.from_frame(self._sites)) if same else np.array([-1])
+        if (where < 0).any():
             raise ArgumentError(
-                "the exact trace has other experts than the screening; trace the same layers, at one position"
+                "the exact trace has other experts than the screening; trace the same layers and positions"
             )
         places, _ = positions_of(self._cases.case_id.tolist(), exact.cases.case_id.tolist(), set())
-        return exact.effects[places], columns
+        return np.nan_to_num(exact.effects[places][:, where]), columns
 
     def _title(self) -> str:
         tokens = ", every token" if "position" in self._sites else ""

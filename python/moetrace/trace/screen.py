@@ -170,7 +170,7 @@ def one_token(job: Job, case: Case) -> tuple[int, ...]:
 def _by_site(
     found: Sequence[Estimates], layers: Sequence[int], tokens: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Estimates, means over draws, and clean-active: (cases, sites), tokens innermost, the last aligned."""
+    """Estimates, means over draws, and clean-active: (cases, sites), tokens innermost."""
     count = tokens or 1
     estimates, active = [], []
     for layer in layers:
@@ -178,8 +178,8 @@ def _by_site(
         own, routed = np.zeros((len(found), experts, count)), np.zeros((len(found), experts, count), bool)
         for index, case in enumerate(found):
             there = case.clean_active[layer].shape[1]
-            routed[index, :, count - there :] = case.clean_active[layer][0].T
-            own[index, :, count - there :] = case.estimates[layer][0].mean(axis=0).T
+            routed[index, :, :there] = case.clean_active[layer][0].T
+            own[index, :, :there] = case.estimates[layer][0].mean(axis=0).T
         estimates.append(np.where(routed, own, 0.0).reshape(len(found), -1))
         active.append(routed.reshape(len(found), -1))
     return np.concatenate(estimates, axis=1), np.concatenate(active, axis=1)
@@ -216,7 +216,7 @@ def _verified(
     table = result.cases
     floors: list[Session] = []
     failed = [result.failed]
-    positions = sites.position.to_numpy() if "position" in sites else np.full(len(sites), 0)
+    positions = sites.position.to_numpy() if "position" in sites else np.full(len(sites), -1)
     for position in np.unique(positions[columns]):
         own = columns[positions[columns] == position]
         position = int(position)
@@ -224,7 +224,7 @@ def _verified(
         if not reached:
             continue
         part = CaseSet([cases[place] for place in reached])
-        asked = {**common, "position": position} if position else common
+        asked = {**common, "position": position} if position >= 0 else common
         session, exact = _exact(model, part, sites.iloc[own], asked, whole=top is None)
         floors.append(session)
         failed.append(session.failed)
@@ -238,7 +238,7 @@ def _verified(
         table.loc[rows, "null_rescue"] = np.fmax(np.abs(before), largest)
     facts = result.provenance | {"verified": "all" if top is None else columns.tolist()}
     for session in floors:
-        facts["self_check"] = max(facts["self_check"], session.choice.difference)
+        facts["self_check"] = max(facts["self_check"], session.choice.difference[0])
         facts["null_floor"] = max(facts["null_floor"], session.choice.null)
         facts["verified_by"] = session.choice.engine.name
     gone = pd.concat([part for part in failed if len(part)]) if any(map(len, failed)) else result.failed
@@ -257,8 +257,8 @@ def _verified(
 
 
 def _reaches(case: Case, position: int) -> bool:
-    """Whether a patch there can have an effect: the token exists and isn't before the subject."""
-    return not position or len(case.input_ids) + position >= case.subject[0]
+    """Whether a patch there can have an effect: the token exists and isn't before the subject. -1 is any."""
+    return position < 0 or case.subject[0] <= position < len(case.input_ids)
 
 
 def _exact(
