@@ -24,7 +24,11 @@ if TYPE_CHECKING:
     from moetrace.cases import CaseSet as CaseSet
     from moetrace.cases import load_records as load_records
     from moetrace.cases import make_cases as make_cases
+    from moetrace.corruptions import MeanEmbedding as MeanEmbedding
     from moetrace.corruptions import SubjectNoise as SubjectNoise
+    from moetrace.corruptions import SwapSubject as SwapSubject
+    from moetrace.corruptions import UniformNoise as UniformNoise
+    from moetrace.corruptions import ZeroEmbedding as ZeroEmbedding
     from moetrace.demo import demo_records as demo_records
     from moetrace.demo import load_demo as load_demo
     from moetrace.errors import MoetraceError as MoetraceError
@@ -45,10 +49,13 @@ if TYPE_CHECKING:
     from moetrace.protocol.layers import layer_protocol as layer_protocol
     from moetrace.protocol.loading import load as load
     from moetrace.protocol.run import run_protocol as run_protocol
+    from moetrace.results.by_metric import MetricTraces as MetricTraces
     from moetrace.results.coalitions import CoalitionTrace as CoalitionTrace
+    from moetrace.results.expert_map import ExpertMap as ExpertMap
     from moetrace.results.expert_name import Expert as Expert
     from moetrace.results.experts import ExpertTrace as ExpertTrace
     from moetrace.results.joined import concat as concat
+    from moetrace.results.layer_map import LayerMap as LayerMap
     from moetrace.results.layers import LayerTrace as LayerTrace
     from moetrace.results.matched import MatchedTrace as MatchedTrace
     from moetrace.results.scales import ScaleTrace as ScaleTrace
@@ -67,18 +74,25 @@ _HOMES = {
     "CaseSet": "cases",
     "CoalitionTrace": "results.coalitions",
     "Expert": "results.expert_name",
+    "ExpertMap": "results.expert_map",
     "ExpertTrace": "results.experts",
     "Force": "pipeline.routing",
+    "LayerMap": "results.layer_map",
     "LayerTrace": "results.layers",
     "MatchedTrace": "results.matched",
+    "MetricTraces": "results.by_metric",
     "MoetraceError": "errors",
     "Residual": "pipeline.sites",
     "Router": "pipeline.sites",
     "Routing": "pipeline.sites",
     "ScaleTrace": "results.scales",
+    "MeanEmbedding": "corruptions",
     "SharedExpert": "pipeline.sites",
     "SubjectNoise": "corruptions",
     "Suppress": "pipeline.routing",
+    "SwapSubject": "corruptions",
+    "UniformNoise": "corruptions",
+    "ZeroEmbedding": "corruptions",
     "capture": "pipeline.capture",
     "concat": "results.joined",
     "demo_records": "demo",

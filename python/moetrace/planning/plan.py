@@ -111,7 +111,7 @@ def plan(
     final_subject: Any = "keep" if what in ("select", "protocol") else common["final_subject"]
     validate_cases(case_set, blueprint.anatomy.vocab_size, final_subject, blueprint.anatomy.positions)
     common["corruption"].check(case_set)
-    job = bare_job(blueprint.anatomy, common)
+    job = bare_job(blueprint.anatomy, common, case_set, what)
     if what in ("select", "protocol"):
         refuse_position(common)
     if what == "layers":
