@@ -30,7 +30,8 @@ constexpr std::array<std::string_view, 8> kPassedOn{"past_key_values",
                                                     "output_attentions",
                                                     "output_router_logits",
                                                     "output_hidden_states"};
-constexpr std::array<std::string_view, 3> kPerRow{"position_ids", "position_embeddings", "input_ids"};
+constexpr std::array<std::string_view, 4> kPerRow{"position_ids", "position_embeddings", "input_ids",
+                                                  "ple_input_ids"};
 
 template <std::size_t N>
 bool contains(const std::array<std::string_view, N>& names, std::string_view name) {
@@ -123,6 +124,13 @@ struct LayerEntry : Armed {
   py::object lines(const py::object& value) const {
     if (value.is_none()) return value;
     if (is_tensor(value)) return fire(Step::kPerRow, value)[0];
+    if (py::isinstance<py::dict>(value)) {  // angles by the kind of rotation
+      py::dict by_kind;
+      for (const auto& [kind, item] : value.cast<py::dict>()) {
+        by_kind[kind] = lines(py::reinterpret_borrow<py::object>(item));
+      }
+      return by_kind;
+    }
     const bool is_list = py::isinstance<py::list>(value);
     if (!is_list && !py::isinstance<py::tuple>(value)) refuse("a per-row input that isn't a tensor of rows");
     py::list found;

@@ -18,11 +18,14 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import transformers as tf
 
 import moetrace as mt
+from moetrace._native import _core
+from moetrace.engines.tree import TreeEngine
 from moetrace.models.anatomy import find_anatomy
 from tests.engines import oracle
 from tests.engines.hybrids import HYBRIDS
@@ -98,6 +101,7 @@ class Row:
     coalitions: Cell
     reason: str = ""  # of the reference engine
     elsewhere: str = ""  # what layers that weren't traced are refused for
+    obstacle: str = ""  # what keeps forks from joining later than at the start
 
     @property
     def cells(self) -> tuple[Cell, Cell, Cell]:
@@ -144,17 +148,33 @@ def measure(family: str) -> Row:
         layer = (layers or find_anatomy(model).sparse_layers)[1]
     except mt.errors.MoetraceError:  # said by each trace itself
         layer = 1
-    cells = [
-        traced(lambda: mt.trace_layers(model, CASES, layers=layers), of_layers),
-        traced(lambda: mt.trace_experts(model, [case], layer=layer), of_experts),
-        traced(lambda: mt.trace_coalitions(model, [case], layer=layer, sets="clean"), of_clean),
-    ]
+    with watched() as obstacles:
+        cells = [
+            traced(lambda: mt.trace_layers(model, CASES, layers=layers), of_layers),
+            traced(lambda: mt.trace_experts(model, [case], layer=layer), of_experts),
+            traced(lambda: mt.trace_coalitions(model, [case], layer=layer, sets="clean"), of_clean),
+        ]
     engine = " / ".join(dict.fromkeys(name for name, _ in engines)) or "–"
     joins = [text for _, reason in engines for key, text in ADDRESSES.items() if key in reason]
     join = " / ".join(dict.fromkeys(joins)) or "–"
     reasons = dict.fromkeys(reason for name, reason in engines if name == "reference")
     elsewhere = traced(lambda: mt.trace_layers(model, CASES), of_layers).refusal if layers else ""
-    return Row(family, known.architecture, engine, join, *cells, "; ".join(reasons), elsewhere)
+    obstacle = obstacles.get(_core.Join.BEFORE_LAYER, "its numbers differ there") if "start" in join else ""
+    return Row(family, known.architecture, engine, join, *cells, "; ".join(reasons), elsewhere, obstacle)
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[dict[_core.Join, str]]:
+    """What passes say when their forks can't join somewhere, by where that is."""
+    found: dict[_core.Join, str] = {}
+    answer = TreeEngine._answer
+
+    def listen(engine: TreeEngine, run: _core.Pass, join: _core.Join, failure: Exception) -> None:
+        found[join] = run.complaint
+        answer(engine, run, join, failure)
+
+    with mock.patch.object(TreeEngine, "_answer", listen):
+        yield found
 
 
 def clean_rescue(model: Any, known: Family, case: mt.Case, layer: int) -> float:
@@ -212,6 +232,12 @@ def _why(rows: list[Row]) -> Iterator[str]:
             yield f"- {row.family}, {' and '.join(names)}. {text}"
         if row.elsewhere:
             yield f"- {row.family}, other layers than {SOME_LAYERS[row.family]}. {row.elsewhere}"
+    early = [row for row in rows if row.obstacle]
+    if early:
+        yield from ("", "## Forks join at the start, and why", "")
+        yield "What the layers are given or give, of which it isn't known what belongs to which row:"
+        yield ""
+        yield from (f"- {row.family}: {row.obstacle}" for row in early)
     slow = [row for row in rows if row.reason]
     if slow:
         yield from ("", "## By the reference engine, and why", "")

@@ -310,7 +310,7 @@ WIDE: dict[str, Family] = {
     "step3p7": Family("Step3p7ForConditionalGeneration", _step3p7, layers=BESIDE_VISION),
     "deepseek_ocr2": Family("DeepseekOcr2ForConditionalGeneration", _ocr2, layers=BESIDE_VISION),
     "muse_spark": Family("MuseSparkForConditionalGeneration", _muse_spark, layers=BESIDE_VISION),
-    "deepseek_v4": Family("DeepseekV4ForCausalLM", _deepseek_v4, eager=True, grow=False),
+    "deepseek_v4": Family("DeepseekV4ForCausalLM", _deepseek_v4, eager=True),
     "minimax_m3": Family("MiniMaxM3VLForCausalLM", minimax_m3),
 }
 
