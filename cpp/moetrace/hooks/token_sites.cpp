@@ -33,8 +33,9 @@ std::vector<Tensor> Tap::apply(Step step, const std::vector<Tensor>& given) {
   for (const Tensor& value : given) {
     if (step == Step::kKeep) break;
     kept.push_back(forward_->chosen_of(value, name()));
-    if (forward_->all())
-      passed.push_back(ops::reshape(torch::stable::clone(kept.back()), ops::shape_of(value)));
+    if (!forward_->all()) continue;
+    const Tensor copy = torch::stable::clone(kept.back());
+    passed.push_back(copy.dim() == value.dim() ? copy : ops::reshape(copy, ops::shape_of(value)));
   }
   kept_.push_back(std::move(kept));
   return passed;

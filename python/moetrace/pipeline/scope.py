@@ -20,7 +20,7 @@ from moetrace.errors import (
     WrappedModelError,
 )
 from moetrace.models.anatomy import Anatomy, LayerSite, find_anatomy
-from moetrace.models.experts import block_scale
+from moetrace.models.experts import measure_scale
 from moetrace.models.state import by_one_thread
 from moetrace.pipeline.router import RouterForward, Watcher
 from moetrace.pipeline.routing import linear_call
@@ -159,10 +159,11 @@ class ForwardScope:
 def _scale(site: LayerSite, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
     """What a block multiplies the sum of its experts by. ContributionError where it does more with it."""
     hidden, *others = (*args, *kwargs.values())
-    row = hidden.detach().reshape(-1, hidden.shape[-1])[:1].unsqueeze(0)
-    run = partial(site.block, *args, **kwargs) if others else None  # token ids, perhaps
+    rows = hidden.detach().reshape(-1, hidden.shape[-1])
+    row = rows[rows.float().square().sum(1).argmax()].view(1, 1, -1)  # not one that is zero
+    run = partial(site.block, *args, **kwargs) if others else partial(site.block, row)  # token ids, perhaps
     try:
-        return block_scale(site, row, run)
+        return measure_scale(site, run)
     except ContributionError as failure:
         raise ContributionError(
             f"layer {site.layer}: {type(site.block).__name__} does more with the sum of its experts than "
