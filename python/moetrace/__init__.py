@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from moetrace.cases import CaseSet as CaseSet
     from moetrace.cases import load_records as load_records
     from moetrace.cases import make_cases as make_cases
+    from moetrace.corruptions import SubjectNoise as SubjectNoise
     from moetrace.demo import demo_records as demo_records
     from moetrace.demo import load_demo as load_demo
     from moetrace.errors import MoetraceError as MoetraceError
     from moetrace.models.load import load_model as load_model
-    from moetrace.noise import SubjectNoise as SubjectNoise
     from moetrace.pipeline.capture import capture as capture
     from moetrace.pipeline.patch import patch as patch
     from moetrace.pipeline.routing import Force as Force
@@ -77,9 +77,9 @@ _HOMES = {
     "Routing": "pipeline.sites",
     "ScaleTrace": "results.scales",
     "SharedExpert": "pipeline.sites",
-    "SubjectNoise": "noise",
     "Suppress": "pipeline.routing",
     "capture": "pipeline.capture",
+    "SubjectNoise": "corruptions",
     "concat": "results.joined",
     "demo_records": "demo",
     "layer_protocol": "protocol.layers",

@@ -11,10 +11,11 @@ import numpy as np
 import torch
 
 from moetrace._native import _core
-from moetrace.errors import ArgumentError, HookError
+from moetrace.corruptions import Corruption, Corruptor, Embedding, as_noise
+from moetrace.engines.places import LAST, Place, Position, place_at
+from moetrace.errors import HookError
 from moetrace.models.anatomy import Anatomy
 from moetrace.models.readout import ReadoutKind, make_readout
-from moetrace.noise import Noise, as_noise, embedding_std
 from moetrace.weights.stored import aligning_hook, execution_device
 
 if TYPE_CHECKING:
@@ -22,33 +23,51 @@ if TYPE_CHECKING:
     from moetrace.models.ending import Ending
     from moetrace.models.readout import Readout
 
-Position = str | int
 Patch = _core.Patch
 Sweep = _core.Sweep
+Origin = _core.Origin
 
 
 @dataclass(frozen=True)
 class Job:
-    """One trace, but for its cases: what to patch, where, and with which noise.
+    """One trace, but for its cases: what to patch, where, and under which corruption.
 
     ``patches``: a column of the outcome each. ``sweeps``: layers of which every routed expert is patched by
-    itself. ``position``: "last", "subject_last", or a token index (negative from the end). ``ending``: with
-    one, direct effects are measured too.
+    itself. ``places``: where; patches and sweeps name them by number. ``ending``: with one, direct effects
+    are measured too.
     """
 
     anatomy: Anatomy
     patches: tuple[Patch, ...]
-    noise: Noise
-    noise_std: float
+    corruptor: Corruptor
     readout: Readout
-    position: Position = "last"
+    places: tuple[Place, ...] = (LAST,)
     sweeps: tuple[Sweep, ...] = ()
     ending: Ending | None = None
 
     @cached_property
     def core(self) -> _core.Job:
         """The same for the compiled core."""
-        return _core.Job(len(self.anatomy.layers), self.noise.draws, list(self.patches), list(self.sweeps))
+        kind = _core.Corruption.REPLACED if self.corruptor.replaces else _core.Corruption.ADDED
+        most = [place.most for place in self.places]
+        patches, sweeps = list(self.patches), list(self.sweeps)
+        return _core.Job(len(self.anatomy.layers), self.draws, patches, sweeps, most, kind)
+
+    @property
+    def draws(self) -> int:
+        """Corrupted runs of a case."""
+        return self.corruptor.draws
+
+    @cached_property
+    def runs(self) -> _core.Runs:
+        """Where each run is patched: the patches, then the slots of the sweeps."""
+        return self.core.runs
+
+    @property
+    def position(self) -> Position | list[Position]:
+        """The name of the place, or those of several."""
+        names = [place.name for place in self.places]
+        return names[0] if len(names) == 1 else names
 
     @property
     def block_layers(self) -> tuple[int, ...]:
@@ -66,44 +85,44 @@ class Job:
         """Whether direct effects are asked for and can be measured in the model."""
         return self.ending is not None and self.ending.fault is None
 
-    def patch_position(self, case: Case) -> int:
-        """Index of the patched token of a case. ArgumentError where the prompt has no such token."""
-        length = len(case.input_ids)
-        if self.position == "last":
-            return length - 1
-        if self.position == "subject_last":
-            return case.subject[1] - 1
-        assert isinstance(self.position, int)
-        index = self.position + length if self.position < 0 else self.position
-        if not 0 <= index < length:
-            raise ArgumentError(
-                f"position {self.position} is outside the prompt of case {case.case_id}, which has "
-                f"{length} tokens"
-            )
-        return index
+    @property
+    def expert_places(self) -> tuple[tuple[int, int], ...]:
+        """Layers and places with expert patches: those whose routing is recorded."""
+        patched = {(p.layer, p.place) for p in self.patches if p.kind is _core.PatchKind.EXPERTS}
+        return tuple(sorted(patched | {(sweep.layer, sweep.place) for sweep in self.sweeps}))
+
+    def tokens_of(self, case: Case) -> list[tuple[int, ...]]:
+        """Positions of each place in a case. ArgumentError where the prompt has no such token."""
+        return [place.find(case) for place in self.places]
 
     def shape_of(self, case: Case) -> _core.CaseShape:
         """What the tree has to know of a case."""
-        return _core.CaseShape(len(case.input_ids), *case.subject, self.patch_position(case))
-
-    def noise_vectors(self, case: Case) -> torch.Tensor:
-        """float32 (draws, subject tokens, width): what is added to the embeddings (equation 2)."""
-        return self.noise.vectors(case, self.anatomy.hidden_size, self.noise_std)
+        return _core.CaseShape(len(case.input_ids), *case.subject, self.tokens_of(case))
 
 
 def make_job(
     anatomy: Anatomy,
     patches: Sequence[Patch],
-    noise: Noise | float | None = None,
-    position: Position = "last",
+    corruption: Corruption | float | None = None,
+    position: Position | Sequence[Place] = "last",
     sweeps: Sequence[Sweep] = (),
     readout: ReadoutKind = "exact",
 ) -> Job:
-    """A job with the noise scale of the model. Call it with the model in eval mode."""
-    std = embedding_std(anatomy.embedding, anatomy.vocab_size, embedding_device(anatomy))
-    return Job(
-        anatomy, tuple(patches), as_noise(noise), std, make_readout(anatomy, readout), position, tuple(sweeps)
-    )
+    """A job with its corruption bound to the model. Call it with the model in eval mode.
+
+    ``corruption``: None is the paper's noise, a number its scale.
+    """
+    own = as_noise(corruption) if corruption is None or isinstance(corruption, float | int) else corruption
+    bound = Corruptor(own, embedding_of(anatomy))
+    own.measure(bound.embedding)
+    read = make_readout(anatomy, readout)
+    places = (place_at(position),) if isinstance(position, str | int) else tuple(position)
+    return Job(anatomy, tuple(patches), bound, read, places, tuple(sweeps))
+
+
+def embedding_of(anatomy: Anatomy) -> Embedding:
+    """The model's embedding, as corruptions see it."""
+    return Embedding(anatomy.embedding, anatomy.vocab_size, anatomy.hidden_size, embedding_device(anatomy))
 
 
 def embedding_device(anatomy: Anatomy) -> torch.device:
@@ -135,7 +154,7 @@ def hook_error(anatomy: Anatomy, what: str, modules: Sequence[tuple[str, int]]) 
 
 @dataclass(frozen=True)
 class LayerRouting:
-    """What the routers sent the patched token to in one layer, and what a sweep of its experts gave.
+    """What the routers sent a place's token to in one layer, and what a sweep of its experts gave.
 
     ``routed``, ``valid``: (cases, draws, 2k), the routing union in the router's order: k clean-routed
     experts, then k noised-routed ones, valid only where the clean run doesn't route to them. All others
@@ -144,6 +163,11 @@ class LayerRouting:
     difference of the run that patches the expert, and what of its rescue goes straight to the logits, NaN
     where there is none; router logits as the router gives them, with no experts where its output isn't
     recognised.
+
+    Of a place with several tokens in any case: who is active at any of them, sums of weights, the norm of the
+    patch vectors over all of them, logits of the last; ``routed``: min(k x tokens, experts) clean-routed
+    experts of any of them, then as many that only the noised run routes to. A case without the place has
+    nobody active and logits of NaN.
     """
 
     routed: np.ndarray
@@ -173,16 +197,33 @@ class LayerRouting:
     def join(parts: Sequence[LayerRouting], axis: int = 0) -> LayerRouting:
         """Batches one after another (axis 0), or draws of the same cases beside each other (1)."""
         names = [f.name for f in fields(LayerRouting)]
-        return LayerRouting(*(np.concatenate([getattr(p, n) for p in parts], axis=axis) for n in names))
+        return LayerRouting(*(_joined([getattr(p, n) for p in parts], axis) for n in names))
+
+
+def _joined(parts: Sequence[np.ndarray], axis: int) -> np.ndarray:
+    """Tables one after another. Those of a batch in which no case has the place have no slots: they get
+    some."""
+    width = max(part.shape[-1] for part in parts)
+    dtype = next(part.dtype for part in parts if part.shape[-1] == width)
+    whole = []
+    for part in parts:
+        fill = np.full((*part.shape[:-1], width - part.shape[-1]), _NOTHING[dtype.kind], dtype)
+        whole.append(np.concatenate([part.astype(dtype, copy=False), fill], axis=-1))
+    found: np.ndarray = np.concatenate(whole, axis=axis)
+    return found
+
+
+_NOTHING = {"b": False, "i": 0, "f": np.nan}
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What a batch gave, in the order of its cases. Logit differences (true minus foil, equation 1), float64.
 
-    ``clean`` (cases,), ``noised`` (cases, draws), ``patched`` (cases, patches, draws); ``routing``: of each
-    layer with expert patches; ``direct``, ``direct_linear``: (cases, patches, draws), what of a patch's
-    rescue goes straight to the logits (see :mod:`moetrace.models.ending`), NaN where it wasn't measured.
+    ``clean`` (cases,), ``noised`` (cases, draws), ``patched`` (cases, patches, draws); ``routing``: by layer
+    and place with expert patches; ``direct``, ``direct_linear``: (cases, patches, draws), what of a patch's
+    rescue goes straight to the logits (see :mod:`moetrace.models.ending`), NaN where it wasn't measured;
+    ``present`` (cases, patches): whether the case has the place of the patch: where not, its figures are NaN.
     """
 
     clean: np.ndarray
@@ -190,17 +231,18 @@ class Outcome:
     patched: np.ndarray
     direct: np.ndarray
     direct_linear: np.ndarray
-    routing: Mapping[int, LayerRouting] = field(default_factory=dict)
+    present: np.ndarray
+    routing: Mapping[tuple[int, int], LayerRouting] = field(default_factory=dict)
 
     @staticmethod
     def plain(clean: np.ndarray, noised: np.ndarray, patched: np.ndarray) -> Outcome:
         """Without routing and direct effects."""
         unknown = np.full(patched.shape, np.nan)
-        return Outcome(clean, noised, patched, unknown, unknown)
+        return Outcome(clean, noised, patched, unknown, unknown, np.ones(patched.shape[:2], dtype=bool))
 
     def select(self, index: np.ndarray) -> Outcome:
         """Some of the cases."""
-        routing = {layer: found.select(index) for layer, found in self.routing.items()}
+        routing = {place: found.select(index) for place, found in self.routing.items()}
         return Outcome(**{name: getattr(self, name)[index] for name in OUTCOME}, routing=routing)
 
     def case(self, index: int) -> Outcome:
@@ -210,7 +252,7 @@ class Outcome:
     def finite(self) -> np.ndarray:
         """bool (cases,): whether every logit difference of a case is finite."""
         good = np.isfinite(self.clean) & np.isfinite(self.noised).all(axis=1)
-        good &= np.isfinite(self.patched).all(axis=(1, 2))
+        good &= (np.isfinite(self.patched) | ~self.present[..., None]).all(axis=(1, 2))
         for own in self.routing.values():
             good &= (np.isfinite(own.patched) | ~own.patched_active).all(axis=(1, 2))
         found: np.ndarray = good
@@ -220,11 +262,12 @@ class Outcome:
     def stack(parts: Sequence[Outcome]) -> Outcome:
         """Batches one after another."""
         arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in OUTCOME}
-        routing = {layer: LayerRouting.join([p.routing[layer] for p in parts]) for layer in parts[0].routing}
+        routing = {place: LayerRouting.join([p.routing[place] for p in parts]) for place in parts[0].routing}
         return Outcome(**arrays, routing=routing)
 
 
-OUTCOME = ("clean", "noised", "patched", "direct", "direct_linear")  # the arrays that aren't by layer
+# The arrays that aren't by layer.
+OUTCOME = ("clean", "noised", "patched", "direct", "direct_linear", "present")
 
 
 class Engine(Protocol):

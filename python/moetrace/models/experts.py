@@ -64,9 +64,10 @@ def routed_call(
 def block_scale(site: LayerSite, hidden: torch.Tensor) -> float:
     """What a block multiplies the sum of its experts by: 1, a routed scaling factor, a half, ...
 
-    Measured on one row ``hidden`` (1, 1, width) of the block's input, with the experts' output 64 times what
-    it is: contributions are defined at the block's output (equation 5), and so are the norms of patch vectors
-    (equation 10). ContributionError where the steps after the experts aren't a scale: a norm, a projection.
+    Measured on a few rows ``hidden`` (1, rows, width) of the block's input, with the experts' output 64 times
+    what it is: contributions are defined at the block's output (equation 5), and so are the norms of patch
+    vectors (equation 10). ContributionError where the steps after the experts aren't one scale for all rows:
+    a norm, a projection, a gate.
     """
     if site.block is site.experts or site.experts is None:
         return 1.0

@@ -160,8 +160,9 @@ def _scale(site: LayerSite, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fl
     """What a block multiplies the sum of its experts by. ContributionError where it does more with it."""
     hidden, *others = (*args, *kwargs.values())
     rows = hidden.detach().reshape(-1, hidden.shape[-1])
-    row = rows[rows.float().square().sum(1).argmax()].view(1, 1, -1)  # not one that is zero
-    run = partial(site.block, *args, **kwargs) if others else partial(site.block, row)  # token ids, perhaps
+    largest = rows.float().square().sum(1).topk(min(2, len(rows))).indices  # none that is zero
+    few = partial(site.block, rows[largest].unsqueeze(0))
+    run = partial(site.block, *args, **kwargs) if others else few  # token ids, perhaps
     try:
         return measure_scale(site, run)
     except ContributionError as failure:

@@ -91,7 +91,7 @@ def expert_trace_of(session: Session, layers: tuple[int, ...], union: bool) -> E
     """What the session's sweeps of these layers found; its last patch is the null patch."""
     sites, columns = [], []
     for layer in layers:
-        count = session.outcome.routing[layer].clean_active.shape[-1]
+        count = session.outcome.routing[layer, 0].clean_active.shape[-1]
         sites.append(pd.DataFrame({"layer": layer, "expert": np.arange(count)}))
         columns.append(_layer_arrays(session, layer, union))
     names = [name for name in columns[0].names() if all(name in column.names() for column in columns)]
@@ -107,7 +107,7 @@ def expert_trace_of(session: Session, layers: tuple[int, ...], union: bool) -> E
 
 def _layer_arrays(session: Session, layer: int, union: bool) -> ExpertArrays:
     """One layer of an outcome, averaged over draws; a draw in which nothing was patched counts with 0."""
-    outcome, routing = session.outcome, session.outcome.routing[layer]
+    outcome, routing = session.outcome, session.outcome.routing[layer, 0]
     each = rescue(routing.patched.swapaxes(1, 2), outcome.noised).swapaxes(1, 2)  # (cases, draws, experts)
     effects = np.where(routing.patched_active, each, 0.0).mean(axis=1)
     patched = routing.patched_active

@@ -13,23 +13,23 @@ import pandas as pd
 import torch
 
 from moetrace.cases import CaseSet, as_case_set, case_columns, validate_cases
+from moetrace.corruptions import Corruption
 from moetrace.effects import rescue
 from moetrace.engines.engine_choice import EngineChoice, EngineName
 from moetrace.engines.job import (
     Job,
     Outcome,
     Patch,
-    Position,
     Sweep,
     make_job,
 )
+from moetrace.engines.places import Place, Position
 from moetrace.engines.runner import Runner, make_runner
 from moetrace.errors import EngineError, EngineWarning, NoEffectWarning, NonFiniteError, NonFiniteWarning
 from moetrace.models.anatomy import Anatomy
 from moetrace.models.float32 import ComputeDtype, computing_in
 from moetrace.models.readout import ReadoutKind
 from moetrace.models.state import prepared
-from moetrace.noise import Noise, check_seeds
 from moetrace.progress import Progress
 from moetrace.ranks import here, progress_bar
 from moetrace.results.base import TraceResult
@@ -80,8 +80,8 @@ def trace(
     patches: Sequence[Patch],
     *,
     anatomy: Anatomy,
-    noise: Noise,
-    position: Position,
+    corruption: Corruption,
+    position: Position | Sequence[Place],
     metric: str,
     engine: EngineName,
     batch_tokens: int | str,
@@ -101,14 +101,14 @@ def trace(
     """
     case_set = as_case_set(cases)
     validate_cases(case_set, anatomy.vocab_size, final_subject, anatomy.positions)
-    check_seeds(noise, case_set)
+    corruption.check(case_set)
     with prepared(anatomy.model), computing_in(anatomy, compute_dtype):
         budget = resolve_budget(batch_tokens, anatomy)
-        job = make_job(anatomy, patches, noise, position, sweeps, readout)
+        job = make_job(anatomy, patches, corruption, position, sweeps, readout)
         ranks = here()
         asked = {"engine asked for": engine, "batch_tokens": budget, "out": str(out)}
         ranks.agree(what, lambda: {**call_facts(what, job, case_set, details), **asked})
-        _warn_of_nothing(job, case_set, [job.patch_position(case) for case in case_set])
+        _warn_of_nothing(job, case_set)
         runner = make_runner(job, case_set, engine, budget, direct)
         check_memory(runner.choice.engine, case_set, budget)
         attention = str(getattr(anatomy.config, "_attn_implementation", ""))  # prepared() may have changed it
@@ -135,33 +135,37 @@ def keep(result: TraceResult, out: Path | None) -> None:
         result.save(out)
 
 
-def _warn_of_nothing(job: Job, cases: CaseSet, positions: Sequence[int]) -> None:
-    """Say where what is asked for can't have an effect; ``positions``: the patched token of each case."""
-    places = list(zip(cases, positions, strict=True))
-    if job.noise_std == 0:
+def _warn_of_nothing(job: Job, cases: CaseSet) -> None:
+    """Say where what is asked for can't have an effect."""
+    if job.corruptor.embedding.std == 0:
         warnings.warn(
             "the embedding is zero everywhere, and so is the noise, whose scale is its standard deviation: "
             "clean and noised runs are the same",
             NoEffectWarning,
             stacklevel=5,
         )
-    before = [case.case_id for case, at in places if at < case.subject[0]]
-    if before:
-        warnings.warn(
-            f"position {job.position!r} lies before the subject in {len(before)} of {len(cases)} cases: "
-            f"clean and noised runs are the same and every rescue is 0: case ids {before[:20]}",
-            NoEffectWarning,
-            stacklevel=5,
-        )
+    patched = {*(patch.place for patch in job.patches), *(sweep.place for sweep in job.sweeps)}
+    places = [place for index, place in enumerate(job.places) if index in patched]
     last = len(job.anatomy.layers) - 1
-    early = [case.case_id for case, at in places if at < len(case.input_ids) - 1]
-    if early and last in job.block_layers:
-        warnings.warn(
-            f"layer {last} is the last: what is patched there at position {job.position!r} doesn't reach the "
-            f"final token of {len(early)} of {len(cases)} cases, and its rescue is 0: case ids {early[:20]}",
-            NoEffectWarning,
-            stacklevel=5,
-        )
+    for place in places:
+        tokens = [(case, place.find(case)) for case in cases]
+        before = [case.case_id for case, own in tokens if own and own[-1] < case.subject[0]]
+        if before:
+            warnings.warn(
+                f"position {place.name!r} lies before the subject in {len(before)} of {len(cases)} cases: "
+                f"clean and noised runs are the same and every rescue is 0: case ids {before[:20]}",
+                NoEffectWarning,
+                stacklevel=5,
+            )
+        early = [case.case_id for case, own in tokens if own and own[-1] < len(case.input_ids) - 1]
+        if early and last in job.block_layers:
+            warnings.warn(
+                f"layer {last} is the last: what is patched there at position {place.name!r} doesn't reach "
+                f"the final token of {len(early)} of {len(cases)} cases, and its rescue is 0: case ids "
+                f"{early[:20]}",
+                NoEffectWarning,
+                stacklevel=5,
+            )
 
 
 def _run(runner: Runner, cases: CaseSet, folder: RunFolder | None, progress: Progress, what: str) -> Outcome:
