@@ -21,6 +21,7 @@ from moetrace.weights.stored import aligning_hook, execution_device
 if TYPE_CHECKING:
     from moetrace.cases import Case
     from moetrace.models.ending import Ending
+    from moetrace.models.mixers import Mixer
     from moetrace.models.readout import Readout
 
 Patch = _core.Patch
@@ -34,7 +35,7 @@ class Job:
 
     ``patches``: a column of the outcome each. ``sweeps``: layers of which every routed expert is patched by
     itself. ``places``: where; patches and sweeps name them by number. ``ending``: with one, direct effects
-    are measured too.
+    are measured too. ``mixers``: what a tree has to unfold of the model.
     """
 
     anatomy: Anatomy
@@ -44,6 +45,7 @@ class Job:
     places: tuple[Place, ...] = (LAST,)
     sweeps: tuple[Sweep, ...] = ()
     ending: Ending | None = None
+    mixers: tuple[Mixer, ...] = ()
 
     @cached_property
     def core(self) -> _core.Job:

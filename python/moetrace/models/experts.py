@@ -61,20 +61,20 @@ def routed_call(
     return found[0], found[1], found[2]
 
 
-def block_scale(site: LayerSite, hidden: torch.Tensor) -> float:
+def block_scale(site: LayerSite, hidden: torch.Tensor, call: Callable[[], Any] | None = None) -> float:
     """What a block multiplies the sum of its experts by: 1, a routed scaling factor, a half, ...
 
-    Measured on a few rows ``hidden`` (1, rows, width) of the block's input, with the experts' output 64 times
-    what it is: contributions are defined at the block's output (equation 5), and so are the norms of patch
-    vectors (equation 10). ContributionError where the steps after the experts aren't one scale for all rows:
-    a norm, a projection, a gate.
+    Measured on a few rows ``hidden`` (1, rows, width) of the block's input (or by ``call``, which runs the
+    block on what else it needs), with the experts' output 64 times what it is: contributions are defined at
+    the block's output (equation 5), and so are the norms of patch vectors (equation 10). ContributionError
+    where the steps after the experts aren't one scale for all rows: a norm, a projection, a gate.
     """
     if site.block is site.experts or site.experts is None:
         return 1.0
     state = fingerprint(site.block)
     known = _known_scales.get(site.block)
     if known is None or known[0] != state:
-        known = _known_scales[site.block] = (state, measure_scale(site, partial(site.block, hidden)))
+        known = _known_scales[site.block] = (state, measure_scale(site, call or partial(site.block, hidden)))
     return known[1]
 
 
