@@ -54,6 +54,8 @@ void init_forward(py::module_& m) {
       .def(py::init<std::string, std::shared_ptr<const Forward>>(), py::arg("name"), py::arg("forward"))
       .def_property_readonly("number", &Tap::number, "By which torch.ops.moetrace.fire reaches it.")
       .def_property_readonly("fired", &Tap::fired, "How often something passed.")
+      .def_property_readonly("repeated", &Tap::repeated,
+                             "Whether something passed more than once in a forward.")
       .def_property_readonly("steps", &Tap::steps, "Tokens of each forward that is kept.")
       .def("reset", &Tap::reset, "Forget what was kept.")
       .def("hook", &tap_hook, py::arg("forward"), "To hang behind a module.")

@@ -627,6 +627,11 @@ class Tap:
         By which torch.ops.moetrace.fire reaches it.
         """
     @property
+    def repeated(self) -> bool:
+        """
+        Whether something passed more than once in a forward.
+        """
+    @property
     def steps(self) -> list[int]:
         """
         Tokens of each forward that is kept.

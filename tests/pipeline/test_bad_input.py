@@ -228,6 +228,17 @@ def test_sites_that_a_family_hasnt():
         mt.capture(model_of("longcat_flash"), what="attention")
 
 
+def test_experts_that_are_called_one_by_one_are_refused_by_name():
+    model = make_model("qwen2_moe")
+    for layer in model.model.layers:
+        layer.mlp.experts = torch.nn.ModuleList([torch.nn.Identity() for _ in range(8)])
+    with refused(errors.LayoutError, "layer 0", "its 8 experts one by one", "Block, Router"):
+        mt.capture(model, what="routing")
+    with refused(errors.LayoutError, "layer 1", "one by one"):
+        mt.patch(model, {mt.Expert(1, 2): mt.Ablate("zero")})
+    assert list(mt.capture(model).block) == [0, 1, 2, 3]
+
+
 def test_models_in_whose_forwards_hooks_dont_fire(model):
     with refused(errors.WrappedModelError, "torch.compile", "_orig_mod"):
         mt.capture(torch.compile(model, backend="eager"))

@@ -184,9 +184,11 @@ def test_a_module_that_runs_twice_in_one_forward_has_no_single_value():
     model = model_of("llama")
     inner = model.model.layers[1]
     again = hooked(inner, lambda module, _a, _k, output: first(output) + module.mlp(first(output)))
-    twice = pytest.raises(mt.errors.HookError, match="ran twice in one")
-    with again, mt.capture(model, what="block", layers=1), twice:
+    with again, mt.capture(model, what=("block", "residual"), layers=1) as tap:
         model(input_ids=IDS)
+    with pytest.raises(mt.errors.HookError, match="block of layer 1: its module ran more than once"):
+        tap.block[1]
+    assert tap.residual[1].shape == (*IDS.shape, 32)
     with torch.no_grad(), mt.capture(model, what="block", layers=1) as tap:
         model(input_ids=IDS)
     assert tap.block[1].shape == (*IDS.shape, 32)

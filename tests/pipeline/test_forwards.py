@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import moetrace as mt
-from tests.engines.tiny import VOCAB, make_model
+from tests.engines.tiny import VOCAB, make_cases, make_model
 from tests.pipeline.families import IDS, block_of, first, hooked, model_of, replaced
 from tests.weights import folders, places
 
@@ -325,6 +325,20 @@ def test_models_compiled_in_place_run_uncompiled_for_the_time():
         assert torch.equal(model(input_ids=IDS).logits, plain)
     assert tap.block[1].shape == (3, 9, 32)
     assert model._compiled_call_impl is compiled
+
+
+def test_traces_inside_of_a_patch_trace_the_patched_model():
+    model, cases = make_model("qwen3_moe"), make_cases(2)
+    plain = mt.trace_experts(model, cases, layer=2, engine="reference").rows
+    with mt.capture(model) as tap, mt.patch(model, {mt.Block(1): lambda value: 0.5 * value}):
+        traces = [mt.trace_experts(model, cases, layer=2, engine=e).rows for e in ("tree", "reference")]
+    with hooked(model.model.layers[1].mlp, lambda _m, _a, _k, output: 0.5 * output):
+        by_hand = mt.trace_experts(model, cases, layer=2, engine="reference").rows
+    for rows in traces:
+        assert (rows.patched - by_hand.patched).abs().max() < 1e-4
+    assert (by_hand.clean - plain.clean).abs().max() > 1e-2
+    with pytest.raises(mt.errors.HookError, match="before any forward"):
+        tap.block[1]  # forwards of a trace aren't the user's own
 
 
 def test_training_mode_and_dropout_stay_as_they_are(model):

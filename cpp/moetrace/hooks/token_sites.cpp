@@ -9,7 +9,13 @@ Tap::Tap(std::string name, std::shared_ptr<const Forward> forward)
 
 void Tap::reset() {
   Site::reset();
+  number_ = 0;
+  forget();
+}
+
+void Tap::forget() {
   kept_.clear();
+  repeated_ = false;
 }
 
 std::vector<std::int64_t> Tap::steps() const {
@@ -20,11 +26,11 @@ std::vector<std::int64_t> Tap::steps() const {
 
 std::vector<Tensor> Tap::apply(Step step, const std::vector<Tensor>& given) {
   if (step == Step::kRead) return read();
+  if (sequence_ != forward_->sequence()) forget();
   if (number_ == forward_->number()) {
-    throw Failure(Trouble::kShape,
-                  name() + ": it ran twice in one forward, so that a token has no single value there");
+    repeated_ = true;
+    return {};
   }
-  if (sequence_ != forward_->sequence()) kept_.clear();
   number_ = forward_->number();
   sequence_ = forward_->sequence();
   count();
@@ -33,14 +39,16 @@ std::vector<Tensor> Tap::apply(Step step, const std::vector<Tensor>& given) {
   for (const Tensor& value : given) {
     if (step == Step::kKeep) break;
     kept.push_back(forward_->chosen_of(value, name()));
-    if (forward_->all())
-      passed.push_back(ops::reshape(torch::stable::clone(kept.back()), ops::shape_of(value)));
+    if (!forward_->all()) continue;
+    const Tensor copy = torch::stable::clone(kept.back());
+    passed.push_back(copy.dim() == value.dim() ? copy : ops::reshape(copy, ops::shape_of(value)));
   }
   kept_.push_back(std::move(kept));
   return passed;
 }
 
 std::vector<Tensor> Tap::read() const {
+  if (repeated_) throw Failure(Trouble::kShape, name() + ": a module that ran more than once in a forward");
   if (kept_.empty() || kept_.size() == 1) return kept_.empty() ? std::vector<Tensor>() : kept_.front();
   std::vector<Tensor> found;
   for (std::size_t at = 0; at < kept_.front().size(); ++at) {

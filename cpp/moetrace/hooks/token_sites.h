@@ -19,6 +19,9 @@ namespace moetrace::hooks {
 class Tap final : public Site {
  public:
   Tap(std::string name, std::shared_ptr<const Forward> forward);
+  /// Whether something passed more than once in one forward of these sequences, so that a token has no single
+  /// value. What is kept is then the first, and can't be read.
+  bool repeated() const noexcept { return repeated_; }
   /// Chosen tokens of each forward that is kept.
   std::vector<std::int64_t> steps() const;
   void reset() override;
@@ -26,10 +29,12 @@ class Tap final : public Site {
  private:
   std::vector<Tensor> apply(Step step, const std::vector<Tensor>& given) override;
   std::vector<Tensor> read() const;
+  void forget();
 
   std::shared_ptr<const Forward> forward_;
   std::int64_t number_ = 0, sequence_ = 0;  ///< of the forward and the sequences that were seen last
-  std::vector<std::vector<Tensor>> kept_;   ///< by forward
+  bool repeated_ = false;
+  std::vector<std::vector<Tensor>> kept_;  ///< by forward
 };
 
 /// Replaces what passes a place in a user's forwards, at the chosen tokens.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -104,27 +105,32 @@ def block_scale(site: LayerSite, hidden: torch.Tensor, call: Callable[[], Any] |
         return 1.0
     state = fingerprint(site.block)
     known = _known_scales.get(site.block)
-    if known is not None and known[0] == state:
-        return known[1]
+    if known is None or known[0] != state:
+        known = _known_scales[site.block] = (state, measure_scale(site, call or partial(site.block, hidden)))
+    return known[1]
+
+
+def measure_scale(site: LayerSite, call: Callable[[], Any]) -> float:
+    """:func:`block_scale` by two calls of the block, whatever it is called with. ContributionError."""
     kept: list[torch.Tensor] = []
 
     def run(factor: float) -> torch.Tensor:
         def hook(_module: nn.Module, _args: Any, _kwargs: Any, output: torch.Tensor) -> torch.Tensor:
-            kept.append(output.double())
+            kept.append(output)
             return output * factor
 
         assert site.experts is not None
         with _core.HookScope() as scope:
             scope.behind(site.experts, hook)
-            output = site.block(hidden) if call is None else call()
+            output = call()
         first: torch.Tensor = output[0] if isinstance(output, tuple) else output
         return first.double()
 
     change = ((run(64.0) - run(1.0)) / 63.0).flatten()
-    whole = kept[0].flatten()
-    if not whole.norm() > 0:
+    whole = kept[0].double().flatten()
+    if not whole.norm() > 0:  # nothing to scale
         return 1.0
-    eps = torch.finfo(hidden.dtype).eps
+    eps = torch.finfo(kept[0].dtype).eps
     scale = float(change @ whole / (whole @ whole)) if change.shape == whole.shape else 0.0
     if scale == 0.0 or (change - scale * whole).norm() > 64 * eps * change.norm():
         raise ContributionError(
@@ -132,5 +138,4 @@ def block_scale(site: LayerSite, hidden: torch.Tensor, call: Callable[[], Any] |
             "scale it, so contributions at its output aren't those at the experts'; engine='reference' "
             "serves it"
         )
-    _known_scales[site.block] = (state, scale)
     return scale

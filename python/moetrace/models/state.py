@@ -28,6 +28,7 @@ _IMPLEMENTATIONS = ("_attn_implementation_internal", "_experts_implementation_in
 TREE_ATTENTION = ("sdpa", "eager")
 _using = threading.RLock()
 _traced: dict[int, list[int]] = {}  # of each module in use: the thread that traces it, and how deep
+_traces = threading.local()
 _shared: dict[int, _Shared] = {}  # of each configuration in use
 
 
@@ -132,10 +133,24 @@ def prepared(model: nn.Module) -> Iterator[None]:
                 if getattr(module, "_compiled_call_impl", None) is not None:
                     changes.attribute(module, "_compiled_call_impl", None)
             _settle(model, changes)
-            with torch.no_grad(), torch.autocast(device, enabled=False):
+            with torch.no_grad(), torch.autocast(device, enabled=False), _marked_as_trace():
                 yield
         finally:
             changes.undo()
+
+
+@contextmanager
+def _marked_as_trace() -> Iterator[None]:
+    _traces.depth = getattr(_traces, "depth", 0) + 1
+    try:
+        yield
+    finally:
+        _traces.depth -= 1
+
+
+def is_tracing() -> bool:
+    """Whether a trace of this thread runs a model: its forwards aren't the user's own."""
+    return bool(getattr(_traces, "depth", 0))
 
 
 def _settings(model: nn.Module) -> Iterator[tuple[Any, str, Any]]:

@@ -7,13 +7,14 @@ from contextlib import ExitStack
 from typing import Any, Generic, TypeVar
 
 import torch
+from torch import nn
 
 from moetrace._native import _core
 from moetrace.arguments import as_choice, as_list, nearest, shown
 from moetrace.errors import ArgumentError, HookError, LayerRangeError, TokenRangeError
 from moetrace.pipeline.routing import Routed, linear_call
 from moetrace.pipeline.scope import ForwardScope
-from moetrace.pipeline.sites import SITES, Router, Site, check_site, module_of
+from moetrace.pipeline.sites import SITES, Router, Site, check_site, experts_of, module_of
 from moetrace.pipeline.tokens import Tokens
 
 WHAT = ("block", "routing", "contributions", "router_logits", "residual", "attention", "shared_expert")
@@ -59,8 +60,11 @@ def capture(
     tokens behind the others' (``tap.steps`` says how many each had); any other begins anew, and what was kept
     is forgotten. What is read stays yours, also when the ``with`` is left.
 
+    Where sequences change places in the batch between forwards (beams), rows are those of each forward.
+
     Hooks act in the order in which they came: a capture inside a :func:`moetrace.patch` sees what the patch
     puts there, one around it what was there before. Contributions are those of the experts as called.
+    Forwards of a trace aren't yours: nothing of them is kept.
 
     Raises:
         ArgumentError: an unknown word in ``what``, or tokens that aren't tokens.
@@ -108,8 +112,9 @@ class Tap(ForwardScope):
         words = None if what is None else _words(what)
         super().__init__(model, tokens)
         if words is None:
-            sparse = any(site is not None and site.experts is not None for site in self._anatomy.sites)
-            words = ("block", "routing") if sparse else ("block",)
+            found = [site.experts for site in self._anatomy.sites if site is not None]
+            callable_ = any(own is not None and not isinstance(own, nn.ModuleList) for own in found)
+            words = ("block", "routing") if callable_ else ("block",)
         self._what = words
         self._taps: dict[str, dict[int, _core.Tap]] = {
             word: {
@@ -173,7 +178,7 @@ class Tap(ForwardScope):
 
     def _check(self, word: str, layer: int) -> None:
         if word in ("routing", "contributions"):
-            self._anatomy.experts(layer)
+            experts_of(self._anatomy, layer)
         else:
             check_site(self._anatomy, self._site(word, layer))
 
@@ -185,7 +190,7 @@ class Tap(ForwardScope):
         for word, taps in self._taps.items():
             for layer, tap in taps.items():
                 if word == "routing":
-                    experts = self._anatomy.experts(layer)
+                    experts = experts_of(self._anatomy, layer)
                     hooks.before(experts, tap.routing_hook(self._forward, linear_call))
                 elif word == "contributions":
                     own = _core.ContributionTap(f"contributions of layer {layer}", self._forward)
@@ -217,6 +222,11 @@ class Tap(ForwardScope):
             )
         if outside := self._outside():
             raise TokenRangeError(f"{word} of layer {layer}: {outside}")
+        if taps[layer].repeated:
+            raise HookError(
+                f"{word} of layer {layer}: its module ran more than once in one forward of {name}, so that a "
+                "token has no single value there; expected one run: read a place that has it, as the residual"
+            )
         found = torch.ops.moetrace.fire(taps[layer].number, _core.Step.READ, [])
         if not found:
             raise HookError(

@@ -64,7 +64,8 @@ def patch(model: Any, values: Mapping[Any, Value], tokens: Tokens = None) -> Pat
     Everything that follows a place runs as the model runs it. Within a layer values are put in the order in
     which the model comes by: router, routing, experts, shared expert, block. Gradients flow through what is
     put there to whatever it was made of. A function may call the model: it runs without the patch then.
-    The device is the model's own; a dtype narrower than the model's is widened.
+    A trace inside of it traces the patched model, by plain forwards where the single pass has no row for each
+    patched token. The device is the model's own; a dtype narrower than the model's is widened.
 
     Raises:
         ArgumentError, LayerRangeError: a site that the model hasn't, with the nearest name; tokens that
@@ -83,6 +84,7 @@ class Patch(ForwardScope):
     """The open patch of :func:`patch`."""
 
     _word = "patch"
+    _acts_in_traces = True  # the patched model is what is traced
 
     def __init__(self, model: Any, values: Mapping[Any, Value], tokens: Tokens) -> None:
         if not isinstance(values, Mapping):

@@ -20,8 +20,8 @@ from moetrace.errors import (
     WrappedModelError,
 )
 from moetrace.models.anatomy import Anatomy, LayerSite, find_anatomy
-from moetrace.models.experts import block_scale
-from moetrace.models.state import by_one_thread
+from moetrace.models.experts import measure_scale
+from moetrace.models.state import by_one_thread, is_tracing
 from moetrace.pipeline.router import RouterForward, Watcher
 from moetrace.pipeline.routing import linear_call
 from moetrace.pipeline.sites import router_width
@@ -36,6 +36,7 @@ class ForwardScope:
     """
 
     _word = "capture"
+    _acts_in_traces = False
 
     def __init__(self, model: Any, tokens: Tokens) -> None:
         _refuse_wrapped(model, self._word)
@@ -77,7 +78,7 @@ class ForwardScope:
             stack.close()
 
     def _begin(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if _core.is_quiet():
+        if _core.is_quiet() or (is_tracing() and not self._acts_in_traces):
             return
         if self._forward.running_elsewhere:
             raise HookError(
@@ -158,11 +159,14 @@ class ForwardScope:
 
 def _scale(site: LayerSite, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
     """What a block multiplies the sum of its experts by. ContributionError where it does more with it."""
-    hidden, *others = (*args, *kwargs.values())
-    row = hidden.detach().reshape(-1, hidden.shape[-1])[:1].unsqueeze(0)
-    run = partial(site.block, *args, **kwargs) if others else None  # token ids, perhaps
+    hidden = args[0] if args else kwargs["hidden_states"]
+    rows = hidden.detach().reshape(-1, hidden.shape[-1])
+    largest = rows.float().square().sum(1).topk(min(2, len(rows))).indices  # none that is zero
+    few = partial(site.block, rows[largest].unsqueeze(0))
+    more = len(args) + len(kwargs) > 1  # token ids, perhaps
+    run = partial(site.block, *args, **kwargs) if more else few
     try:
-        return block_scale(site, row, run)
+        return measure_scale(site, run)
     except ContributionError as failure:
         raise ContributionError(
             f"layer {site.layer}: {type(site.block).__name__} does more with the sum of its experts than "

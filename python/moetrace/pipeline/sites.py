@@ -117,20 +117,32 @@ def check_site(anatomy: Anatomy, site: Site | Expert) -> None:
     if isinstance(site, Expert):
         check_expert(anatomy, site.layer, site.expert)
     elif isinstance(site, Routing):
-        anatomy.experts(site.layer)
+        experts_of(anatomy, site.layer)
     else:
         module_of(anatomy, site)
 
 
 def check_expert(anatomy: Anatomy, layer: int, expert: int) -> None:
     """Refuse an expert that a layer hasn't. LayerRangeError, ExpertRangeError."""
-    anatomy.experts(layer)
+    experts_of(anatomy, layer)
     count = expert_count(anatomy, layer)
     if not 0 <= expert < count:
         raise ExpertRangeError(
             f"expert {shown(expert)} is out of range: layer {layer} of {type(anatomy.model).__name__} has "
             f"experts 0 to {count - 1}"
         )
+
+
+def experts_of(anatomy: Anatomy, layer: int) -> nn.Module:
+    """The module that is called with all of a layer's experts. LayerRangeError, LayoutError."""
+    found = anatomy.experts(layer)
+    if isinstance(found, nn.ModuleList):
+        raise LayoutError(
+            f"layer {layer} of {type(anatomy.model).__name__} calls its {len(found)} experts one by one "
+            f"({anatomy.site(layer).path}.experts is a list of modules); expected one module that is given "
+            "index and weights. Block, Router and SharedExpert serve the layer; experts are hooked one by one"
+        )
+    return found
 
 
 def module_of(anatomy: Anatomy, site: Site) -> nn.Module:
