@@ -239,7 +239,7 @@ def _verified(
     facts = result.provenance | {"verified": "all" if top is None else columns.tolist()}
     for session in floors:
         facts["self_check"] = max(facts["self_check"], session.choice.difference[0])
-        facts["null_floor"] = max(facts["null_floor"], session.choice.null)
+        facts["null_floor"] = max(facts["null_floor"], session.choice.null[0])
         facts["verified_by"] = session.choice.engine.name
     gone = pd.concat([part for part in failed if len(part)]) if any(map(len, failed)) else result.failed
     stay = (~table.case_id.isin(gone.case_id)).to_numpy()
