@@ -68,7 +68,7 @@ def test_the_same_call_goes_on_and_the_folder_holds_the_result(run: Any, tmp_pat
         ("clean", lambda value: value + 1),
         ("noised", lambda value: [number + 1 for number in value]),
         ("patched", lambda value: [number + 1e-12 for number in value]),
-        ("routing.1.patched", lambda value: [0.0] * len(value)),
+        ("routing.1.0.patched", lambda value: [0.0] * len(value)),
         ("case_id", lambda value: value + 1),
     ],
 )

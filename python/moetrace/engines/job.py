@@ -12,7 +12,7 @@ import torch
 
 from moetrace._native import _core
 from moetrace.corruptions import Corruption, Corruptor, Embedding, as_noise
-from moetrace.engines.places import LAST, Place, Position, place_at
+from moetrace.engines.places import ALL, LAST, Place, Position, places_of
 from moetrace.errors import HookError
 from moetrace.metrics import LOGIT_DIFF, Metric
 from moetrace.models.anatomy import Anatomy
@@ -22,6 +22,7 @@ from moetrace.weights.stored import aligning_hook, execution_device
 if TYPE_CHECKING:
     from moetrace.cases import Case
     from moetrace.models.ending import Ending
+    from moetrace.models.mixers import Mixer
     from moetrace.models.readout import Readout
 
 Patch = _core.Patch
@@ -36,7 +37,8 @@ class Job:
     ``patches``: a column of the outcome each. ``sweeps``: layers of which every routed expert is patched by
     itself. ``places``: where; patches and sweeps name them by number. ``ending``: with one, direct effects
     are measured too. ``metrics``: what is read off every run; the first is the logit difference (of another
-    token where a case has no foil), by which engines are compared.
+    token where a case has no foil), by which engines are compared. ``mixers``: what a tree has to unfold of
+    the model.
     """
 
     anatomy: Anatomy
@@ -47,6 +49,7 @@ class Job:
     sweeps: tuple[Sweep, ...] = ()
     ending: Ending | None = None
     metrics: tuple[Metric, ...] = (LOGIT_DIFF,)
+    mixers: tuple[Mixer, ...] = ()
 
     @cached_property
     def core(self) -> _core.Job:
@@ -67,8 +70,10 @@ class Job:
         return self.core.runs
 
     @property
-    def position(self) -> Position | list[Position]:
-        """The name of the place, or those of several."""
+    def position(self) -> str | int | list[str | int]:
+        """What was asked for: the name of the place, or those of several; "all" for every token by itself."""
+        if any(place.of_all for place in self.places):
+            return ALL
         names = [place.name for place in self.places]
         return names[0] if len(names) == 1 else names
 
@@ -107,7 +112,7 @@ def make_job(
     anatomy: Anatomy,
     patches: Sequence[Patch],
     corruption: Corruption | float | None = None,
-    position: Position | Sequence[Place] = "last",
+    position: Position | tuple[Place, ...] = "last",
     sweeps: Sequence[Sweep] = (),
     readout: ReadoutKind = "exact",
     metrics: Sequence[Metric] = (),
@@ -122,7 +127,7 @@ def make_job(
     bound = Corruptor(own.measured(embedding), embedding)
     read = make_readout(anatomy, readout)
     further = tuple(metric for metric in metrics if metric != LOGIT_DIFF)
-    places = (place_at(position),) if isinstance(position, str | int) else tuple(position)
+    places = position if isinstance(position, tuple) else places_of(position, ())
     return Job(anatomy, tuple(patches), bound, read, places, tuple(sweeps), metrics=(LOGIT_DIFF, *further))
 
 

@@ -168,7 +168,16 @@ def tolerance_of(job: Job, seen: Seen) -> float:
 
 def compare(job: Job, join: _core.Join, case: Case, rows: int) -> Comparison:
     """A tree of so many rows, forks joining there or lower, with block and expert patches of three layers."""
-    probe = replace(
+    probe = probe_of(job)
+    tree = TreeEngine(filled(probe, case, rows), join)
+    expected, found = gather([partial(ReferenceEngine(probe).run, [case]), partial(tree.run, [case])])
+    compared = replace(found, patched=found.patched[:, : len(probe.patches)])
+    return Comparison(_apart(expected, compared), _size(expected), tree.join)
+
+
+def probe_of(job: Job) -> Job:
+    """The job that is compared: block and expert patches of three layers at the last token."""
+    return replace(
         job,
         patches=_probe_patches(job),
         sweeps=(),
@@ -177,10 +186,6 @@ def compare(job: Job, join: _core.Join, case: Case, rows: int) -> Comparison:
         ending=None,
         metrics=job.metrics[:1],
     )
-    tree = TreeEngine(_filled(probe, case, rows), join)
-    expected, found = gather([partial(ReferenceEngine(probe).run, [case]), partial(tree.run, [case])])
-    compared = replace(found, patched=found.patched[:, : len(probe.patches)])
-    return Comparison(_apart(expected, compared), _size(expected), tree.join)
 
 
 @dataclass(frozen=True)
@@ -367,7 +372,7 @@ def _probe_patches(job: Job) -> tuple[Patch, ...]:
     return tuple(patches)
 
 
-def _filled(probe: Job, case: Case, rows: int) -> Job:
+def filled(probe: Job, case: Case, rows: int) -> Job:
     """The probe with as many null forks as make its tree no smaller than the trace's own."""
     lowest = min(patch.layer for patch in probe.patches)
     missing = rows - TreeEngine(probe).rows_of(case)

@@ -13,6 +13,7 @@ from moetrace.arguments import as_list, refuse_type, shown
 from moetrace.errors import ArgumentError, DuplicateCaseError
 from moetrace.results.base import TraceResult
 from moetrace.results.by_metric import MetricTraces
+from moetrace.results.map_sites import widened
 from moetrace.results.settings import SettingsMismatchError, refuse_other_settings
 
 # What else of a provenance says what the columns are: the expert, and the game of coalitions.
@@ -37,13 +38,15 @@ def concat(traces: Iterable[_Trace]) -> _Trace:
     parts = as_list(traces, "traces", "a list of traces")
     if not parts:
         raise ArgumentError("traces is empty; expected at least one trace")
-    first: _Trace = parts[0]
-    if isinstance(first, MetricTraces):
+    if isinstance(parts[0], MetricTraces):
         joined: _Trace = _by_metric(parts)
         return joined
     for place, part in enumerate(parts):
         if not isinstance(part, TraceResult):
             refuse_type(part, f"traces[{place}]", "a trace")
+    parts = widened(parts)
+    first: Any = parts[0]
+    for place, part in enumerate(parts):
         _refuse_unlike(parts[0], part, place)
     ids = Counter(case_id for part in parts for case_id in _traced(part))
     twice = [case_id for case_id, count in ids.items() if count > 1]
@@ -61,7 +64,8 @@ def concat(traces: Iterable[_Trace]) -> _Trace:
         _stacked([part.failed for part in parts]),
         _merged([part.provenance for part in parts]),
     )
-    return whole.with_draws(np.concatenate(known) if known and len(known) == len(draws) else None)
+    found: _Trace = whole.with_draws(np.concatenate(known) if known and len(known) == len(draws) else None)
+    return found
 
 
 def _by_metric(parts: Sequence[Any]) -> Any:

@@ -8,7 +8,9 @@ from moetrace.errors import RunFolderError
 from moetrace.results.base import TraceResult
 from moetrace.results.by_metric import MetricTraces, read_tables
 from moetrace.results.coalitions import CoalitionTrace
+from moetrace.results.expert_map import ExpertMap
 from moetrace.results.experts import ExpertTrace
+from moetrace.results.layer_map import LayerMap
 from moetrace.results.layers import LayerTrace
 from moetrace.results.matched import MatchedTrace
 from moetrace.results.saved import read_saved
@@ -17,6 +19,7 @@ from moetrace.results.scales import ScaleTrace
 _KINDS: dict[str, type[TraceResult]] = {
     kind.kind: kind for kind in (LayerTrace, ExpertTrace, MatchedTrace, ScaleTrace, CoalitionTrace)
 }
+_MAPS: dict[str, type[TraceResult]] = {LayerMap.kind: LayerMap, ExpertMap.kind: ExpertMap}
 
 
 def load(folder: str | Path) -> TraceResult | MetricTraces:
@@ -39,7 +42,7 @@ def load(folder: str | Path) -> TraceResult | MetricTraces:
             f"{folder} holds a result of kind {saved.kind!r}; this version knows {sorted(_KINDS)}"
         )
     try:
-        kind = _KINDS[saved.kind]
+        kind = (_MAPS if "position" in saved.tables["rows"] else _KINDS)[saved.kind]
         if isinstance(saved.provenance.get("metric"), list):
             return MetricTraces.from_saved(kind, saved)
         rows, cases, failed = saved.tables.values()

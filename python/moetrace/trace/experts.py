@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -11,15 +11,19 @@ import torch
 from typing_extensions import Unpack
 
 from moetrace.arguments import as_flag
+from moetrace.cases import as_case_set
 from moetrace.effects import rescue
 from moetrace.engines.job import Patch, Sweep
+from moetrace.engines.places import Place, is_map, places_of
 from moetrace.errors import ArgumentError, LayoutError
 from moetrace.metrics import LOGIT_DIFF
-from moetrace.models.anatomy import Anatomy, find_anatomy
+from moetrace.models.anatomy import Anatomy, expert_count, find_anatomy
 from moetrace.models.experts import top_k_of
 from moetrace.ranks import on_all_ranks
 from moetrace.results.expert_arrays import ExpertArrays
+from moetrace.results.expert_map import ExpertMap
 from moetrace.results.experts import ExpertTrace
+from moetrace.trace.maps import map_cases, mapped, null_place, tokens_at
 from moetrace.trace.options import TraceOptions, checked, shows_options
 from moetrace.trace.provenance import provenance
 from moetrace.trace.session import Session, case_table, finished, trace
@@ -38,7 +42,7 @@ def trace_experts(
     layers: int | Sequence[int] | None = None,
     union: bool = False,
     **options: Unpack[TraceOptions],
-) -> ExpertTrace:
+) -> ExpertTrace | ExpertMap:
     """Patch each clean-active expert's clean-minus-noised update into the noised run (section 3.4).
 
     >>> experts = mt.trace_experts(model, discovery, layer=layers.best)
@@ -48,7 +52,11 @@ def trace_experts(
     ``layer`` (or ``layers``): one, several, or None for every layer with experts. ``union``: also patch the
     experts that only the noised run routes to; they show in ``.rows``, while ``.effects`` keeps to
     clean-active experts.
-    ``options``: the common arguments of :func:`moetrace.trace_layers`.
+    ``options``: the common arguments of :func:`moetrace.trace_layers`. Of ``position="all"`` and lists of
+    positions the result is an :class:`ExpertMap`, layer x position x expert. Where a position is several
+    tokens ("subject"), an expert's patch vectors are added at each of them by that token's own routing (zero
+    where neither run routes it there): it is clean-active where it is at any of them, its weights are sums,
+    its delta_norm is over all of them, and its router logits are those of the last.
 
     An expert's contribution c_e is the ablation difference under fixed routing (equation 5), its patch vector
     delta_e = c_e(clean) - c_e(noised) (equation 6). An expert that isn't clean-active in a case has rescue
@@ -64,13 +72,22 @@ def trace_experts(
     if layer is not None and layers is not None:
         raise ArgumentError("both layer and layers are given; expected one of them")
     chosen = expert_layers_of(anatomy, layers if layer is None else layer)
-    sweeps = [Sweep(index, top_k_of(anatomy.config), union) for index in chosen]
-    patches = [Patch.null(min(chosen))]
-    details = {"union": union}
+    case_set, position = as_case_set(cases), common.pop("position")
+    places = places_of(position, case_set)
     session = trace(
-        model, cases, patches, sweeps=sweeps, anatomy=anatomy, what="experts", details=details, **common
+        model,
+        case_set,
+        [Patch.null(min(chosen), null_place(places))],
+        sweeps=expert_sweeps(anatomy, chosen, places, union),
+        position=places,
+        anatomy=anatomy,
+        what="experts",
+        details={"union": union},
+        **common,
     )
-    return finished(session, lambda own: expert_trace_of(own, chosen, union), common["out"])
+    made: Callable[..., Any] = expert_map_of if is_map(position) else expert_trace_of
+    found: ExpertTrace | ExpertMap = finished(session, lambda own: made(own, chosen, union), common["out"])
+    return found
 
 
 def expert_layers_of(anatomy: Anatomy, layer: int | Sequence[int] | None) -> tuple[int, ...]:
@@ -86,38 +103,69 @@ def expert_layers_of(anatomy: Anatomy, layer: int | Sequence[int] | None) -> tup
     return tuple(sorted(wanted))
 
 
+def expert_sweeps(
+    anatomy: Anatomy, layers: Sequence[int], places: Sequence[Place], union: bool
+) -> list[Sweep]:
+    """A sweep of every layer at every place: of several tokens, the experts of any of them."""
+    top_k, found = top_k_of(anatomy.config), []
+    for layer in layers:
+        for at in mapped(places):
+            most = places[at].most
+            slots = top_k if most == 1 else min(top_k * most, expert_count(anatomy, layer))
+            found.append(Sweep(layer, slots, union, at))
+    return found
+
+
 def expert_trace_of(session: Session, layers: tuple[int, ...], union: bool) -> ExpertTrace:
     """What the session's sweeps of these layers found; its last patch is the null patch."""
+    sites, arrays = _arrays_of(session, [(layer, 0) for layer in layers], union)
+    facts = provenance(session, layers)
+    found = ExpertTrace(case_table(session), sites[["layer", "expert"]], arrays, session.failed, facts)
+    return found.with_draws(_by_draw(session, layers))
+
+
+def expert_map_of(session: Session, layers: tuple[int, ...], union: bool) -> ExpertMap:
+    """The same of sweeps at several places."""
+    places = mapped(session.job.places)
+    sites, arrays = _arrays_of(session, [(layer, at) for layer in layers for at in places], union)
+    sites["position"] = [session.job.places[at].name for at in sites.place]
+    tokens = tokens_at(session)[:, sites.place.to_numpy()]
+    sites = sites[["layer", "position", "expert"]]
+    return ExpertMap(map_cases(session), sites, arrays, session.failed, provenance(session, layers), tokens)
+
+
+def _arrays_of(
+    session: Session, where: Sequence[tuple[int, int]], union: bool
+) -> tuple[pd.DataFrame, ExpertArrays]:
+    """Sites (layer, place, expert) of layers and places one after another, and what was measured there."""
     sites, columns = [], []
-    for layer in layers:
-        count = session.outcome.routing[layer, 0].clean_active.shape[-1]
-        sites.append(pd.DataFrame({"layer": layer, "expert": np.arange(count)}))
-        columns.append(_layer_arrays(session, layer, union))
+    for layer, place in where:
+        count = session.outcome.routing[layer, place].clean_active.shape[-1]
+        sites.append(pd.DataFrame({"layer": layer, "place": place, "expert": np.arange(count)}))
+        columns.append(_layer_arrays(session, layer, place, union))
     names = [name for name in columns[0].names() if all(name in column.names() for column in columns)]
     arrays = ExpertArrays(**{n: np.concatenate([getattr(c, n) for c in columns], axis=1) for n in names})
-    found = ExpertTrace(
-        case_table(session),
-        pd.concat(sites, ignore_index=True),
-        arrays,
-        session.failed,
-        provenance(session, layers),
-    )
+    return pd.concat(sites, ignore_index=True), arrays
+
+
+def _by_draw(session: Session, layers: Sequence[int]) -> np.ndarray | None:
+    """(cases, sites, draws): rescue of clean-active experts in each draw, 0 for the others."""
     if session.job.draws == 1:
-        return found
-    return found.with_draws(np.concatenate([_by_draw(session, layer) for layer in layers], axis=1))
+        return None
+    found = []
+    for layer in layers:
+        routing = session.outcome.routing[layer, 0]
+        each = rescue(routing.patched.swapaxes(1, 2), session.outcome.noised)
+        active = routing.patched_active & np.any(routing.clean_active, axis=1)[:, None]
+        found.append(np.where(active.swapaxes(1, 2), each, 0.0))
+    whole: np.ndarray = np.concatenate(found, axis=1)
+    return whole
 
 
-def _by_draw(session: Session, layer: int) -> np.ndarray:
-    """(cases, experts, draws): rescue of clean-active experts in each draw, 0 for the others."""
-    routing = session.outcome.routing[layer, 0]
-    each = rescue(routing.patched.swapaxes(1, 2), session.outcome.noised)
-    active = routing.patched_active & np.any(routing.clean_active, axis=1)[:, None]
-    return np.where(active.swapaxes(1, 2), each, 0.0)
-
-
-def _layer_arrays(session: Session, layer: int, union: bool) -> ExpertArrays:
-    """One layer of an outcome, averaged over draws; a draw in which nothing was patched counts with 0."""
-    outcome, routing = session.outcome, session.outcome.routing[layer, 0]
+def _layer_arrays(session: Session, layer: int, place: int, union: bool) -> ExpertArrays:
+    """One layer and place of an outcome, averaged over draws; a draw in which nothing was patched counts with
+    0."""
+    outcome, routing = session.outcome, session.outcome.routing[layer, place]
     each = rescue(routing.patched.swapaxes(1, 2), outcome.noised).swapaxes(1, 2)  # (cases, draws, experts)
     effects = np.where(routing.patched_active, each, 0.0).mean(axis=1)
     patched = routing.patched_active

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar, get_type_hints
 
-from moetrace.arguments import as_choice, as_count, as_path, is_integer, known_names, refuse_type
+from moetrace.arguments import as_choice, as_count, as_path, known_names, refuse_type
 from moetrace.corruptions import CorruptionLike, NoiseLike, as_corruption
 from moetrace.engines.engine_choice import ENGINES
-from moetrace.engines.places import Position
+from moetrace.engines.places import Positions, as_positions
 from moetrace.metrics import MetricLike, as_metrics
 from moetrace.models.float32 import COMPUTE_DTYPES, ComputeDtype
 from moetrace.models.readout import READOUTS, ReadoutKind
@@ -20,7 +20,7 @@ from moetrace.progress import Progress
 class ScaleOptions(TypedDict, total=False):
     """Common arguments but for the noise; see :func:`moetrace.trace_layers`."""
 
-    position: Position
+    position: Positions
     metric: MetricLike
     engine: str
     batch_tokens: int | str
@@ -51,7 +51,6 @@ DEFAULTS: dict[str, Any] = {
     "readout": "exact",
     "compute_dtype": None,
 }
-POSITIONS = ("last", "subject_last")
 FINAL_SUBJECTS = ("refuse", "keep")
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -78,7 +77,7 @@ def checked(options: dict[str, Any], function: Callable[..., Any]) -> dict[str, 
     given = DEFAULTS | options
     return {
         "corruption": as_corruption(given["noise"], given["corruption"]),
-        "position": as_position(given["position"]),
+        "position": as_positions(given["position"]),
         "metric": as_metrics(given["metric"]),
         "engine": as_choice(given["engine"], "engine", ENGINES),
         "batch_tokens": as_batch_tokens(given["batch_tokens"]),
@@ -88,15 +87,6 @@ def checked(options: dict[str, Any], function: Callable[..., Any]) -> dict[str, 
         "readout": as_choice(given["readout"], "readout", READOUTS),
         "compute_dtype": as_compute_dtype(given["compute_dtype"]),
     }
-
-
-def as_position(position: Any) -> Position:
-    """Which token is patched: "last", "subject_last", or a token index, from the end where negative."""
-    if is_integer(position):
-        return int(position)
-    if not isinstance(position, str):
-        refuse_type(position, "position", "'last', 'subject_last' or a token index")
-    return as_choice(position, "position", POSITIONS)
 
 
 def as_batch_tokens(batch_tokens: Any) -> int | Literal["auto"]:
