@@ -38,11 +38,15 @@ if TYPE_CHECKING:
     from moetrace.results.expert_name import Expert as Expert
     from moetrace.results.experts import ExpertTrace as ExpertTrace
     from moetrace.results.joined import concat as concat
+    from moetrace.results.knockout import KnockoutTrace as KnockoutTrace
+    from moetrace.results.knockout_curves import KnockoutCurves as KnockoutCurves
     from moetrace.results.layers import LayerTrace as LayerTrace
     from moetrace.results.matched import MatchedTrace as MatchedTrace
     from moetrace.results.scales import ScaleTrace as ScaleTrace
     from moetrace.trace.coalitions import trace_coalitions as trace_coalitions
     from moetrace.trace.experts import trace_experts as trace_experts
+    from moetrace.trace.knockout import knockout_curves as knockout_curves
+    from moetrace.trace.knockout import trace_knockout as trace_knockout
     from moetrace.trace.layers import trace_layers as trace_layers
     from moetrace.trace.matched import trace_matched as trace_matched
     from moetrace.trace.scales import trace_noise_scales as trace_noise_scales
@@ -54,6 +58,8 @@ _HOMES = {
     "CoalitionTrace": "results.coalitions",
     "Expert": "results.expert_name",
     "ExpertTrace": "results.experts",
+    "KnockoutCurves": "results.knockout_curves",
+    "KnockoutTrace": "results.knockout",
     "LayerTrace": "results.layers",
     "MatchedTrace": "results.matched",
     "MoetraceError": "errors",
@@ -61,6 +67,7 @@ _HOMES = {
     "SubjectNoise": "noise",
     "concat": "results.joined",
     "demo_records": "demo",
+    "knockout_curves": "trace.knockout",
     "layer_protocol": "protocol.layers",
     "load": "protocol.loading",
     "load_demo": "demo",
@@ -73,6 +80,7 @@ _HOMES = {
     "select_cases": "trace.select_cases",
     "trace_coalitions": "trace.coalitions",
     "trace_experts": "trace.experts",
+    "trace_knockout": "trace.knockout",
     "trace_layers": "trace.layers",
     "trace_matched": "trace.matched",
     "trace_noise_scales": "trace.scales",

@@ -6,6 +6,7 @@ no rerouting, no renormalising, and whatever the block does after its experts is
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,10 +109,15 @@ def union_of(clean: Ablated, noised: Ablated) -> list[int]:
     return [*clean.experts, *(e for e in noised.experts if e not in clean.experts)]
 
 
-def patch_vector(patch: Patch, clean: Ablated, noised: Ablated) -> torch.Tensor:
-    """The sum of the patch vectors (equation 6) that a patch names in this case (equations 14 and 15)."""
+def patch_vector(
+    patch: Patch, clean: Ablated, noised: Ablated, change: Callable[[int], torch.Tensor]
+) -> torch.Tensor:
+    """The sum of the patch vectors that a patch names in this case (equations 14 and 15).
+
+    ``change``: an expert's patch vector, that of equation 6 unless the job's mode is another.
+    """
     if patch.chosen in (_core.Chosen.ANCHOR, _core.Chosen.MATCHED):
-        return _pair_vector(patch, clean, noised)
+        return _pair_vector(patch, clean, change)
     if patch.chosen is _core.Chosen.CLEAN:
         chosen = clean.experts
     elif patch.chosen is _core.Chosen.UNION:
@@ -123,7 +129,7 @@ def patch_vector(patch: Patch, clean: Ablated, noised: Ablated) -> torch.Tensor:
         slots = [*clean.experts, *(None if e in clean.experts else e for e in noised.experts)]
         chosen = [e for slot, e in enumerate(slots) if patch.subset >> slot & 1 and e is not None]
     nothing = torch.zeros_like(clean.values[0])
-    return sum((delta(expert, clean, noised) for expert in chosen), start=nothing)
+    return sum((change(expert) for expert in chosen), start=nothing)
 
 
 def delta(expert: int, clean: Ablated, noised: Ablated) -> torch.Tensor:
@@ -131,7 +137,7 @@ def delta(expert: int, clean: Ablated, noised: Ablated) -> torch.Tensor:
     return clean.contribution(expert) - noised.contribution(expert)
 
 
-def _pair_vector(patch: Patch, clean: Ablated, noised: Ablated) -> torch.Tensor:
+def _pair_vector(patch: Patch, clean: Ablated, change: Callable[[int], torch.Tensor]) -> torch.Tensor:
     """Anchor or gate-weight-matched control, scaled to the smaller norm where asked for (equation 10)."""
     anchor = patch.experts[0]
     if anchor not in clean.experts:
@@ -139,7 +145,7 @@ def _pair_vector(patch: Patch, clean: Ablated, noised: Ablated) -> torch.Tensor:
     place = _core.matched_control(clean.experts, clean.weights, clean.experts.index(anchor))
     if place < 0:
         return torch.zeros_like(clean.values[0])
-    selected, control = (delta(e, clean, noised) for e in (anchor, clean.experts[place]))
+    selected, control = (change(e) for e in (anchor, clean.experts[place]))
     vector = selected if patch.chosen is _core.Chosen.ANCHOR else control
     if not patch.equal_norm or not vector.norm() > 0:
         return vector
@@ -148,11 +154,16 @@ def _pair_vector(patch: Patch, clean: Ablated, noised: Ablated) -> torch.Tensor:
 
 
 def routing_of(
-    clean: Ablated, noised: Ablated, experts: int, swept: dict[int, tuple[float, float, float]]
+    clean: Ablated,
+    noised: Ablated,
+    experts: int,
+    swept: dict[int, tuple[float, float, float]],
+    change: Callable[[int], torch.Tensor],
 ) -> LayerRouting:
     """The same tables that the tree engine gives: one case, one draw.
 
     ``swept``: by expert of a sweep the run's logit difference, and its direct effect, exact and linear.
+    ``change``: an expert's patch vector.
     """
     tables = {
         name: np.zeros(experts, dtype=bool if name.endswith("active") else float)
@@ -166,7 +177,7 @@ def routing_of(
         tables["noised_active"][expert] = expert in noised.experts
         tables["clean_weight"][expert] = clean.weight(expert)
         tables["noised_weight"][expert] = noised.weight(expert)
-        tables["delta_norm"][expert] = float(delta(expert, clean, noised).norm())
+        tables["delta_norm"][expert] = float(change(expert).norm())
     for expert, values in swept.items():
         tables["patched_active"][expert] = True
         for name, value in zip(SWEPT, values, strict=True):

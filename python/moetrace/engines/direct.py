@@ -90,20 +90,21 @@ def _index(rows: Sequence[int], like: torch.Tensor) -> torch.Tensor:
 
 
 class PlainTap:
-    """Reads plain forwards of one case: the noised run, then its patched runs, each a sequence of its own."""
+    """Reads plain forwards of one case: the run that patches are made in, the noised one unless the job says
+    otherwise, then its patched runs, each a sequence of its own."""
 
     def __init__(self, job: Job, case: Case) -> None:
         self._job, self._case = job, case
-        self._noised: dict[int, torch.Tensor] = {}  # what each layer gives at the final token
+        self._base: dict[int, torch.Tensor] = {}  # what each layer gives at the final token
         self._ended: torch.Tensor | None = None
         self._deltas: list[torch.Tensor] = []
 
-    def noised_hooks(self) -> list[tuple[Any, Any]]:
-        """Modules of the noised run and what to hang behind them."""
+    def base_hooks(self) -> list[tuple[Any, Any]]:
+        """Modules of that run and what to hang behind them."""
         assert self._job.ending is not None
         layers = self._job.anatomy.layers
         return [
-            *((layers[layer], partial(self._keep_noised, layer)) for layer in self._job.block_layers),
+            *((layers[layer], partial(self._keep_base, layer)) for layer in self._job.block_layers),
             (self._job.ending.norm, self._keep_ended),
         ]
 
@@ -116,8 +117,8 @@ class PlainTap:
             for layer in sorted(set(layers))
         ]
 
-    def _keep_noised(self, layer: int, _module: Any, _args: Any, _kwargs: Any, output: Any) -> None:
-        self._noised[layer] = first_tensor(output)[0, -1].clone()
+    def _keep_base(self, layer: int, _module: Any, _args: Any, _kwargs: Any, output: Any) -> None:
+        self._base[layer] = first_tensor(output)[0, -1].clone()
 
     def _keep_ended(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], _output: Any) -> None:
         self._ended = (*args, *kwargs.values())[0][0, -1].clone()
@@ -129,10 +130,10 @@ class PlainTap:
         for index, where in enumerate(layers):
             if where == layer:
                 wide = torch.promote_types(value.dtype, torch.float32)
-                self._deltas[first + index] = value[index, -1].to(wide) - self._noised[layer].to(wide)
+                self._deltas[first + index] = value[index, -1].to(wide) - self._base[layer].to(wide)
 
     def read(self, difference: float) -> tuple[np.ndarray, np.ndarray]:
-        """Direct effects, exact and linear: (runs,). ``difference``: the noised run's."""
+        """Direct effects, exact and linear: (runs,). ``difference``: that run's."""
         if not self._deltas:
             return np.zeros(0), np.zeros(0)
         assert self._ended is not None

@@ -111,7 +111,9 @@ def choose_engine(
         with widened(job):
             known.look()
     verdict = Verdict(False, "asked for")
-    if engine != "reference":
+    if job.from_clean:
+        verdict = Verdict(False, "patched runs leave from the clean run")
+    elif engine != "reference":
         verdict = known.verdict or known.remember(_examine(job, known.longest, known.rows))
     if engine == "tree" and not verdict.tree:
         raise not_served(job, verdict.reason)

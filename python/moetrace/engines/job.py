@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -19,10 +19,13 @@ from moetrace.weights.stored import aligning_hook, execution_device
 
 if TYPE_CHECKING:
     from moetrace.cases import Case
+    from moetrace.engines.knockout import Ablation
     from moetrace.models.ending import Ending
     from moetrace.models.readout import Readout
 
 Position = str | int
+Mode = Literal["denoise", "noise"]
+MODES: tuple[Mode, ...] = ("denoise", "noise")
 Patch = _core.Patch
 Sweep = _core.Sweep
 
@@ -33,7 +36,9 @@ class Job:
 
     ``patches``: a column of the outcome each. ``sweeps``: layers of which every routed expert is patched by
     itself. ``position``: "last", "subject_last", or a token index (negative from the end). ``ending``: with
-    one, direct effects are measured too.
+    one, direct effects are measured too. ``mode``: "denoise" patches clean values into the noised run,
+    "noise" noised ones into the clean run. ``ablation``: with one, expert patches knock experts out of the
+    clean run instead.
     """
 
     anatomy: Anatomy
@@ -44,6 +49,13 @@ class Job:
     position: Position = "last"
     sweeps: tuple[Sweep, ...] = ()
     ending: Ending | None = None
+    mode: Mode = "denoise"
+    ablation: Ablation | None = None
+
+    @property
+    def from_clean(self) -> bool:
+        """Whether patched runs leave from the clean run."""
+        return self.mode == "noise" or self.ablation is not None
 
     @cached_property
     def core(self) -> _core.Job:
@@ -98,11 +110,21 @@ def make_job(
     position: Position = "last",
     sweeps: Sequence[Sweep] = (),
     readout: ReadoutKind = "exact",
+    mode: Mode = "denoise",
+    ablation: Ablation | None = None,
 ) -> Job:
     """A job with the noise scale of the model. Call it with the model in eval mode."""
     std = embedding_std(anatomy.embedding, anatomy.vocab_size, embedding_device(anatomy))
     return Job(
-        anatomy, tuple(patches), as_noise(noise), std, make_readout(anatomy, readout), position, tuple(sweeps)
+        anatomy,
+        tuple(patches),
+        as_noise(noise),
+        std,
+        make_readout(anatomy, readout),
+        position,
+        tuple(sweeps),
+        mode=mode,
+        ablation=ablation,
     )
 
 
@@ -191,6 +213,10 @@ class Outcome:
     direct: np.ndarray
     direct_linear: np.ndarray
     routing: Mapping[int, LayerRouting] = field(default_factory=dict)
+
+    def base(self, job: Job) -> np.ndarray:
+        """The run that patched runs leave from: logit differences (cases, draws)."""
+        return np.broadcast_to(self.clean[:, None], self.noised.shape) if job.from_clean else self.noised
 
     @staticmethod
     def plain(clean: np.ndarray, noised: np.ndarray, patched: np.ndarray) -> Outcome:

@@ -66,37 +66,58 @@ class ReferenceEngine:
         position = job.patch_position(case)
         draws = [*job.noise_vectors(case)]
         taps = [PlainTap(job, case) if job.measures_direct else None for _ in draws]
-        watched = [partial(self._watched, case, draw, tap) for draw, tap in zip(draws, taps, strict=True)]
+        of_clean = [tap for tap in taps if tap is not None] if job.from_clean else []
+        watched = [
+            partial(self._watched, case, draw, [] if tap is None or job.from_clean else [tap])
+            for draw, tap in zip(draws, taps, strict=True)
+        ]
         (clean_rows, clean_experts, clean), *of_noised = gather(
-            [partial(self._watched, case, None), *watched]
+            [partial(self._watched, case, None, of_clean), *watched]
         )
         noised, patched, effects, routings = [], [], [], []
         for draw, tap, (noised_rows, noised_experts, difference) in zip(draws, taps, of_noised, strict=True):
             noised.append(difference)
+            base, source = (clean_rows, noised_rows) if job.from_clean else (noised_rows, clean_rows)
+            change: dict[int, Callable[[int], torch.Tensor]] = {
+                layer: partial(self._change, case, layer, clean_experts[layer], noised_experts[layer])
+                for layer in clean_experts
+            }
             runs: list[tuple[int, torch.Tensor]] = []  # layer, and what its block gives at the position
             for patch in job.patches:
                 layer = patch.layer
-                value = (clean_rows if patch.kind is _core.PatchKind.BLOCK else noised_rows)[layer]
+                value = (source if patch.kind is _core.PatchKind.BLOCK else base)[layer]
                 if patch.kind is _core.PatchKind.EXPERTS:
-                    value = value + patch_vector(patch, clean_experts[layer], noised_experts[layer])
+                    value = value + patch_vector(
+                        patch, clean_experts[layer], noised_experts[layer], change[layer]
+                    )
                 runs.append((layer, value))
             swept = self._swept(clean_experts, noised_experts)
             for layer, expert in swept:
-                own = delta(expert, clean_experts[layer], noised_experts[layer])
-                runs.append((layer, noised_rows[layer] + own))
-            differences = self._patched(case, draw, runs, position, tap)
-            direct = np.full((2, len(runs)), np.nan) if tap is None else np.stack(tap.read(difference))
+                runs.append((layer, base[layer] + change[layer](expert)))
+            start = None if job.from_clean else draw
+            differences = self._patched(case, start, runs, position, tap)
+            before = clean if job.from_clean else difference
+            direct = np.full((2, len(runs)), np.nan) if tap is None else np.stack(tap.read(before))
             if tap is not None and position < len(case.input_ids) - 1:
                 direct[:] = 0.0  # the final token's stream is changed by later layers alone
             found = np.stack([differences, *direct])
             patched.append(differences[: len(job.patches)])
             effects.append(direct[:, : len(job.patches)])
             of_sweeps = dict(zip(swept, map(tuple, found[:, len(job.patches) :].T.tolist()), strict=True))
-            routings.append(self._routing(clean_experts, noised_experts, of_sweeps))
+            routings.append(self._routing(clean_experts, noised_experts, of_sweeps, change))
         routing = {x: LayerRouting.join([r[x] for r in routings], axis=1) for x in clean_experts}
         straight, linear = np.stack(effects, axis=-1)[:, None]
         values = np.stack(patched, axis=-1)[None]
         return Outcome(np.array([clean]), np.array([noised]), values, straight, linear, routing)
+
+    def _change(self, case: Case, layer: int, clean: Ablated, noised: Ablated, expert: int) -> torch.Tensor:
+        """The patch vector of an expert: equation 6, its negative from the clean run, or its knock-out."""
+        job = self.job
+        if job.ablation is not None:
+            position = job.patch_position(case)
+            return job.ablation.vector(case, layer, position, expert, clean.contribution(expert))
+        own = delta(expert, clean, noised)
+        return -own if job.from_clean else own
 
     def together(self, case: Case, firsts: Sequence[int] = ()) -> Outcome:
         """Runs of one case and draw side by side in one plain forward: clean, noised, and each patch's.
@@ -114,9 +135,11 @@ class ReferenceEngine:
         for layer in layers:
             own = {2 + index: patch for index, (where, patch) in enumerate(runs) if where == layer}
             shape = (2 + len(runs), tokens)
-            hook = self._patcher(layer, own, shape, job.patch_position(case), fired)
+            hook = self._patcher(layer, own, shape, case, fired)
             hooks.append((job.anatomy.site(layer).block, hook))
-        found = self._forward(case, draw, 2 + len(runs), hooks, fired.clear, clean=1)
+        # From the clean run all patched sequences are clean, and the second alone is noised.
+        noised = slice(1, 2) if job.from_clean else slice(1, None)
+        found = self._forward(case, draw, 2 + len(runs), hooks, fired.clear, noised)
         self._all_fired(layers, fired)
         return Outcome.plain(found[:1], found[None, 1:2], found[None, 2:, None])
 
@@ -125,11 +148,12 @@ class ReferenceEngine:
         layer: int,
         patches: dict[int, Patch | None],
         shape: tuple[int, int],
-        position: int,
+        case: Case,
         fired: dict[int, bool],
     ) -> Callable[..., Any]:
         """Patch a row of the sequences that ``patches`` names, from the clean (first) and noised (second)."""
-        anatomy, inside = self.job.anatomy, False
+        anatomy, inside, position = self.job.anatomy, False, self.job.patch_position(case)
+        base, source = (0, 1) if self.job.from_clean else (1, 0)
 
         def hook(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
             nonlocal inside
@@ -145,14 +169,17 @@ class ReferenceEngine:
                     runs = [ablate(anatomy, layer, call, run * shape[1] + position) for run in (0, 1)]
                 finally:
                     inside = False
+            change = partial(self._change, case, layer, runs[0], runs[1]) if runs else None
             for sequence, patch in patches.items():
                 of_block = patch is not None and patch.kind is _core.PatchKind.BLOCK
-                vector = rows[0 if of_block else 1, position]
+                vector = rows[source if of_block else base, position]
                 if patch is None:
+                    assert change is not None
                     routed = [e for e in runs[0].experts if e < expert_count(anatomy, layer)]
-                    vector = vector + delta(min(routed), runs[0], runs[1]) if routed else vector
+                    vector = vector + change(min(routed)) if routed else vector
                 elif patch.kind is _core.PatchKind.EXPERTS:
-                    vector = vector + patch_vector(patch, runs[0], runs[1])
+                    assert change is not None
+                    vector = vector + patch_vector(patch, runs[0], runs[1], change)
                 rows[sequence, position] = vector.to(rows.dtype)
             fired[layer] = True
             return with_first(output, rows.reshape(value.shape))
@@ -173,16 +200,17 @@ class ReferenceEngine:
         clean: dict[int, Ablated],
         noised: dict[int, Ablated],
         swept: dict[tuple[int, int], tuple[float, float, float]],
+        change: dict[int, Callable[[int], torch.Tensor]],
     ) -> dict[int, LayerRouting]:
         found = {}
         for layer in clean:
             own = {expert: value for (where, expert), value in swept.items() if where == layer}
             count = expert_count(self.job.anatomy, layer)
-            found[layer] = routing_of(clean[layer], noised[layer], count, own)
+            found[layer] = routing_of(clean[layer], noised[layer], count, own, change[layer])
         return found
 
     def _watched(
-        self, case: Case, noise: torch.Tensor | None, tap: PlainTap | None = None
+        self, case: Case, noise: torch.Tensor | None, taps: Sequence[PlainTap] = ()
     ) -> tuple[dict[int, torch.Tensor], dict[int, Ablated], float]:
         """Run one sequence: each patched layer's block output at the position, its experts, the result."""
         position = self.job.patch_position(case)
@@ -210,8 +238,8 @@ class ReferenceEngine:
 
         layers = self.job.block_layers
         hooks: list[tuple[Any, Any]] = [(self.job.anatomy.site(layer).block, keep(layer)) for layer in layers]
-        if tap is not None:
-            hooks += tap.noised_hooks()
+        for tap in taps:
+            hooks += tap.base_hooks()
         difference = self._forward(case, noise, 1, hooks, kept.clear)
         self._all_fired(layers, kept)
         return kept, experts, float(difference[0])
@@ -219,7 +247,7 @@ class ReferenceEngine:
     def _patched(
         self,
         case: Case,
-        noise: torch.Tensor,
+        noise: torch.Tensor | None,
         runs: Sequence[tuple[int, torch.Tensor]],
         position: int,
         tap: PlainTap | None = None,
@@ -244,7 +272,7 @@ class ReferenceEngine:
     def _written(
         self,
         case: Case,
-        noise: torch.Tensor,
+        noise: torch.Tensor | None,
         part: Sequence[tuple[int, torch.Tensor]],
         hooks: Sequence[tuple[Any, Any]],
         fired: dict[int, bool],
@@ -281,12 +309,12 @@ class ReferenceEngine:
         copies: int,
         hooks: Sequence[tuple[Any, Any]],
         again: Callable[[], None],
-        clean: int = 0,
+        noised_ones: slice = slice(None),
     ) -> np.ndarray:
         """Logit differences at the final token of ``copies`` sequences of one case (equation 1).
 
-        The first ``clean`` of them get no noise. ``again`` forgets what the hooks saw, where the model must
-        be run a second time.
+        ``noised_ones`` of them get the noise. ``again`` forgets what the hooks saw, where the model must be
+        run a second time.
         """
         anatomy = self.job.anatomy
         ids = torch.tensor([case.input_ids] * copies, device=embedding_device(anatomy))
@@ -296,8 +324,8 @@ class ReferenceEngine:
             value = self._check_rows("embedding", -1, output, ids.numel())
             noised = value.reshape(*ids.shape, value.shape[-1]).clone()
             assert noise is not None
-            part = noised[clean:, start:stop].float() + noise.to(output.device)
-            noised[clean:, start:stop] = part.to(output.dtype)
+            part = noised[noised_ones, start:stop].float() + noise.to(output.device)
+            noised[noised_ones, start:stop] = part.to(output.dtype)
             return noised.reshape(output.shape)
 
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}

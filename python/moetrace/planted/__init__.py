@@ -8,7 +8,8 @@ True
 """
 
 from moetrace.planted.design import FAMILIES, KINDS
+from moetrace.planted.necessity import Necessity
 from moetrace.planted.plant import Planted, plant
 from moetrace.planted.truth import Truth
 
-__all__ = ["FAMILIES", "KINDS", "Planted", "Truth", "plant"]
+__all__ = ["FAMILIES", "KINDS", "Necessity", "Planted", "Truth", "plant"]

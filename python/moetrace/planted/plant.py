@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from moetrace.arguments import as_count, as_seed, refuse_type
@@ -11,6 +12,7 @@ from moetrace.cases import CaseSet
 from moetrace.noise import NoiseLike, SubjectNoise, as_noise
 from moetrace.planted.closed_form import truth_of
 from moetrace.planted.design import BASE, Design, make_design
+from moetrace.planted.necessity import Necessity, necessity_of
 from moetrace.planted.signal import Prompts, make_prompts
 from moetrace.planted.truth import Truth
 from moetrace.planted.weights import EPS, build_model
@@ -49,6 +51,12 @@ class Planted:
     def star(self) -> Expert:
         """The carrier, or the first of them."""
         return Expert(self.layer, self.experts[0])
+
+    @cached_property
+    def necessity(self) -> Necessity:
+        """The answer of a knock-out, and of noised values in the clean run under the default noise."""
+        signals = (self.prompts.signal(EPS), self.prompts.signal(EPS, SubjectNoise()))
+        return necessity_of(self.design, self.prompts.relation, *signals)
 
     def truth_under(self, noise: NoiseLike) -> Truth:
         """The answer under another noise.

@@ -14,8 +14,8 @@ from moetrace.errors import ArgumentError, DuplicateCaseError
 from moetrace.results.base import TraceResult
 from moetrace.results.settings import SettingsMismatchError, refuse_other_settings
 
-# What else of a provenance says what the columns are: the expert, and the game of coalitions.
-_SAME = ("star", "masks", "players", "orders")
+# What else of a provenance says what the columns are: the expert, the game of coalitions, the ablation.
+_SAME = ("star", "masks", "players", "orders", "ablation", "everywhere", "reference")
 _FLOORS = ("self_check", "null_floor")
 _Trace = TypeVar("_Trace", bound=TraceResult)
 

@@ -8,13 +8,15 @@ from moetrace.errors import RunFolderError
 from moetrace.results.base import TraceResult
 from moetrace.results.coalitions import CoalitionTrace
 from moetrace.results.experts import ExpertTrace
+from moetrace.results.knockout import KnockoutTrace
 from moetrace.results.layers import LayerTrace
 from moetrace.results.matched import MatchedTrace
 from moetrace.results.saved import read_saved
 from moetrace.results.scales import ScaleTrace
 
 _KINDS: dict[str, type[TraceResult]] = {
-    kind.kind: kind for kind in (LayerTrace, ExpertTrace, MatchedTrace, ScaleTrace, CoalitionTrace)
+    kind.kind: kind
+    for kind in (LayerTrace, ExpertTrace, MatchedTrace, ScaleTrace, CoalitionTrace, KnockoutTrace)
 }
 
 

@@ -131,7 +131,7 @@ def _subsets(layer: int, masks: list[int], players: int, orders: np.ndarray | No
 def coalition_trace_of(session: Session, layer: int, wanted: Wanted) -> CoalitionTrace:
     """The first patches of the session are the coalitions', the last is the null patch."""
     outcome, routing = session.outcome, session.outcome.routing[layer]
-    effects = rescue(outcome.patched, outcome.noised)[:, :-1].mean(axis=2)
+    effects = rescue(outcome.patched, outcome.base(session.job))[:, :-1].mean(axis=2)
     cases = case_table(session)
     # Of the first draw: the clean slots are the same in every draw.
     cases["experts"] = [line.tolist() for line in routing.routed[:, 0]]

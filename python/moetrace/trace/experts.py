@@ -51,8 +51,9 @@ def trace_experts(
 
     An expert's contribution c_e is the ablation difference under fixed routing (equation 5), its patch vector
     delta_e = c_e(clean) - c_e(noised) (equation 6). An expert that isn't clean-active in a case has rescue
-    exactly 0 there, and the row counts. ``.direct`` and ``.indirect`` say what of a rescue goes straight to
-    the logits and what through later layers: see :class:`ExpertTrace`.
+    exactly 0 there, and the row counts. With ``mode="noise"`` the vector's negative is added to the clean
+    run, and an effect is patched minus clean. ``.direct`` and ``.indirect`` say what of a rescue goes
+    straight to the logits and what through later layers: see :class:`ExpertTrace`.
 
     Errors: as trace_layers; LayerRangeError for a layer without experts that can be traced one by one;
     ContributionError where the contributions don't sum to the block's routed output.
@@ -108,7 +109,8 @@ def expert_trace_of(session: Session, layers: tuple[int, ...], union: bool) -> E
 def _layer_arrays(session: Session, layer: int, union: bool) -> ExpertArrays:
     """One layer of an outcome, averaged over draws; a draw in which nothing was patched counts with 0."""
     outcome, routing = session.outcome, session.outcome.routing[layer]
-    each = rescue(routing.patched.swapaxes(1, 2), outcome.noised).swapaxes(1, 2)  # (cases, draws, experts)
+    base = outcome.base(session.job)
+    each = rescue(routing.patched.swapaxes(1, 2), base).swapaxes(1, 2)  # (cases, draws, experts)
     effects = np.where(routing.patched_active, each, 0.0).mean(axis=1)
     patched = routing.patched_active
     straight = {
@@ -121,7 +123,7 @@ def _layer_arrays(session: Session, layer: int, union: bool) -> ExpertArrays:
         clean_weight=routing.clean_weight.mean(axis=1),
         noised_weight=routing.noised_weight.mean(axis=1),
         delta_norm=np.where(patched, routing.delta_norm, 0.0).mean(axis=1),
-        patched=outcome.noised.mean(axis=1)[:, None] + effects,
+        patched=base.mean(axis=1)[:, None] + effects,
         rescue=effects,
         **straight,
         patched_active=np.any(patched, axis=1) if union else None,

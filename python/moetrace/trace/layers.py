@@ -39,6 +39,8 @@ def trace_layers(
     ``model``: a decoder-only language model of transformers, wherever it is placed; it is used through hooks
     and left as it was. ``cases``: a CaseSet or any sequence of Case.
     ``layers``: which; None is every layer with routed experts, or every layer of a model without any.
+    ``mode``: "denoise", the paper's; or "noise", the noised value into the clean run: an effect, still in
+    ``rescue`` and ``effects``, is then patched minus clean, below 0 where the recall needs what was patched.
     ``noise``: the corruption, by default ``SubjectNoise(scale=3.0, seed=0, draws=1)`` (equation 2).
     ``position``: the patched token: "last" as in the paper, "subject_last", or an index.
     ``metric``: "logit_diff", true minus foil (equation 1).
@@ -76,7 +78,7 @@ def trace_layers(
 def layer_trace_of(session: Session, layers: tuple[int, ...]) -> LayerTrace:
     """The first patches of the session are the layers', the last is the null patch."""
     outcome = session.outcome
-    effects = rescue(outcome.patched, outcome.noised).mean(axis=2)
+    effects = rescue(outcome.patched, outcome.base(session.job)).mean(axis=2)
     return LayerTrace(
         case_table(session),
         pd.DataFrame({"layer": list(layers)}),

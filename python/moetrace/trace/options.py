@@ -9,7 +9,7 @@ from typing import Any, Literal, TypedDict, TypeVar, get_type_hints
 
 from moetrace.arguments import as_choice, as_count, as_path, is_integer, known_names, refuse_type
 from moetrace.engines.engine_choice import ENGINES
-from moetrace.engines.job import Position
+from moetrace.engines.job import MODES, Mode, Position
 from moetrace.models.float32 import COMPUTE_DTYPES, ComputeDtype
 from moetrace.models.readout import READOUTS, ReadoutKind
 from moetrace.noise import NoiseLike, as_noise
@@ -34,10 +34,12 @@ class TraceOptions(ScaleOptions, total=False):
     """Common arguments; see :func:`moetrace.trace_layers`."""
 
     noise: NoiseLike
+    mode: Mode
 
 
 DEFAULTS: dict[str, Any] = {
     "noise": None,
+    "mode": "denoise",
     "position": "last",
     "metric": "logit_diff",
     "engine": "auto",
@@ -76,6 +78,7 @@ def checked(options: dict[str, Any], function: Callable[..., Any]) -> dict[str, 
     given = DEFAULTS | options
     return {
         "noise": as_noise(given["noise"]),
+        "mode": as_choice(given["mode"], "mode", MODES),
         "position": as_position(given["position"]),
         "metric": as_choice(given["metric"], "metric", METRICS),
         "engine": as_choice(given["engine"], "engine", ENGINES),

@@ -108,6 +108,7 @@ def provenance(session: Session, layers: tuple[int, ...]) -> dict[str, Any]:
             "embedding_std": job.noise_std,
         },
         "position": job.position,
+        "mode": job.mode,
         "direct": _direct_note(session),
         "metric": "logit_diff",
         "ranks": session.ranks,

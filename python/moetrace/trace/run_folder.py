@@ -41,6 +41,7 @@ def call_facts(what: str, job: Job, cases: CaseSet, details: Mapping[str, Any] |
         "patches": hashlib.sha256(repr((job.patches, job.sweeps)).encode()).hexdigest(),
         "noise": {"scale": job.noise.scale, "seed": job.noise.seed, "draws": job.noise.draws},
         "position": job.position,
+        "mode": job.mode,
         "readout": job.readout.asked,
         "details": dict(details or {}),
     }

@@ -17,6 +17,7 @@ from moetrace.effects import rescue
 from moetrace.engines.engine_choice import EngineChoice, EngineName
 from moetrace.engines.job import (
     Job,
+    Mode,
     Outcome,
     Patch,
     Position,
@@ -39,6 +40,7 @@ from moetrace.trace.run_folder import RunFolder, call_facts
 
 if TYPE_CHECKING:
     from moetrace.cases import Case
+    from moetrace.engines.knockout import Ablation
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,9 @@ class Session:
 
 
 def case_table(session: Session, null: int = -1) -> pd.DataFrame:
-    """One row for each case: ids, logit differences averaged over draws, rescue of the null patch."""
+    """One row for each case: ids, logit differences averaged over draws, effect of the null patch."""
     outcome = session.outcome
-    drift = rescue(outcome.patched[:, null], outcome.noised)
+    drift = rescue(outcome.patched[:, null], outcome.base(session.job))
     return pd.DataFrame(
         {
             **case_columns(session.cases),
@@ -89,22 +91,24 @@ def trace(
     out: Path | None,
     final_subject: Literal["refuse", "keep"],
     readout: ReadoutKind,
+    mode: Mode = "denoise",
     compute_dtype: ComputeDtype | None = None,
     sweeps: Sequence[Sweep] = (),
     what: str = "trace",
     details: dict[str, Any] | None = None,
     direct: bool = True,
+    ablation: Ablation | None = None,
 ) -> Session:
     """Run ``patches`` on every case, with checked options. Errors: see :func:`moetrace.trace_layers`.
 
-    ``direct``: measure direct effects, too.
+    ``direct``: measure direct effects, too. ``ablation``: patches of experts knock them out of the clean run.
     """
     case_set = as_case_set(cases)
     validate_cases(case_set, anatomy.vocab_size, final_subject, anatomy.positions)
     check_seeds(noise, case_set)
     with prepared(anatomy.model), computing_in(anatomy, compute_dtype):
         budget = resolve_budget(batch_tokens, anatomy)
-        job = make_job(anatomy, patches, noise, position, sweeps, readout)
+        job = make_job(anatomy, patches, noise, position, sweeps, readout, mode, ablation)
         ranks = here()
         asked = {"engine asked for": engine, "batch_tokens": budget, "out": str(out)}
         ranks.agree(what, lambda: {**call_facts(what, job, case_set, details), **asked})
@@ -138,7 +142,8 @@ def keep(result: TraceResult, out: Path | None) -> None:
 def _warn_of_nothing(job: Job, cases: CaseSet, positions: Sequence[int]) -> None:
     """Say where what is asked for can't have an effect; ``positions``: the patched token of each case."""
     places = list(zip(cases, positions, strict=True))
-    if job.noise_std == 0:
+    noised = job.ablation is None
+    if noised and job.noise_std == 0:
         warnings.warn(
             "the embedding is zero everywhere, and so is the noise, whose scale is its standard deviation: "
             "clean and noised runs are the same",
@@ -146,7 +151,7 @@ def _warn_of_nothing(job: Job, cases: CaseSet, positions: Sequence[int]) -> None
             stacklevel=5,
         )
     before = [case.case_id for case, at in places if at < case.subject[0]]
-    if before:
+    if noised and before:
         warnings.warn(
             f"position {job.position!r} lies before the subject in {len(before)} of {len(cases)} cases: "
             f"clean and noised runs are the same and every rescue is 0: case ids {before[:20]}",
