@@ -14,6 +14,7 @@ using namespace moetrace::bindings;
 using namespace moetrace::pass;
 using moetrace::experts::Chosen;
 using moetrace::experts::Layout;
+using moetrace::hooks::RowChange;
 using moetrace::hooks::Trouble;
 
 namespace {
@@ -21,9 +22,9 @@ namespace {
 using Release = py::call_guard<py::gil_scoped_release>;
 
 Case make_case(std::vector<std::int64_t> tokens, std::int64_t start, std::int64_t stop, std::int64_t position,
-               const In<float>& noise) {
+               const In<float>& vectors) {
   const auto length = static_cast<std::int64_t>(tokens.size());
-  return {{length, start, stop, position}, std::move(tokens), vector_of(noise)};
+  return {{length, start, stop, position}, std::move(tokens), vector_of(vectors)};
 }
 
 /// One layer of an outcome as arrays by case, draw and expert (or slot) that share its memory.
@@ -112,13 +113,20 @@ void bind_job(py::module_& m) {
             .format(self.attr("layer"), self.attr("top_k"), self.attr("of_union"));
       });
 
+  py::native_enum<RowChange>(m, "Corruption", "enum.Enum",
+                             "What a corruption's vectors do to the subject's embeddings.")
+      .value("ADDED", RowChange::kAdded, "They are added (equation 2).")
+      .value("REPLACED", RowChange::kReplaced, "They take their place.")
+      .finalize();
+
   py::class_<Job>(m, "Job",
                   "What a trace does to every case: patches, and sweeps over the experts of layers.")
       .def(py::init([](std::int64_t layers, std::int64_t draws, std::vector<Patch> patches,
-                       std::vector<Sweep> sweeps) {
-             return Job{layers, draws, std::move(patches), std::move(sweeps)};
+                       std::vector<Sweep> sweeps, RowChange corruption) {
+             return Job{layers, draws, std::move(patches), std::move(sweeps), corruption};
            }),
-           py::arg("layers"), py::arg("draws"), py::arg("patches"), py::arg("sweeps"))
+           py::arg("layers"), py::arg("draws"), py::arg("patches"), py::arg("sweeps"),
+           py::arg("corruption") = RowChange::kAdded)
       .def_property_readonly(
           "run_layers",
           [](const Job& job) {
@@ -130,8 +138,8 @@ void bind_job(py::module_& m) {
 
   py::class_<Case>(m, "PassCase", "A case as a pass sees it.")
       .def(py::init(&make_case), py::arg("tokens"), py::arg("subject_start"), py::arg("subject_stop"),
-           py::arg("patch_position"), py::arg("noise"),
-           "`noise`: float32 (draws, subject tokens, width), added to the embeddings (equation 2).");
+           py::arg("patch_position"), py::arg("vectors"),
+           "`vectors`: float32 (draws, subject tokens, width), which change the subject's embeddings.");
 
   py::class_<LayerFacts>(m, "LayerFacts", "What a pass has to know of a layer of the model.")
       .def(py::init([](bool experts, std::int64_t expert_count, std::int64_t fused_from, std::int64_t checked,
@@ -226,7 +234,9 @@ void init_pass(py::module_& m) {
             return found;
           },
           "Their modules, as in `troubled_module`.")
-      .def("reset", &Pass::reset, "Forget what was seen: the model is run again.");
+      .def("reset", &Pass::reset, "Forget what was seen: the model is run again.")
+      .def("scale_experts", &Pass::scale_experts, py::arg("layer"), py::arg("factor"),
+           "Say what a layer's block multiplies its experts' output by, before the layer ends.");
 
   py::class_<Outcome>(m, "Outcome", "What the passes of one batch gave, in arrays.")
       .def(py::init<const Job&, std::int64_t>(), py::arg("job"), py::arg("cases"))

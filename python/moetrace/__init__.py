@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from moetrace.cases import CaseSet as CaseSet
     from moetrace.cases import load_records as load_records
     from moetrace.cases import make_cases as make_cases
+    from moetrace.corruptions import SubjectNoise as SubjectNoise
     from moetrace.demo import demo_records as demo_records
     from moetrace.demo import load_demo as load_demo
     from moetrace.errors import MoetraceError as MoetraceError
     from moetrace.models.load import load_model as load_model
-    from moetrace.noise import SubjectNoise as SubjectNoise
     from moetrace.planning.plan import plan as plan
     from moetrace.planning.result import Plan as Plan
     from moetrace.protocol.layers import layer_protocol as layer_protocol
@@ -64,7 +64,7 @@ _HOMES = {
     "MatchedTrace": "results.matched",
     "MoetraceError": "errors",
     "ScaleTrace": "results.scales",
-    "SubjectNoise": "noise",
+    "SubjectNoise": "corruptions",
     "concat": "results.joined",
     "demo_records": "demo",
     "knockout_curves": "trace.knockout",

@@ -8,7 +8,7 @@ import numpy
 import numpy.typing
 import typing
 import typing_extensions
-__all__: list[str] = ['Activation', 'Buffer', 'CaseShape', 'Chosen', 'ExpertLayout', 'Gate', 'HookScope', 'Job', 'Join', 'LayerFacts', 'LayerReader', 'Outcome', 'Pass', 'PassCase', 'Patch', 'PatchKind', 'Plan', 'ReadError', 'ReadOptions', 'Segment', 'Sweep', 'Trouble', 'additivity', 'banzhaf', 'banzhaf_interaction', 'cut', 'layer_rows', 'matched_control', 'pack', 'prefix_coalitions', 'sample_permutations', 'sampled_shapley', 'shapley', 'shapley_interaction', 'smallest_coalition', 'subsets', 'tree_cost', 'tree_rows']
+__all__: list[str] = ['Activation', 'Buffer', 'CaseShape', 'Chosen', 'Corruption', 'ExpertLayout', 'Gate', 'HookScope', 'Job', 'Join', 'LayerFacts', 'LayerReader', 'Outcome', 'Pass', 'PassCase', 'Patch', 'PatchKind', 'Plan', 'ReadError', 'ReadOptions', 'Segment', 'Sweep', 'Trouble', 'additivity', 'banzhaf', 'banzhaf_interaction', 'cut', 'layer_rows', 'matched_control', 'pack', 'prefix_coalitions', 'sample_permutations', 'sampled_shapley', 'shapley', 'shapley_interaction', 'smallest_coalition', 'subsets', 'tree_cost', 'tree_rows']
 class CaseShape:
     """
     What the tree has to know of a case: places in its prompt, in tokens.
@@ -214,11 +214,20 @@ class Sweep:
     @property
     def top_k(self) -> int:
         ...
+class Corruption(enum.Enum):
+    """
+    What a corruption's vectors do to the subject's embeddings.
+    """
+    ADDED: typing.ClassVar[Corruption]
+    REPLACED: typing.ClassVar[Corruption]
+    @classmethod
+    def __new__(cls, value):
+        ...
 class Job:
     """
     What a trace does to every case: patches, and sweeps over the experts of layers.
     """
-    def __init__(self, layers: typing.SupportsInt | typing.SupportsIndex, draws: typing.SupportsInt | typing.SupportsIndex, patches: collections.abc.Sequence[Patch], sweeps: collections.abc.Sequence[Sweep]) -> None:
+    def __init__(self, layers: typing.SupportsInt | typing.SupportsIndex, draws: typing.SupportsInt | typing.SupportsIndex, patches: collections.abc.Sequence[Patch], sweeps: collections.abc.Sequence[Sweep], corruption: Corruption = ...) -> None:
         ...
     @property
     def run_layers(self) -> list[int]:
@@ -229,9 +238,9 @@ class PassCase:
     """
     A case as a pass sees it.
     """
-    def __init__(self, tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], subject_start: typing.SupportsInt | typing.SupportsIndex, subject_stop: typing.SupportsInt | typing.SupportsIndex, patch_position: typing.SupportsInt | typing.SupportsIndex, noise: typing.Annotated[numpy.typing.ArrayLike, numpy.float32]) -> None:
+    def __init__(self, tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], subject_start: typing.SupportsInt | typing.SupportsIndex, subject_stop: typing.SupportsInt | typing.SupportsIndex, patch_position: typing.SupportsInt | typing.SupportsIndex, vectors: typing.Annotated[numpy.typing.ArrayLike, numpy.float32]) -> None:
         """
-        `noise`: float32 (draws, subject tokens, width), added to the embeddings (equation 2).
+        `vectors`: float32 (draws, subject tokens, width), which change the subject's embeddings.
         """
 class LayerFacts:
     """
@@ -275,6 +284,10 @@ class Pass:
     def reset(self) -> None:
         """
         Forget what was seen: the model is run again.
+        """
+    def scale_experts(self, layer: typing.SupportsInt | typing.SupportsIndex, factor: typing.SupportsFloat | typing.SupportsIndex) -> None:
+        """
+        Say what a layer's block multiplies its experts' output by, before the layer ends.
         """
     def visibility(self) -> numpy.typing.NDArray[numpy.uint8]:
         """

@@ -93,7 +93,7 @@ void ExpertsCall::reset() {
   skipped_ = false;
   left_.clear();
   fused_.reset();
-  fused_index_ = fused_weight_ = watched_output_ = patched_output_ = std::nullopt;
+  fused_index_ = fused_weight_ = watched_output_ = patched_output_ = added_ = std::nullopt;
   routing_.clear();
   norms_.clear();
 }
@@ -245,6 +245,7 @@ std::vector<Tensor> ExpertsCall::leave(const std::vector<Tensor>& given) {
   Tensor base = ops::to(ops::index_select(flat, noised_.on(flat)), added.scalar_type());
   base = ops::reshape(base, {items, 1, flat.size(1)});
   patched_output_ = ops::to(ops::reshape(ops::add(base, added), {-1, flat.size(1)}), whole.scalar_type());
+  added_ = ops::reshape(added, {-1, flat.size(1)});
   if (patched_.empty()) return replaced ? std::vector<Tensor>{whole} : std::vector<Tensor>();
   return {ops::reshape(ops::index_copy(flat, patched_.on(flat), *patched_output_), ops::shape_of(whole))};
 }

@@ -7,6 +7,7 @@
 
 #include "moetrace/experts/expert_patch.h"
 #include "moetrace/experts/layout.h"
+#include "moetrace/hooks/row_sites.h"
 #include "moetrace/tree/case_shape.h"
 
 namespace moetrace::pass {
@@ -38,6 +39,7 @@ struct Job {
   std::int64_t draws = 1;
   std::vector<Patch> patches;
   std::vector<Sweep> sweeps;
+  hooks::RowChange corruption = hooks::RowChange::kAdded;  ///< what becomes of the subject's embeddings
 };
 
 /// One patched run of every draw.
@@ -53,7 +55,7 @@ std::vector<Run> runs_of(const Job& job);
 struct Case {
   tree::CaseShape shape;
   std::vector<std::int64_t> tokens;
-  std::vector<float> noise;  ///< (draws, subject tokens, width), added to the embeddings (equation 2)
+  std::vector<float> vectors;  ///< (draws, subject tokens, width), what changes the subject's embeddings
 };
 
 /// What a pass has to know of a layer of the model.

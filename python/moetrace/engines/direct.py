@@ -31,7 +31,7 @@ class TreeTap:
     """Reads one tree pass: rows of its forks behind their own layers, and noised rows at the final norm."""
 
     def __init__(self, job: Job, run: _core.Pass, run_layers: Sequence[int]) -> None:
-        self._job, self._draws = job, job.noise.draws
+        self._job, self._draws = job, job.draws
         final = run.final_rows
         self._noised_rows, forks = final[1 : 1 + self._draws], final[1 + self._draws :]
         self._runs: dict[int, list[int]] = {}

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from moetrace._native import _core
+from moetrace.corruptions import Corruption, Corruptor, Embedding, as_noise
 from moetrace.errors import ArgumentError, HookError
 from moetrace.models.anatomy import Anatomy
 from moetrace.models.readout import ReadoutKind, make_readout
-from moetrace.noise import Noise, as_noise, embedding_std
 from moetrace.weights.stored import aligning_hook, execution_device
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ Sweep = _core.Sweep
 
 @dataclass(frozen=True)
 class Job:
-    """One trace, but for its cases: what to patch, where, and with which noise.
+    """One trace, but for its cases: what to patch, where, and under which corruption.
 
     ``patches``: a column of the outcome each. ``sweeps``: layers of which every routed expert is patched by
     itself. ``position``: "last", "subject_last", or a token index (negative from the end). ``ending``: with
@@ -43,8 +43,7 @@ class Job:
 
     anatomy: Anatomy
     patches: tuple[Patch, ...]
-    noise: Noise
-    noise_std: float
+    corruptor: Corruptor
     readout: Readout
     position: Position = "last"
     sweeps: tuple[Sweep, ...] = ()
@@ -60,7 +59,14 @@ class Job:
     @cached_property
     def core(self) -> _core.Job:
         """The same for the compiled core."""
-        return _core.Job(len(self.anatomy.layers), self.noise.draws, list(self.patches), list(self.sweeps))
+        kind = _core.Corruption.REPLACED if self.corruptor.replaces else _core.Corruption.ADDED
+        patches, sweeps = list(self.patches), list(self.sweeps)
+        return _core.Job(len(self.anatomy.layers), self.draws, patches, sweeps, kind)
+
+    @property
+    def draws(self) -> int:
+        """Corrupted runs of a case."""
+        return self.corruptor.draws
 
     @property
     def block_layers(self) -> tuple[int, ...]:
@@ -98,34 +104,33 @@ class Job:
         """What the tree has to know of a case."""
         return _core.CaseShape(len(case.input_ids), *case.subject, self.patch_position(case))
 
-    def noise_vectors(self, case: Case) -> torch.Tensor:
-        """float32 (draws, subject tokens, width): what is added to the embeddings (equation 2)."""
-        return self.noise.vectors(case, self.anatomy.hidden_size, self.noise_std)
-
 
 def make_job(
     anatomy: Anatomy,
     patches: Sequence[Patch],
-    noise: Noise | float | None = None,
+    corruption: Corruption | float | None = None,
     position: Position = "last",
     sweeps: Sequence[Sweep] = (),
     readout: ReadoutKind = "exact",
     mode: Mode = "denoise",
     ablation: Ablation | None = None,
 ) -> Job:
-    """A job with the noise scale of the model. Call it with the model in eval mode."""
-    std = embedding_std(anatomy.embedding, anatomy.vocab_size, embedding_device(anatomy))
+    """A job with its corruption bound to the model. Call it with the model in eval mode.
+
+    ``corruption``: None is the paper's noise, a number its scale.
+    """
+    own = as_noise(corruption) if corruption is None or isinstance(corruption, float | int) else corruption
+    bound = Corruptor(own, embedding_of(anatomy))
+    own.measure(bound.embedding)
+    read = make_readout(anatomy, readout)
     return Job(
-        anatomy,
-        tuple(patches),
-        as_noise(noise),
-        std,
-        make_readout(anatomy, readout),
-        position,
-        tuple(sweeps),
-        mode=mode,
-        ablation=ablation,
+        anatomy, tuple(patches), bound, read, position, tuple(sweeps), mode=mode, ablation=ablation
     )
+
+
+def embedding_of(anatomy: Anatomy) -> Embedding:
+    """The model's embedding, as corruptions see it."""
+    return Embedding(anatomy.embedding, anatomy.vocab_size, anatomy.hidden_size, embedding_device(anatomy))
 
 
 def embedding_device(anatomy: Anatomy) -> torch.device:

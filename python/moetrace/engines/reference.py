@@ -55,7 +55,7 @@ class ReferenceEngine:
         """Token rows of a case's sequences, those of a layer's experts included."""
         top_k = top_k_of(self.job.anatomy.config) if self.job.sweeps else 0
         runs = len(self.job.patches) + 2 * top_k * len(self.job.sweeps)
-        return len(case.input_ids) * (1 + self.job.noise.draws * (1 + runs))
+        return len(case.input_ids) * (1 + self.job.draws * (1 + runs))
 
     def run(self, cases: Sequence[Case]) -> Outcome:
         """Trace cases one after another."""
@@ -64,7 +64,7 @@ class ReferenceEngine:
     def _run_case(self, case: Case) -> Outcome:
         job = self.job
         position = job.patch_position(case)
-        draws = [*job.noise_vectors(case)]
+        draws = [*job.corruptor.values(case)]
         taps = [PlainTap(job, case) if job.measures_direct else None for _ in draws]
         of_clean = [tap for tap in taps if tap is not None] if job.from_clean else []
         watched = [
@@ -126,7 +126,7 @@ class ReferenceEngine:
         layers; the clean-routed expert of the least number is patched in each, behind the patches.
         """
         job, tokens = self.job, len(case.input_ids)
-        (draw,) = job.noise_vectors(case)
+        (draw,) = job.corruptor.values(case)
         runs: list[tuple[int, Patch | None]] = [(patch.layer, patch) for patch in job.patches]
         runs += [(layer, None) for layer in firsts]
         fired: dict[int, bool] = {}
@@ -305,7 +305,7 @@ class ReferenceEngine:
     def _forward(
         self,
         case: Case,
-        noise: torch.Tensor | None,
+        values: torch.Tensor | None,
         copies: int,
         hooks: Sequence[tuple[Any, Any]],
         again: Callable[[], None],
@@ -313,26 +313,28 @@ class ReferenceEngine:
     ) -> np.ndarray:
         """Logit differences at the final token of ``copies`` sequences of one case (equation 1).
 
-        ``noised_ones`` of them get the noise. ``again`` forgets what the hooks saw, where the model must be
-        run a second time.
+        ``values``: one draw of the corruption, None for none, of those that are ``noised_ones``. ``again``
+        forgets what the hooks saw, where the model must be run a second time.
         """
         anatomy = self.job.anatomy
         ids = torch.tensor([case.input_ids] * copies, device=embedding_device(anatomy))
         start, stop = case.subject
 
-        def add_noise(_module: Any, _args: Any, _kwargs: Any, output: torch.Tensor) -> torch.Tensor:
+        def corrupt(_module: Any, _args: Any, _kwargs: Any, output: torch.Tensor) -> torch.Tensor:
             value = self._check_rows("embedding", -1, output, ids.numel())
             noised = value.reshape(*ids.shape, value.shape[-1]).clone()
-            assert noise is not None
-            part = noised[noised_ones, start:stop].float() + noise.to(output.device)
+            assert values is not None
+            part = values.to(output.device)
+            if not self.job.corruptor.replaces:
+                part = noised[noised_ones, start:stop].float() + part
             noised[noised_ones, start:stop] = part.to(output.dtype)
             return noised.reshape(output.shape)
 
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
         objects = torch.tensor([(case.true_id, case.foil_id)] * copies)
         with _core.HookScope() as scope:
-            if noise is not None:
-                scope.behind(anatomy.embedding, add_noise)
+            if values is not None:
+                scope.behind(anatomy.embedding, corrupt)
             for module, hook in hooks:
                 scope.behind(module, hook)
             last = [len(case.input_ids) - 1]

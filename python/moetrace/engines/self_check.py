@@ -26,7 +26,6 @@ from moetrace.errors import LoopedLayerError, NotCausalError, TokenMixingError
 from moetrace.models.float32 import can_be_wide, in_float32, is_coarse, is_half
 from moetrace.models.forward import read_differences
 from moetrace.models.readout import Readout, make_readout
-from moetrace.noise import Noise, NoiseScales
 
 if TYPE_CHECKING:
     from moetrace.cases import Case
@@ -161,7 +160,9 @@ class Witness:
         chosen = [runs[0], runs[len(runs) // 2]] if len(runs) > 1 else runs
         patches = tuple(job.patches[run] for run in chosen if run >= 0)
         sweeps = tuple(job.sweeps[~run] for run in chosen if run < 0)
-        probe = replace(job, patches=patches, sweeps=sweeps, noise=_first_draw(job.noise), ending=None)
+        probe = replace(
+            job, patches=patches, sweeps=sweeps, corruptor=job.corruptor.first_draw(), ending=None
+        )
         columns = tuple(run for run in chosen if run >= 0)
         return Witness(probe, case, columns, tuple(sweep.layer for sweep in sweeps))
 
@@ -216,16 +217,9 @@ def compare_wide(witness: Witness, join: _core.Join) -> Comparison:
 def null_floor(job: Job, run: Callable[[Job], Outcome]) -> float:
     """The largest absolute rescue of a null patch over all traced layers, in logits (0 where not finite)."""
     nulls = tuple(Patch.null(layer) for layer in job.block_layers)
-    found = run(replace(job, patches=nulls, sweeps=(), noise=_first_draw(job.noise), ending=None))
+    found = run(replace(job, patches=nulls, sweeps=(), corruptor=job.corruptor.first_draw(), ending=None))
     drift = np.abs(found.patched[0] - found.noised[0])
     return float(drift.max(initial=0.0)) if np.isfinite(drift).all() else 0.0
-
-
-def _first_draw(noise: Noise) -> Noise:
-    """The noise's first draw alone, which is the same."""
-    if isinstance(noise, NoiseScales):
-        return replace(noise, scales=noise.scales[:1])
-    return replace(noise, draws=1)
 
 
 def _fresh(job: Job) -> Readout:
@@ -319,5 +313,5 @@ def _filled(probe: Job, case: Case, rows: int) -> Job:
     """The probe with as many null forks as make its tree no smaller than the trace's own."""
     lowest = min(patch.layer for patch in probe.patches)
     missing = rows - TreeEngine(probe).rows_of(case)
-    fill = [Patch.null(lowest)] * max(0, -(-missing // probe.noise.draws))
+    fill = [Patch.null(lowest)] * max(0, -(-missing // probe.draws))
     return replace(probe, patches=(*probe.patches, *fill))

@@ -59,12 +59,12 @@ class TreeEngine:
     def cuts(self, case: Case, budget: int | None) -> list[tuple[int, int]]:
         """Which runs of a case go into one tree each."""
         core, layers = self.job.core, len(self.job.anatomy.layers)
-        shape, draws = self.job.shape_of(case), self.job.noise.draws
+        shape, draws = self.job.shape_of(case), self.job.draws
         return _core.cut(shape, core.run_layers, draws, layers, self.join, budget or 0)
 
     def rows_of(self, case: Case) -> int:
         """Token rows of the largest tree that a case is given."""
-        shape, draws = self.job.shape_of(case), self.job.noise.draws
+        shape, draws = self.job.shape_of(case), self.job.draws
         parts = self.cuts(case, self.batch_tokens)
         return max(_core.tree_rows(shape, end - begin, draws) for begin, end in parts)
 
@@ -73,7 +73,7 @@ class TreeEngine:
         if self.batch_tokens is None:
             return [list(range(len(cases)))]
         layers, patched = len(self.job.anatomy.layers), self.job.core.run_layers
-        draws = self.job.noise.draws
+        draws = self.job.draws
         costs = [
             _core.tree_cost(self.job.shape_of(case), patched, draws, layers, self.join) for case in cases
         ]
@@ -90,8 +90,8 @@ class TreeEngine:
         return Outcome(**{name: getattr(outcome, name) for name in OUTCOME}, routing=routing)
 
     def _pass_case(self, case: Case) -> _core.PassCase:
-        noise = self.job.noise_vectors(case).numpy()
-        return _core.PassCase(list(case.input_ids), *case.subject, self.job.patch_position(case), noise)
+        values = self.job.corruptor.values(case).numpy()
+        return _core.PassCase(list(case.input_ids), *case.subject, self.job.patch_position(case), values)
 
     def _run(
         self, cases: Sequence[Case], given: list[_core.PassCase], begin: int, end: int, outcome: _core.Outcome
@@ -181,7 +181,7 @@ class TreeEngine:
         with _core.HookScope() as scope, tree_masks(_mask(run)):
             scope.arm(run, anatomy, routed_call)
             for index in self.job.expert_layers:
-                _measure_scale(scope, anatomy, index, scales)
+                _measure_scale(scope, run, anatomy, index, scales)
             if tap is not None:
                 tap.arm(scope)
             joining = run.plan.cases * (run.plan.rows - run.start_rows)
@@ -203,22 +203,26 @@ def _mask(run: _core.Pass) -> TreeMask:
     return TreeMask(torch.from_numpy(plan.position.copy()), visible, lengths)
 
 
-def _measure_scale(scope: _core.HookScope, anatomy: Anatomy, layer: int, scales: dict[int, float]) -> None:
-    """Note what a layer's block scales its experts by, while the layer's weights are at hand."""
+def _measure_scale(
+    scope: _core.HookScope, run: _core.Pass, anatomy: Anatomy, layer: int, scales: dict[int, float]
+) -> None:
+    """Note what a layer's block scales its experts by, while the layer's weights are at hand, and before
+    forks that join behind the layer need it."""
     kept: list[torch.Tensor] = []
 
     def keep_row(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]
-        kept[:] = [hidden.reshape(1, -1, hidden.shape[-1])[:, :1].clone()]
+        rows = hidden.reshape(1, -1, hidden.shape[-1])
+        kept[:] = [torch.cat([rows[:, :1], rows[:, -1:]], dim=1)]
 
     def measure(*_: Any) -> None:
-        if not kept:
-            return  # the pass says itself that the block wasn't called
         scope.pause()
         try:
-            scales[layer] = block_scale(anatomy.site(layer), kept[0])
+            scale = block_scale(anatomy.site(layer), kept[0])
         finally:
             scope.resume()
+        run.scale_experts(layer, scale)
+        scales[layer] = abs(scale)  # of the norms of patch vectors
 
     scope.before(anatomy.site(layer).block, keep_row)
-    scope.behind(anatomy.layers[layer], measure)
+    scope.behind(anatomy.site(layer).block, measure)

@@ -62,9 +62,10 @@ def routed_call(
 def block_scale(site: LayerSite, hidden: torch.Tensor) -> float:
     """What a block multiplies the sum of its experts by: 1, a routed scaling factor, a half, ...
 
-    Measured on one row ``hidden`` (1, 1, width) of the block's input, with the experts' output 64 times what
-    it is: contributions are defined at the block's output (equation 5), and so are the norms of patch vectors
-    (equation 10). ContributionError where the steps after the experts aren't a scale: a norm, a projection.
+    Measured on a few rows ``hidden`` (1, rows, width) of the block's input, with the experts' output 64 times
+    what it is: contributions are defined at the block's output (equation 5), and so are the norms of patch
+    vectors (equation 10). ContributionError where the steps after the experts aren't one scale for all rows:
+    a norm, a projection, a gate.
     """
     if site.block is site.experts or site.experts is None:
         return 1.0
@@ -98,5 +99,5 @@ def block_scale(site: LayerSite, hidden: torch.Tensor) -> float:
             "scale it, so contributions at its output aren't those at the experts'; engine='reference' "
             "serves it"
         )
-    _known_scales[site.block] = (state, abs(scale))
-    return abs(scale)
+    _known_scales[site.block] = (state, scale)
+    return scale

@@ -26,7 +26,7 @@ from moetrace.models.anatomy import Anatomy, expert_count, find_anatomy
 from moetrace.models.experts import top_k_of
 from moetrace.models.float32 import computing_in
 from moetrace.models.state import prepared
-from moetrace.noise import SubjectNoise
+from moetrace.corruptions import SubjectNoise
 from moetrace.ranks import on_all_ranks
 from moetrace.results.expert_arrays import Bools
 from moetrace.results.expert_name import Expert, ExpertLike
@@ -90,7 +90,7 @@ def trace_knockout(
     everywhere = isinstance(given.get("position"), str) and given["position"] == "all"
     if everywhere:
         given["position"] = "last"
-    common = checked(given, trace_knockout) | {"noise": NO_NOISE, "final_subject": "keep"}
+    common = checked(given, trace_knockout) | {"corruption": NO_NOISE, "final_subject": "keep"}
     anatomy = find_anatomy(model)
     wanted = wanted_of(anatomy, experts, layers)
     asked = Asked(as_choice(ablation, "ablation", KINDS), everywhere, as_seed(seed))

@@ -194,7 +194,7 @@ def rows_of(engine: Engine, cases: Sequence[Case]) -> BatchRows:
         return BatchRows(max(1, min(runs, sequences_together(longest))), longest, 1)
     if len(cases) == 1:
         runs = max(end - begin for begin, end in engine.cuts(cases[0], engine.batch_tokens))
-    draws = job.noise.draws
+    draws = job.draws
     rows = max(_core.tree_rows(job.shape_of(case), runs, draws) for case in cases)
     return BatchRows(len(cases), rows, 1 + draws * (1 + runs))
 

@@ -39,7 +39,7 @@ def call_facts(what: str, job: Job, cases: CaseSet, details: Mapping[str, Any] |
         "model": model_facts(job.anatomy.model),
         "cases": cases.fingerprint(),
         "patches": hashlib.sha256(repr((job.patches, job.sweeps)).encode()).hexdigest(),
-        "noise": {"scale": job.noise.scale, "seed": job.noise.seed, "draws": job.noise.draws},
+        **job.corruptor.corruption.facts(),
         "position": job.position,
         "mode": job.mode,
         "readout": job.readout.asked,
@@ -94,7 +94,7 @@ class RunFolder:
                 "or the same model, cases and arguments to go on with it"
             )
         ids = frozenset(case.case_id for case in cases)
-        return cls(path, (len(job.patches), job.noise.draws), json_digest(call), ids)
+        return cls(path, (len(job.patches), job.draws), json_digest(call), ids)
 
     @staticmethod
     def _read_call(path: Path) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from moetrace.cases import CaseSet, as_case_set, case_columns, validate_cases
+from moetrace.corruptions import Corruption
 from moetrace.effects import rescue
 from moetrace.engines.engine_choice import EngineChoice, EngineName
 from moetrace.engines.job import (
@@ -30,7 +31,6 @@ from moetrace.models.anatomy import Anatomy
 from moetrace.models.float32 import ComputeDtype, computing_in
 from moetrace.models.readout import ReadoutKind
 from moetrace.models.state import prepared
-from moetrace.noise import Noise, check_seeds
 from moetrace.progress import Progress
 from moetrace.ranks import here, progress_bar
 from moetrace.results.base import TraceResult
@@ -82,7 +82,7 @@ def trace(
     patches: Sequence[Patch],
     *,
     anatomy: Anatomy,
-    noise: Noise,
+    corruption: Corruption,
     position: Position,
     metric: str,
     engine: EngineName,
@@ -105,10 +105,10 @@ def trace(
     """
     case_set = as_case_set(cases)
     validate_cases(case_set, anatomy.vocab_size, final_subject, anatomy.positions)
-    check_seeds(noise, case_set)
+    corruption.check(case_set)
     with prepared(anatomy.model), computing_in(anatomy, compute_dtype):
         budget = resolve_budget(batch_tokens, anatomy)
-        job = make_job(anatomy, patches, noise, position, sweeps, readout, mode, ablation)
+        job = make_job(anatomy, patches, corruption, position, sweeps, readout, mode, ablation)
         ranks = here()
         asked = {"engine asked for": engine, "batch_tokens": budget, "out": str(out)}
         ranks.agree(what, lambda: {**call_facts(what, job, case_set, details), **asked})
@@ -143,7 +143,7 @@ def _warn_of_nothing(job: Job, cases: CaseSet, positions: Sequence[int]) -> None
     """Say where what is asked for can't have an effect; ``positions``: the patched token of each case."""
     places = list(zip(cases, positions, strict=True))
     noised = job.ablation is None
-    if noised and job.noise_std == 0:
+    if noised and job.corruptor.embedding.std == 0:
         warnings.warn(
             "the embedding is zero everywhere, and so is the noise, whose scale is its standard deviation: "
             "clean and noised runs are the same",
