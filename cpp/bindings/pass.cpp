@@ -127,6 +127,15 @@ void bind_job(py::module_& m) {
            }),
            py::arg("layers"), py::arg("draws"), py::arg("patches"), py::arg("sweeps"),
            py::arg("corruption") = RowChange::kAdded)
+      .def(
+          "knocking_out",
+          [](Job job, bool taken, bool named) {
+            job.knock_out = moetrace::experts::KnockOut{taken, named, {}};
+            return job;
+          },
+          py::arg("taken"), py::arg("named"),
+          "The same with patches that switch experts off. `taken`: their own contributions are taken away; "
+          "`named`: cases say what comes instead.")
       .def_property_readonly(
           "run_layers",
           [](const Job& job) {
@@ -139,7 +148,14 @@ void bind_job(py::module_& m) {
   py::class_<Case>(m, "PassCase", "A case as a pass sees it.")
       .def(py::init(&make_case), py::arg("tokens"), py::arg("subject_start"), py::arg("subject_stop"),
            py::arg("patch_position"), py::arg("vectors"),
-           "`vectors`: float32 (draws, subject tokens, width), which change the subject's embeddings.");
+           "`vectors`: float32 (draws, subject tokens, width), which change the subject's embeddings.")
+      .def(
+          "replace",
+          [](Case& self, std::int64_t layer, std::vector<std::int64_t> experts, const In<float>& vectors) {
+            self.instead[layer] = {std::move(experts), vector_of(vectors)};
+          },
+          py::arg("layer"), py::arg("experts"), py::arg("vectors"),
+          "What experts of a layer contribute instead, at the experts' output: float32 (experts, width).");
 
   py::class_<LayerFacts>(m, "LayerFacts", "What a pass has to know of a layer of the model.")
       .def(py::init([](bool experts, std::int64_t expert_count, std::int64_t fused_from, std::int64_t checked,

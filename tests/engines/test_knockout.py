@@ -131,16 +131,21 @@ def means(hands: list[ByHand], routed: list[Any], layer: int, expert: int, every
     return torch.cat(rows).mean(dim=0)
 
 
-@pytest.mark.parametrize("position", ["last", "all"])
+WAYS = [
+    *(("last", engine, family) for engine in ("tree", "reference") for family in FAMILIES),
+    *(("all", "auto", family) for family in ("qwen3_moe", "deepseek_v3", "gpt_oss")),
+]
+
+
 @pytest.mark.parametrize("ablation", ABLATIONS)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_equals_hooks_by_hand(family, ablation, position, monkeypatch):
+@pytest.mark.parametrize(("position", "engine", "family"), WAYS)
+def test_equals_hooks_by_hand(position, engine, family, ablation, monkeypatch):
     model, cases = parts(family)
     layer = sparse_layers(model)[1]
     everywhere = position == "all"
-    found = mt.trace_knockout(
-        model, cases, layers=layer, ablation=ablation, position=position, seed=3, progress=False
-    )
+    options = {"ablation": ablation, "position": position, "engine": engine, "seed": 3}
+    found = mt.trace_knockout(model, cases, layers=layer, **options)
+    assert found.provenance["engine"] == ("tree" if engine == "tree" else "reference")
     hands = [ByHand(model, case) for case in cases]
     routed = [hand.routed() for hand in hands]
     checked = 0

@@ -1,11 +1,13 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "moetrace/experts/expert_patch.h"
+#include "moetrace/experts/knock_out.h"
 #include "moetrace/experts/layout.h"
 #include "moetrace/hooks/row_sites.h"
 #include "moetrace/tree/case_shape.h"
@@ -40,6 +42,9 @@ struct Job {
   std::vector<Patch> patches;
   std::vector<Sweep> sweeps;
   hooks::RowChange corruption = hooks::RowChange::kAdded;  ///< what becomes of the subject's embeddings
+  /// Patches of experts switch them off in the run that they leave from, which nothing has corrupted; the
+  /// replacements are the cases'.
+  std::optional<experts::KnockOut> knock_out{};
 };
 
 /// One patched run of every draw.
@@ -56,6 +61,7 @@ struct Case {
   tree::CaseShape shape;
   std::vector<std::int64_t> tokens;
   std::vector<float> vectors;  ///< (draws, subject tokens, width), what changes the subject's embeddings
+  std::map<std::int64_t, experts::Replacements> instead{};  ///< by layer, where experts are knocked out
 };
 
 /// What a pass has to know of a layer of the model.

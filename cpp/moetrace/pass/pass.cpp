@@ -184,6 +184,14 @@ void Pass::add_experts(std::int64_t layer) {
   auto call = std::make_shared<experts::ExpertsCall>(at_layer("experts of layer ", layer), std::move(rows),
                                                      std::move(patches), facts(layer).fused_from,
                                                      facts(layer).layout.value_or(experts::Layout()));
+  if (job_.knock_out && !runs.empty()) {
+    experts::KnockOut how = *job_.knock_out;
+    for (const Case& own : cases_) {
+      const auto found = own.instead.find(layer);
+      how.instead.push_back(found == own.instead.end() ? experts::Replacements() : found->second);
+    }
+    call->knock_out(std::move(how));
+  }
   calls_[layer] = call;
   if (call->patches()) routed_[layer] = call;
   const bool spared = facts(layer).fused_from > 0 || inside > before;

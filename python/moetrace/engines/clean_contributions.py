@@ -21,6 +21,7 @@ from moetrace.errors import ContributionError, LayoutError
 from moetrace.models.anatomy import Anatomy, LayerSite, expert_count
 from moetrace.models.experts import block_scale, routed_call
 from moetrace.models.router import MaskedRouters
+from moetrace.models.stacked import is_stacked, stacked, stacked_routing
 from moetrace.models.state import first_tensor
 from moetrace.weights import source_of
 
@@ -37,13 +38,15 @@ class Contributions:
     """One layer of one case. ``tokens`` (t,): places in the prompt; ``experts`` int64 (t, k), in the router's
     order; ``values`` (t, k, width), c_e at the block's output (equation 5); ``rerouted`` the same shape, by
     how much the block's output changes where its router mustn't choose the expert; None where they weren't
-    asked for. On the CPU, float32 or better.
+    asked for. On the CPU, float32 or better. ``scale``: what the block multiplies the sum of its experts by,
+    None where it does more with it.
     """
 
     tokens: torch.Tensor
     experts: torch.Tensor
     values: torch.Tensor | None = None
     rerouted: torch.Tensor | None = None
+    scale: float | None = None
 
     @property
     def routed(self) -> list[int]:
@@ -127,8 +130,10 @@ class _Capture:
         length = len(cases[0].input_ids)
         places = [[*range(length)] if everywhere else [job.patch_position(case)] for case in cases]
         self._tokens = torch.tensor(places)  # (cases, tokens)
+        self._total = length * len(cases)
         self._rows = (torch.arange(len(cases))[:, None] * length + self._tokens).flatten()
         self._found: dict[int, dict[str, torch.Tensor]] = {}
+        self._scales: dict[int, float | None] = {}
 
     def run(self, into: dict[int, ByLayer]) -> None:
         """Run the model and file what was seen by case."""
@@ -150,7 +155,8 @@ class _Capture:
     def _of(self, layer: int, index: int) -> Contributions:
         tokens = self._tokens[index]
         part = slice(index * len(tokens), (index + 1) * len(tokens))
-        return Contributions(tokens, **{name: own[part].cpu() for name, own in self._found[layer].items()})
+        found = {name: value[part].cpu() for name, value in self._found[layer].items()}
+        return Contributions(tokens, **found, scale=self._scales[layer])
 
 
 class _Watch:
@@ -163,10 +169,14 @@ class _Watch:
         self._experts = self._anatomy.experts(layer)
         self._hidden: torch.Tensor | None = None
         self._routed: tuple[torch.Tensor, ...] | None = None
+        self._stacked: torch.Tensor | None = None  # what each expert adds, where that is the module's output
 
     def arm(self) -> None:
         self._scope.before(self._site.block, self._enter)
-        self._scope.before(self._experts, self._look)
+        if is_stacked(self._experts):
+            self._scope.behind(self._experts, self._look_at_stack)
+        else:
+            self._scope.before(self._experts, self._look)
         self._scope.behind(self._anatomy.layers[self._layer], self._measure)
 
     def _enter(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -179,26 +189,50 @@ class _Watch:
         rows = self._capture._rows
         self._routed = tuple(value[rows.to(value.device)].clone() for value in call)
 
+    def _look_at_stack(
+        self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: torch.Tensor
+    ) -> None:
+        rows, where = self._capture._rows, f"layer {self._layer}"
+        count, total = expert_count(self._anatomy, self._layer), self._capture._total
+        given, gave = (
+            stacked(value, count, total, where)[:, rows.to(value.device)]
+            for value in ((*args, *kwargs.values())[0], output)
+        )
+        index = stacked_routing(given, where)
+        self._routed = (given, index)
+        wide = gave.to(torch.promote_types(gave.dtype, torch.float32))
+        self._stacked = wide[index, torch.arange(len(index), device=index.device)[:, None]].clone()
+
     def _measure(self, *_: Any) -> None:
         if self._routed is None or self._hidden is None:
             return  # the capture says itself that they weren't called
         self._scope.pause()
         try:
+            scale = self._scale()
             found = {"experts": self._routed[1].long()}
             if "values" in self._capture._what:
-                found["values"] = self._values()
+                found["values"] = self._values(scale)
             if "rerouted" in self._capture._what:
                 found["rerouted"] = rerouted(self._anatomy, self._layer, self._hidden, found["experts"])
         finally:
             self._scope.resume()
-        self._capture._found[self._layer] = found
+        self._capture._found[self._layer], self._capture._scales[self._layer] = found, scale
 
-    def _values(self) -> torch.Tensor:
+    def _scale(self) -> float | None:
+        assert self._hidden is not None
+        if self._stacked is not None:
+            return None
+        try:
+            return block_scale(self._site, self._hidden[None, :1])
+        except ContributionError:  # a norm, say, stands behind the experts
+            return None
+
+    def _values(self, scale: float | None) -> torch.Tensor:
         assert self._routed is not None
         assert self._hidden is not None
-        try:
-            scale = block_scale(self._site, self._hidden[None, :1])
-        except ContributionError:  # a norm, say, stands behind the experts
+        if self._stacked is not None:
+            return self._stacked
+        if scale is None:
             return ablated(self._site, self._hidden, self._routed[2].shape[1])
         return pair_outputs(self._experts, *self._routed) * scale
 

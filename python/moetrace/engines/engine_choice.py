@@ -111,7 +111,7 @@ def choose_engine(
         with widened(job):
             known.look()
     verdict = Verdict(False, "asked for")
-    if job.from_clean:
+    if job.mode == "noise":
         verdict = Verdict(False, "patched runs leave from the clean run")
     elif engine != "reference":
         verdict = known.verdict or known.remember(_examine(job, known.longest, known.rows))

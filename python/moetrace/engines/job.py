@@ -61,7 +61,10 @@ class Job:
         """The same for the compiled core."""
         kind = _core.Corruption.REPLACED if self.corruptor.replaces else _core.Corruption.ADDED
         patches, sweeps = list(self.patches), list(self.sweeps)
-        return _core.Job(len(self.anatomy.layers), self.draws, patches, sweeps, kind)
+        job = _core.Job(len(self.anatomy.layers), self.draws, patches, sweeps, kind)
+        if self.ablation is None:
+            return job
+        return job.knocking_out(self.ablation.kind != "reroute", self.ablation.kind != "zero")
 
     @property
     def draws(self) -> int:
@@ -101,7 +104,10 @@ class Job:
         return index
 
     def shape_of(self, case: Case) -> _core.CaseShape:
-        """What the tree has to know of a case."""
+        """What the tree has to know of a case. Where nothing is corrupted, runs part at the patched token."""
+        if self.ablation is not None:
+            position = self.patch_position(case)
+            return _core.CaseShape(len(case.input_ids), position, len(case.input_ids), position)
         return _core.CaseShape(len(case.input_ids), *case.subject, self.patch_position(case))
 
 
@@ -123,9 +129,7 @@ def make_job(
     bound = Corruptor(own, embedding_of(anatomy))
     own.measure(bound.embedding)
     read = make_readout(anatomy, readout)
-    return Job(
-        anatomy, tuple(patches), bound, read, position, tuple(sweeps), mode=mode, ablation=ablation
-    )
+    return Job(anatomy, tuple(patches), bound, read, position, tuple(sweeps), mode=mode, ablation=ablation)
 
 
 def embedding_of(anatomy: Anatomy) -> Embedding:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from moetrace.engines.clean_contributions import ByLayer, Contributions
-from moetrace.errors import ArgumentError
+from moetrace.errors import ArgumentError, ContributionError
 
 if TYPE_CHECKING:
     from moetrace.cases import Case
@@ -100,20 +100,29 @@ class Ablation:
             return donor.at(len(donor.tokens) - len(case.input_ids) + token, expert)
         return None
 
-    def changes(self, case: Case, layer: int, token: int, width: int) -> tuple[list[int], torch.Tensor]:
-        """Experts of a token, and what each adds to the block's output beside what taking it away does.
+    def instead(self, case: Case, layer: int, token: int, width: int) -> tuple[list[int], torch.Tensor]:
+        """Experts of a token, and what each adds to their sum beside what taking it away does.
 
-        (m,) and (m, width): of "mean" and "resample" its replacement, of "reroute" all that changes.
+        (m,) and float32 (m, width), at the experts' output: of "mean" and "resample" its replacement, of
+        "reroute" all that changes. ContributionError where the block does more with its experts than scale
+        them.
         """
         own = self.own[case.case_id][layer]
         place = int((own.tokens == token).nonzero()[0, 0])
         experts = own.experts[place].tolist()
         if self.kind == "reroute":
             assert own.rerouted is not None
-            return experts, own.rerouted[place]
-        nothing = torch.zeros(width, dtype=torch.float32)
-        found = [self.replacement(case, layer, token, expert) for expert in experts]
-        return experts, torch.stack([nothing if one is None else one.to(nothing.dtype) for one in found])
+            found = own.rerouted[place]
+        else:
+            nothing = torch.zeros(width)
+            given = (self.replacement(case, layer, token, expert) for expert in experts)
+            found = torch.stack([nothing if one is None else one.to(nothing) for one in given])
+        if own.scale is None:
+            raise ContributionError(
+                f"layer {layer}: the block does more with the sum of its experts than scale it; "
+                "engine='reference' serves it"
+            )
+        return experts, (found / own.scale).float()
 
     def vector(
         self, case: Case, layer: int, token: int, expert: int, contribution: torch.Tensor

@@ -132,8 +132,10 @@ def tolerance_of(job: Job, seen: Seen) -> float:
 
 def compare(job: Job, join: _core.Join, case: Case, rows: int) -> Comparison:
     """A tree of so many rows, forks joining there or lower, with block and expert patches of three layers."""
+    # What takes the place of knocked-out experts is known at the job's own position alone.
+    position = "last" if job.ablation is None else job.position
     probe = replace(
-        job, patches=_probe_patches(job), sweeps=(), position="last", readout=_fresh(job), ending=None
+        job, patches=_probe_patches(job), sweeps=(), position=position, readout=_fresh(job), ending=None
     )
     tree = TreeEngine(_filled(probe, case, rows), join)
     expected, found = gather([partial(ReferenceEngine(probe).run, [case]), partial(tree.run, [case])])

@@ -21,6 +21,7 @@ from moetrace.engines.reference import with_first
 from moetrace.models.experts import routed_call
 from moetrace.models.forward import read_differences
 from moetrace.models.router import MaskedRouters
+from moetrace.models.stacked import is_stacked, stacked, stacked_routing
 from moetrace.models.state import first_tensor
 
 if TYPE_CHECKING:
@@ -87,9 +88,12 @@ class _Forward:
                 routers.check()
             else:
                 for layer in self._layers:
-                    site = self._anatomy.site(layer)
-                    scope.before(self._anatomy.experts(layer), partial(self._silence, layer, masks[layer]))
-                    scope.behind(site.block, partial(self._replace, layer))
+                    experts, block = self._anatomy.experts(layer), self._anatomy.site(layer).block
+                    if is_stacked(experts):
+                        scope.behind(experts, partial(self._silence_stack, layer, masks[layer]))
+                    else:
+                        scope.before(experts, partial(self._silence, layer, masks[layer]))
+                    scope.behind(block, partial(self._replace, layer))
                 found = self._read(inputs, last, objects, self._calls.clear)
                 self._check()
         assert self._head is not None
@@ -133,6 +137,24 @@ class _Forward:
         given = {"hidden_states": hidden, "top_k_index": index, "top_k_weights": weights.masked_fill(off, 0)}
         first = args[0] if args else kwargs["hidden_states"]
         return (first, given["top_k_index"], given["top_k_weights"]), {}
+
+    def _silence_stack(
+        self,
+        layer: int,
+        mask: torch.Tensor,
+        _module: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: torch.Tensor,
+    ) -> torch.Tensor:
+        """Behind experts that are given every token: the outputs of those that are off to zero."""
+        where = f"layer {layer}"
+        rows, experts = mask.shape
+        gave = stacked(output, experts, rows, where)
+        index = stacked_routing(stacked((*args, *kwargs.values())[0], experts, rows, where), where)
+        self._calls[layer] = self._calls.get(layer, 0) + 1
+        self._added[layer] = self._replacements(layer, mask.gather(1, index.cpu()), index.cpu())
+        return gave.masked_fill(mask.T.to(gave.device).unsqueeze(-1), 0).reshape(output.shape)
 
     def _replacements(self, layer: int, off: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """(rows, width), or (0, width) where nothing takes the experts' place."""

@@ -28,6 +28,7 @@ from moetrace.models.state import fingerprint
 
 if TYPE_CHECKING:
     from moetrace.cases import Case
+    from moetrace.engines.knockout import Ablation
 
 FUSED_FROM = 256  # rows of a call below which the experts module itself is as fast
 FIRST_CHECK, LATER_CHECK = 16, 2  # rows that the module computes all the same, for comparison
@@ -90,8 +91,20 @@ class TreeEngine:
         return Outcome(**{name: getattr(outcome, name) for name in OUTCOME}, routing=routing)
 
     def _pass_case(self, case: Case) -> _core.PassCase:
+        if self.job.ablation is not None:
+            return self._knocked_out(case, self.job.ablation)
         values = self.job.corruptor.values(case).numpy()
         return _core.PassCase(list(case.input_ids), *case.subject, self.job.patch_position(case), values)
+
+    def _knocked_out(self, case: Case, ablation: Ablation) -> _core.PassCase:
+        """A case whose second run is the clean one again, from the patched token on: forks leave from it."""
+        position, width = self.job.patch_position(case), self.job.anatomy.hidden_size
+        nothing = np.zeros((self.job.draws, len(case.input_ids) - position, width), np.float32)
+        found = _core.PassCase(list(case.input_ids), position, len(case.input_ids), position, nothing)
+        for layer in self.job.expert_layers if ablation.kind != "zero" else ():
+            experts, vectors = ablation.instead(case, layer, position, width)
+            found.replace(layer, experts, vectors.numpy())
+        return found
 
     def _run(
         self, cases: Sequence[Case], given: list[_core.PassCase], begin: int, end: int, outcome: _core.Outcome

@@ -51,12 +51,11 @@ class Necessity:
 
         >>> planted.necessity.together([(planted.layer, e) for e in planted.experts])
         """
-        off = np.zeros(self.active.shape[1:], np.bool_)
+        _, layers, width = self.active.shape
+        off = np.zeros((layers, width), np.bool_)
         for layer, expert in experts:
-            if not (0 <= layer < off.shape[0] and 0 <= expert < off.shape[1]):
-                raise ArgumentError(
-                    f"({layer}, {expert}) is no expert of {off.shape[0]} layers of {off.shape[1]}"
-                )
+            if not (0 <= layer < layers and 0 <= expert < width):
+                raise ArgumentError(f"({layer}, {expert}) is none of {width} experts of {layers} layers")
             off[layer, expert] = True
         found: np.ndarray = self.parts.difference(off, instead) - self.parts.difference(off & False, instead)
         return found

@@ -16,17 +16,18 @@ from typing_extensions import Unpack
 from moetrace._native import _core
 from moetrace.arguments import as_choice, as_list, as_seed, is_integer
 from moetrace.cases import CaseSet, as_case_set, case_columns, validate_cases
+from moetrace.corruptions import SubjectNoise
 from moetrace.effects import SHARES
 from moetrace.engines.clean_contributions import ByLayer, What, capture
 from moetrace.engines.job import Job, Patch, Sweep, make_job
 from moetrace.engines.knockout import KINDS, Ablation, Kind, donors_of
 from moetrace.engines.switches import Off, switch_off
-from moetrace.errors import ArgumentError, NoCasesError
+from moetrace.errors import ArgumentError, EngineError, NoCasesError
 from moetrace.models.anatomy import Anatomy, expert_count, find_anatomy
 from moetrace.models.experts import top_k_of
 from moetrace.models.float32 import computing_in
+from moetrace.models.stacked import is_stacked
 from moetrace.models.state import prepared
-from moetrace.corruptions import SubjectNoise
 from moetrace.ranks import on_all_ranks
 from moetrace.results.expert_arrays import Bools
 from moetrace.results.expert_name import Expert, ExpertLike
@@ -36,7 +37,7 @@ from moetrace.trace.experts import expert_layers_of
 from moetrace.trace.matched import check_expert
 from moetrace.trace.options import TraceOptions, checked, shows_options
 from moetrace.trace.provenance import model_facts, provenance, versions
-from moetrace.trace.session import Session, case_table, keep, trace
+from moetrace.trace.session import Session, case_table, keep, say_failed, trace
 
 if TYPE_CHECKING:
     from moetrace.cases import Case
@@ -101,7 +102,8 @@ def trace_knockout(
             "the reference set holds no cases; give some, or reference=None for the traced ones"
         )
     call = Call(case_set, others, wanted, asked, common)
-    found = _everywhere(anatomy, call) if everywhere else _in_one_pass(anatomy, call)
+    plain = everywhere or any(is_stacked(anatomy.experts(layer)) for layer in wanted.layers)
+    found = _by_plain_forwards(anatomy, call) if plain else _in_one_pass(anatomy, call)
     keep(found, common["out"])
     return found
 
@@ -178,7 +180,7 @@ def ablation_of(job: Job, call: Call, layers: Sequence[int]) -> Ablation:
         others = capture(job, call.reference, layers, asked.everywhere)
     if asked.kind == "resample" and len(call.reference) == 1 and len(call.cases) == 1:
         Ablation(asked.kind, reference=others).donor(call.cases[0].case_id, layers[0], 0)  # refuses one case
-    if asked.everywhere or asked.kind != "zero":
+    if asked.everywhere or asked.kind != "zero" or any(is_stacked(job.anatomy.experts(x)) for x in layers):
         known = others if call.cases is call.reference else {}
         what: list[What] = ["rerouted"] if asked.kind == "reroute" and not asked.everywhere else []
         own = known or capture(job, call.cases, layers, asked.everywhere, what)
@@ -229,14 +231,11 @@ def _trace_of(
     return _result(session.job.anatomy, call, cases, sites, ablated, active, session.failed, facts, ablation)
 
 
-def _everywhere(anatomy: Anatomy, call: Call) -> KnockoutTrace:
-    """At every token together: plain forwards of whole prompts."""
+def _by_plain_forwards(anatomy: Anatomy, call: Call) -> KnockoutTrace:
+    """At every token together, or literally in a model whose experts are given scaled tokens."""
     wanted, common = call.wanted, call.common
     if common["engine"] == "tree":
-        raise ArgumentError(
-            "engine is 'tree'; experts are switched off at all tokens in plain forwards: engine='auto' or "
-            "'reference'"
-        )
+        raise EngineError(f"engine is 'tree'; {_why_plain(call)}: engine='auto' or 'reference'")
     for own in (call.cases, call.reference):
         validate_cases(own, anatomy.vocab_size, "keep", anatomy.positions)
     sites = wanted.sites(anatomy)
@@ -267,6 +266,7 @@ def _everywhere(anatomy: Anatomy, call: Call) -> KnockoutTrace:
     failed = pd.DataFrame(
         {"case_id": table.case_id[~good], "clean": clean[~good], "reason": "non-finite logits"}
     ).reset_index(drop=True)
+    say_failed(failed.case_id.tolist(), n)
     facts = _plain_facts(job, call, table.case_id[good].tolist(), failed.case_id.tolist())
     kept = table[good].reset_index(drop=True)
     return _result(anatomy, call, kept, sites, ablated[good], active[good], failed, facts, ablation)
@@ -320,18 +320,27 @@ def _plain_facts(job: Job, call: Call, case_ids: list[int], failed: list[int]) -
         "model": model_facts(job.anatomy.model),
         "versions": versions(),
         "engine": "reference",
-        "engine_reason": "experts are switched off at every token, in plain forwards",
+        "engine_reason": _why_plain(call),
         "self_check": 0.0,
         "null_floor": 0.0,
         "compute_dtype": call.common["compute_dtype"],
         "readout": job.readout.asked,
         "readout_by": job.readout.kind,
+        "position": call.common["position"],
         "metric": "logit_diff",
         "layers": list(call.wanted.layers),
         "case_ids": case_ids,
         "failed_case_ids": failed,
         **_facts(call),
     }
+
+
+def _why_plain(call: Call) -> str:
+    if call.asked.everywhere:
+        return "experts are switched off at every token, in plain forwards"
+    return (
+        "its experts are given tokens that the router has scaled, so they are switched off in plain forwards"
+    )
 
 
 def _masks(anatomy: Anatomy, sites: Sequence[tuple[int, int]]) -> dict[int, np.ndarray]:

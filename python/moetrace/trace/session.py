@@ -216,18 +216,23 @@ def _without_failed(
             "reason": "non-finite logits",
         }
     )
-    if not finite.any():
-        raise NonFiniteError(
-            f"all {len(cases)} cases gave NaN or infinite logits; try another dtype (bfloat16 or float32 "
-            "where float16 overflows), and check that the checkpoint loaded whole"
-        )
-    if len(failed):
-        warnings.warn(
-            f"{len(failed)} of {len(cases)} cases gave NaN or infinite logits and are left out of every "
-            f"figure; they are listed in .failed: case ids {failed.case_id.tolist()[:20]}",
-            NonFiniteWarning,
-            stacklevel=5,
-        )
+    say_failed(failed.case_id.tolist(), len(cases))
     kept = cases if finite.all() else CaseSet([c for c, good in zip(cases, finite, strict=True) if good])
     found = outcome.select(np.flatnonzero(finite))
     return Session(kept, found, choice, attention, job, failed, ranks=here().size)
+
+
+def say_failed(case_ids: Sequence[int], total: int) -> None:
+    """Warn of cases with a logit that is NaN or infinite. NonFiniteError where all of them have one."""
+    if len(case_ids) == total:
+        raise NonFiniteError(
+            f"all {total} cases gave NaN or infinite logits; try another dtype (bfloat16 or float32 "
+            "where float16 overflows), and check that the checkpoint loaded whole"
+        )
+    if case_ids:
+        warnings.warn(
+            f"{len(case_ids)} of {total} cases gave NaN or infinite logits and are left out of every "
+            f"figure; they are listed in .failed: case ids {list(case_ids)[:20]}",
+            NonFiniteWarning,
+            stacklevel=6,
+        )
