@@ -81,11 +81,11 @@ def work_of_row(config: Any) -> int:
 
 def work_of(job: Job, cases: list[mt.Case]) -> int:
     """Operations of a job: a case's own rows in every layer, and each patched run's row above its layer."""
-    runs, layers = job.core.run_layers, len(job.anatomy.layers)
+    runs, layers = job.runs, len(job.anatomy.layers)
     rows = 0
     for case in cases:
-        own = _core.tree_rows(job.shape_of(case), 0, job.draws)
-        rows += layers * own + sum(layers - 1 - layer for layer in runs) * job.draws
+        own = _core.tree_rows(job.shape_of(case), runs, 0, 0, job.draws)
+        rows += layers * own + sum(layers - 1 - layer for layer in runs.layers) * job.draws
     return rows * work_of_row(job.anatomy.config)
 
 

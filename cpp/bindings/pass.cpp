@@ -9,6 +9,7 @@
 #include "moetrace/pass/outcome.h"
 #include "moetrace/pass/pass.h"
 #include "moetrace/tree/visibility.h"
+#include "runs.h"
 
 using namespace moetrace::bindings;
 using namespace moetrace::pass;
@@ -21,10 +22,10 @@ namespace {
 
 using Release = py::call_guard<py::gil_scoped_release>;
 
-Case make_case(std::vector<std::int64_t> tokens, std::int64_t start, std::int64_t stop, std::int64_t position,
-               const In<float>& vectors) {
+Case make_case(std::vector<std::int64_t> tokens, std::int64_t start, std::int64_t stop,
+               std::vector<moetrace::tree::Positions> places, const In<float>& vectors) {
   const auto length = static_cast<std::int64_t>(tokens.size());
-  return {{length, start, stop, position}, std::move(tokens), vector_of(vectors)};
+  return {{length, start, stop, std::move(places)}, std::move(tokens), vector_of(vectors)};
 }
 
 /// One layer of an outcome as arrays by case, draw and expert (or slot) that share its memory.
@@ -54,11 +55,18 @@ py::dict layer_arrays(py::object self, const LayerOutcome& layer, const Outcome&
 
 std::pair<std::string, std::int64_t> named(const Hook& hook) { return {module_of(hook.place), hook.layer}; }
 
+py::arg_v denoising() { return py::arg_v("origin", Origin::kDenoise, "Origin.DENOISE"); }
+
 void bind_job(py::module_& m) {
   py::native_enum<Patch::Kind>(m, "PatchKind", "enum.Enum", "What a patched run changes at one layer.")
-      .value("BLOCK", Patch::Kind::kBlock, "The clean block output in place of the noised one (section 3.3).")
-      .value("NULL", Patch::Kind::kNull, "The noised block output in place of itself: the numerical floor.")
-      .value("EXPERTS", Patch::Kind::kExperts, "Patch vectors of chosen experts are added (section 3.4).")
+      .value("BLOCK", Patch::Kind::kBlock, "The other run's block output in place of its own (section 3.3).")
+      .value("NULL", Patch::Kind::kNull, "Its own block output in place of itself: the numerical floor.")
+      .value("EXPERTS", Patch::Kind::kExperts,
+             "Patch vectors of chosen experts are added (section 3.4), or taken away.")
+      .finalize();
+  py::native_enum<Origin>(m, "Origin", "enum.Enum", "Which run a patched run leaves from.")
+      .value("DENOISE", Origin::kDenoise, "The noised run of its draw; takes clean values (equation 4).")
+      .value("NOISE", Origin::kNoise, "The clean run; takes the noised values of its draw.")
       .finalize();
   py::native_enum<Chosen>(m, "Chosen", "enum.Enum", "Which experts' patch vectors a run adds.")
       .value("CLEAN", Chosen::kClean, "All clean-routed ones (equation 14).")
@@ -72,18 +80,30 @@ void bind_job(py::module_& m) {
 
   py::class_<Patch>(m, "Patch", "What a patched run changes at one layer.")
       .def_static(
-          "block", [](std::int64_t layer) { return Patch{layer, Patch::Kind::kBlock, {}}; }, py::arg("layer"))
+          "block",
+          [](std::int64_t layer, std::int64_t place, Origin origin) {
+            return Patch{layer, Patch::Kind::kBlock, {}, place, origin};
+          },
+          py::arg("layer"), py::arg("place") = 0, denoising())
       .def_static(
-          "null", [](std::int64_t layer) { return Patch{layer, Patch::Kind::kNull, {}}; }, py::arg("layer"))
+          "null",
+          [](std::int64_t layer, std::int64_t place, Origin origin) {
+            return Patch{layer, Patch::Kind::kNull, {}, place, origin};
+          },
+          py::arg("layer"), py::arg("place") = 0, denoising())
       .def_static(
           "of_experts",
           [](std::int64_t layer, Chosen chosen, std::uint64_t subset, std::vector<std::int64_t> experts,
-             bool equal_norm) {
-            return Patch{
-                layer, Patch::Kind::kExperts, {chosen, false, 0, subset, std::move(experts), equal_norm}};
+             bool equal_norm, std::int64_t place, Origin origin) {
+            return Patch{layer,
+                         Patch::Kind::kExperts,
+                         {chosen, false, 0, subset, std::move(experts), equal_norm},
+                         place,
+                         origin};
           },
           py::arg("layer"), py::arg("chosen"), py::kw_only(), py::arg("subset") = 0,
           py::arg("experts") = std::vector<std::int64_t>(), py::arg("equal_norm") = false,
+          py::arg("place") = 0, denoising(),
           "`subset`: bit j for slot j. `experts`: by index. `equal_norm`: of anchor and matched (equation "
           "10).")
       .def_readonly("layer", &Patch::layer)
@@ -92,25 +112,33 @@ void bind_job(py::module_& m) {
       .def_property_readonly("subset", [](const Patch& patch) { return patch.experts.subset; })
       .def_property_readonly("experts", [](const Patch& patch) { return patch.experts.experts; })
       .def_property_readonly("equal_norm", [](const Patch& patch) { return patch.experts.equal_norm; })
+      .def_readonly("place", &Patch::place)
+      .def_readonly("origin", &Patch::origin)
       .def(
           "__eq__", [](const Patch& a, const Patch& b) { return a == b; }, py::is_operator())
       .def("__repr__", [](py::object self) {
-        return py::str("Patch(layer={}, kind={}, chosen={}, subset={}, experts={}, equal_norm={})")
+        return py::str(
+                   "Patch(layer={}, kind={}, chosen={}, subset={}, experts={}, equal_norm={}, place={}, "
+                   "origin={})")
             .format(self.attr("layer"), self.attr("kind").attr("name"), self.attr("chosen").attr("name"),
-                    self.attr("subset"), self.attr("experts"), self.attr("equal_norm"));
+                    self.attr("subset"), self.attr("experts"), self.attr("equal_norm"), self.attr("place"),
+                    self.attr("origin").attr("name"));
       });
 
   py::class_<Sweep>(m, "Sweep", "Every routed expert of a layer patched by itself.")
-      .def(py::init([](std::int64_t layer, std::int64_t top_k, bool of_union) {
-             return Sweep{layer, top_k, of_union};
-           }),
-           py::arg("layer"), py::arg("top_k"), py::arg("of_union") = false)
+      .def(py::init([](std::int64_t layer, std::int64_t top_k, bool of_union, std::int64_t place,
+                       Origin origin) { return Sweep{layer, top_k, of_union, place, origin}; }),
+           py::arg("layer"), py::arg("top_k"), py::arg("of_union") = false, py::arg("place") = 0, denoising(),
+           "`top_k`: a run routes the tokens of the place to at most so many experts.")
       .def_readonly("layer", &Sweep::layer)
       .def_readonly("top_k", &Sweep::top_k)
       .def_readonly("of_union", &Sweep::of_union)
+      .def_readonly("place", &Sweep::place)
+      .def_readonly("origin", &Sweep::origin)
       .def("__repr__", [](py::object self) {
-        return py::str("Sweep(layer={}, top_k={}, of_union={})")
-            .format(self.attr("layer"), self.attr("top_k"), self.attr("of_union"));
+        return py::str("Sweep(layer={}, top_k={}, of_union={}, place={}, origin={})")
+            .format(self.attr("layer"), self.attr("top_k"), self.attr("of_union"), self.attr("place"),
+                    self.attr("origin").attr("name"));
       });
 
   py::native_enum<RowChange>(m, "Corruption", "enum.Enum",
@@ -122,11 +150,14 @@ void bind_job(py::module_& m) {
   py::class_<Job>(m, "Job",
                   "What a trace does to every case: patches, and sweeps over the experts of layers.")
       .def(py::init([](std::int64_t layers, std::int64_t draws, std::vector<Patch> patches,
-                       std::vector<Sweep> sweeps, RowChange corruption) {
-             return Job{layers, draws, std::move(patches), std::move(sweeps), corruption};
+                       std::vector<Sweep> sweeps, std::vector<std::int64_t> place_tokens,
+                       RowChange corruption) {
+             return Job{
+                 layers, draws, std::move(patches), std::move(sweeps), corruption, std::move(place_tokens)};
            }),
            py::arg("layers"), py::arg("draws"), py::arg("patches"), py::arg("sweeps"),
-           py::arg("corruption") = RowChange::kAdded)
+           py::arg("place_tokens") = std::vector<std::int64_t>(), py::arg("corruption") = RowChange::kAdded,
+           "`place_tokens`: of each place, in any case of the trace: tokens at most; 1 where unsaid.")
       .def(
           "knocking_out",
           [](Job job, bool taken, bool named) {
@@ -137,25 +168,29 @@ void bind_job(py::module_& m) {
           "The same with patches that switch experts off. `taken`: their own contributions are taken away; "
           "`named`: cases say what comes instead.")
       .def_property_readonly(
-          "run_layers",
+          "runs",
           [](const Job& job) {
-            std::vector<std::int64_t> layers;
-            for (const Run& run : runs_of(job)) layers.push_back(run.patch.layer);
-            return layers;
+            moetrace::tree::Runs runs;
+            for (const Run& run : runs_of(job)) runs.push_back(fork_of(run, 0));
+            return runs;
           },
-          "Layer of each run: of the patches, then of the slots of the sweeps.");
+          "Where each run is patched: the patches, then the slots of the sweeps.");
 
   py::class_<Case>(m, "PassCase", "A case as a pass sees it.")
-      .def(py::init(&make_case), py::arg("tokens"), py::arg("subject_start"), py::arg("subject_stop"),
-           py::arg("patch_position"), py::arg("vectors"),
-           "`vectors`: float32 (draws, subject tokens, width), which change the subject's embeddings.")
+      .def(
+          py::init(&make_case), py::arg("tokens"), py::arg("subject_start"), py::arg("subject_stop"),
+          py::arg("places"), py::arg("vectors"),
+          "`places`: of each place its positions, ascending; none where the case doesn't have it. `vectors`: "
+          "float32 (draws, subject tokens, width), which change the subject's embeddings.")
       .def(
           "replace",
-          [](Case& self, std::int64_t layer, std::vector<std::int64_t> experts, const In<float>& vectors) {
-            self.instead[layer] = {std::move(experts), vector_of(vectors)};
+          [](Case& self, std::int64_t layer, std::int64_t position, std::vector<std::int64_t> experts,
+             const In<float>& vectors) {
+            self.instead[layer][position] = {std::move(experts), vector_of(vectors)};
           },
-          py::arg("layer"), py::arg("experts"), py::arg("vectors"),
-          "What experts of a layer contribute instead, at the experts' output: float32 (experts, width).");
+          py::arg("layer"), py::arg("position"), py::arg("experts"), py::arg("vectors"),
+          "What experts of a layer contribute instead at a token, at the experts' output: float32 (experts, "
+          "width).");
 
   py::class_<LayerFacts>(m, "LayerFacts", "What a pass has to know of a layer of the model.")
       .def(py::init([](bool experts, std::int64_t expert_count, std::int64_t fused_from, std::int64_t checked,
@@ -292,6 +327,13 @@ void init_pass(py::module_& m) {
           },
           "float64 (cases, patches, draws)")
       .def_property_readonly(
+          "present",
+          [](py::object self) {
+            const auto& own = self.cast<const Outcome&>();
+            return view(own.present(), {own.cases(), own.patches()}, self).attr("view")("bool");
+          },
+          "bool (cases, patches): whether the case has the place of the patch.")
+      .def_property_readonly(
           "direct",
           [](py::object self) {
             const auto& own = self.cast<const Outcome&>();
@@ -310,10 +352,10 @@ void init_pass(py::module_& m) {
           [](py::object self) {
             const auto& own = self.cast<const Outcome&>();
             py::dict found;
-            for (const auto& [layer, arrays] : own.layers()) {
-              found[py::int_(layer)] = layer_arrays(self, arrays, own);
+            for (const auto& [layer_and_place, arrays] : own.layers()) {
+              found[py::cast(layer_and_place)] = layer_arrays(self, arrays, own);
             }
             return found;
           },
-          "For each routed layer its arrays by case, draw and expert (or slot).");
+          "For each routed layer and place its arrays by case, draw and expert (or slot).");
 }

@@ -8,12 +8,29 @@ import numpy
 import numpy.typing
 import typing
 import typing_extensions
-__all__: list[str] = ['Activation', 'Buffer', 'CaseShape', 'Chosen', 'Corruption', 'ExpertLayout', 'Gate', 'HookScope', 'Job', 'Join', 'LayerFacts', 'LayerReader', 'Outcome', 'Pass', 'PassCase', 'Patch', 'PatchKind', 'Plan', 'ReadError', 'ReadOptions', 'Segment', 'Sweep', 'Trouble', 'additivity', 'banzhaf', 'banzhaf_interaction', 'cut', 'layer_rows', 'matched_control', 'pack', 'prefix_coalitions', 'sample_permutations', 'sampled_shapley', 'shapley', 'shapley_interaction', 'smallest_coalition', 'subsets', 'tree_cost', 'tree_rows']
+__all__: list[str] = ['Activation', 'Buffer', 'CaseShape', 'Chosen', 'Corruption', 'ExpertLayout', 'Gate', 'HookScope', 'Job', 'Join', 'LayerFacts', 'LayerReader', 'Origin', 'Outcome', 'Pass', 'PassCase', 'Patch', 'PatchKind', 'Plan', 'ReadError', 'ReadOptions', 'Runs', 'Segment', 'Sweep', 'Trouble', 'additivity', 'banzhaf', 'banzhaf_interaction', 'cut', 'layer_rows', 'matched_control', 'pack', 'prefix_coalitions', 'sample_permutations', 'sampled_shapley', 'shapley', 'shapley_interaction', 'smallest_coalition', 'subsets', 'tree_cost', 'tree_rows']
 class CaseShape:
     """
     What the tree has to know of a case: places in its prompt, in tokens.
     """
-    def __init__(self, length: typing.SupportsInt | typing.SupportsIndex, subject_start: typing.SupportsInt | typing.SupportsIndex, subject_stop: typing.SupportsInt | typing.SupportsIndex, patch_position: typing.SupportsInt | typing.SupportsIndex) -> None:
+    def __init__(self, length: typing.SupportsInt | typing.SupportsIndex, subject_start: typing.SupportsInt | typing.SupportsIndex, subject_stop: typing.SupportsInt | typing.SupportsIndex, places: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]]) -> None:
+        ...
+class Runs:
+    """
+    Where patched runs are patched: layers and places.
+    """
+    def __init__(self, layers: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], places: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = []) -> None:
+        ...
+    def __len__(self) -> int:
+        ...
+    @property
+    def from_clean(self) -> list[bool]:
+        ...
+    @property
+    def layers(self) -> list[int]:
+        ...
+    @property
+    def places(self) -> list[int]:
         ...
 class Join(enum.Enum):
     """
@@ -43,7 +60,7 @@ class Plan:
     def cases(self) -> int:
         ...
     @property
-    def chain(self) -> int:
+    def chains(self) -> list[int]:
         """
         Rows of each fork.
         """
@@ -56,6 +73,11 @@ class Plan:
     def fork(self) -> numpy.ndarray:
         """
         (cases, rows): fork of a row, -1 for none.
+        """
+    @property
+    def noised_twin(self) -> numpy.ndarray:
+        """
+        (cases, rows): of a fork's row the noised row of its draw there.
         """
     @property
     def position(self) -> numpy.ndarray:
@@ -145,6 +167,15 @@ class PatchKind(enum.Enum):
     @classmethod
     def __new__(cls, value):
         ...
+class Origin(enum.Enum):
+    """
+    Which run a patched run leaves from.
+    """
+    DENOISE: typing.ClassVar[Origin]
+    NOISE: typing.ClassVar[Origin]
+    @classmethod
+    def __new__(cls, value):
+        ...
 class Chosen(enum.Enum):
     """
     Which experts' patch vectors a run adds.
@@ -165,13 +196,13 @@ class Patch:
     """
     __hash__: typing.ClassVar[None] = None
     @staticmethod
-    def block(layer: typing.SupportsInt | typing.SupportsIndex) -> Patch:
+    def block(layer: typing.SupportsInt | typing.SupportsIndex, place: typing.SupportsInt | typing.SupportsIndex = 0, origin: Origin = ...) -> Patch:
         ...
     @staticmethod
-    def null(layer: typing.SupportsInt | typing.SupportsIndex) -> Patch:
+    def null(layer: typing.SupportsInt | typing.SupportsIndex, place: typing.SupportsInt | typing.SupportsIndex = 0, origin: Origin = ...) -> Patch:
         ...
     @staticmethod
-    def of_experts(layer: typing.SupportsInt | typing.SupportsIndex, chosen: Chosen, *, subset: typing.SupportsInt | typing.SupportsIndex = 0, experts: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [], equal_norm: bool = False) -> Patch:
+    def of_experts(layer: typing.SupportsInt | typing.SupportsIndex, chosen: Chosen, *, subset: typing.SupportsInt | typing.SupportsIndex = 0, experts: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [], equal_norm: bool = False, place: typing.SupportsInt | typing.SupportsIndex = 0, origin: Origin = ...) -> Patch:
         """
         `subset`: bit j for slot j. `experts`: by index. `equal_norm`: of anchor and matched (equation 10).
         """
@@ -195,14 +226,22 @@ class Patch:
     def layer(self) -> int:
         ...
     @property
+    def origin(self) -> Origin:
+        ...
+    @property
+    def place(self) -> int:
+        ...
+    @property
     def subset(self) -> int:
         ...
 class Sweep:
     """
     Every routed expert of a layer patched by itself.
     """
-    def __init__(self, layer: typing.SupportsInt | typing.SupportsIndex, top_k: typing.SupportsInt | typing.SupportsIndex, of_union: bool = False) -> None:
-        ...
+    def __init__(self, layer: typing.SupportsInt | typing.SupportsIndex, top_k: typing.SupportsInt | typing.SupportsIndex, of_union: bool = False, place: typing.SupportsInt | typing.SupportsIndex = 0, origin: Origin = ...) -> None:
+        """
+        `top_k`: a run routes the tokens of the place to at most so many experts.
+        """
     def __repr__(self) -> str:
         ...
     @property
@@ -210,6 +249,12 @@ class Sweep:
         ...
     @property
     def of_union(self) -> bool:
+        ...
+    @property
+    def origin(self) -> Origin:
+        ...
+    @property
+    def place(self) -> int:
         ...
     @property
     def top_k(self) -> int:
@@ -227,20 +272,30 @@ class Job:
     """
     What a trace does to every case: patches, and sweeps over the experts of layers.
     """
-    def __init__(self, layers: typing.SupportsInt | typing.SupportsIndex, draws: typing.SupportsInt | typing.SupportsIndex, patches: collections.abc.Sequence[Patch], sweeps: collections.abc.Sequence[Sweep], corruption: Corruption = ...) -> None:
-        ...
-    @property
-    def run_layers(self) -> list[int]:
+    def __init__(self, layers: typing.SupportsInt | typing.SupportsIndex, draws: typing.SupportsInt | typing.SupportsIndex, patches: collections.abc.Sequence[Patch], sweeps: collections.abc.Sequence[Sweep], place_tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [], corruption: Corruption = ...) -> None:
         """
-        Layer of each run: of the patches, then of the slots of the sweeps.
+        `place_tokens`: of each place, in any case of the trace: tokens at most; 1 where unsaid.
+        """
+    def knocking_out(self, taken: bool, named: bool) -> Job:
+        """
+        The same with patches that switch experts off. `taken`: their own contributions are taken away; `named`: cases say what comes instead.
+        """
+    @property
+    def runs(self) -> Runs:
+        """
+        Where each run is patched: the patches, then the slots of the sweeps.
         """
 class PassCase:
     """
     A case as a pass sees it.
     """
-    def __init__(self, tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], subject_start: typing.SupportsInt | typing.SupportsIndex, subject_stop: typing.SupportsInt | typing.SupportsIndex, patch_position: typing.SupportsInt | typing.SupportsIndex, vectors: typing.Annotated[numpy.typing.ArrayLike, numpy.float32]) -> None:
+    def __init__(self, tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], subject_start: typing.SupportsInt | typing.SupportsIndex, subject_stop: typing.SupportsInt | typing.SupportsIndex, places: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]], vectors: typing.Annotated[numpy.typing.ArrayLike, numpy.float32]) -> None:
         """
-        `vectors`: float32 (draws, subject tokens, width), which change the subject's embeddings.
+        `places`: of each place its positions, ascending; none where the case doesn't have it. `vectors`: float32 (draws, subject tokens, width), which change the subject's embeddings.
+        """
+    def replace(self, layer: typing.SupportsInt | typing.SupportsIndex, position: typing.SupportsInt | typing.SupportsIndex, experts: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], vectors: typing.Annotated[numpy.typing.ArrayLike, numpy.float32]) -> None:
+        """
+        What experts of a layer contribute instead at a token, at the experts' output: float32 (experts, width).
         """
 class LayerFacts:
     """
@@ -359,7 +414,7 @@ class Outcome:
     @property
     def layers(self) -> dict:
         """
-        For each routed layer its arrays by case, draw and expert (or slot).
+        For each routed layer and place its arrays by case, draw and expert (or slot).
         """
     @property
     def noised(self) -> numpy.ndarray:
@@ -370,6 +425,11 @@ class Outcome:
     def patched(self) -> numpy.ndarray:
         """
         float64 (cases, patches, draws)
+        """
+    @property
+    def present(self) -> typing.Any:
+        """
+        bool (cases, patches): whether the case has the place of the patch.
         """
 class HookScope:
     """
@@ -468,11 +528,11 @@ def banzhaf_interaction(values: typing.Annotated[numpy.typing.ArrayLike, numpy.f
     """
     (cases, 2^k) -> (cases, k, k) Banzhaf interaction indices; the values on the diagonal.
     """
-def cut(shape: CaseShape, patched: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], draws: typing.SupportsInt | typing.SupportsIndex, layers: typing.SupportsInt | typing.SupportsIndex, join: Join, budget: typing.SupportsInt | typing.SupportsIndex) -> list[tuple[int, int]]:
+def cut(shape: CaseShape, runs: Runs, draws: typing.SupportsInt | typing.SupportsIndex, layers: typing.SupportsInt | typing.SupportsIndex, join: Join, budget: typing.SupportsInt | typing.SupportsIndex) -> list[tuple[int, int]]:
     """
     Ranges of a case's runs that keep each tree within the budget; 0 for no budget.
     """
-def layer_rows(cases: collections.abc.Sequence[CaseShape], patched: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], draws: typing.SupportsInt | typing.SupportsIndex, layers: typing.SupportsInt | typing.SupportsIndex, join: Join) -> list[int]:
+def layer_rows(cases: collections.abc.Sequence[CaseShape], runs: Runs, begin: typing.SupportsInt | typing.SupportsIndex, end: typing.SupportsInt | typing.SupportsIndex, draws: typing.SupportsInt | typing.SupportsIndex, layers: typing.SupportsInt | typing.SupportsIndex, join: Join) -> list[int]:
     """
     Token rows of each case of a batch while each layer runs, and last all of them.
     """
@@ -512,12 +572,12 @@ def subsets(players: typing.SupportsInt | typing.SupportsIndex) -> numpy.typing.
     """
     Every non-empty coalition of k players as a bitmask, ascending.
     """
-def tree_cost(shape: CaseShape, patched: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], draws: typing.SupportsInt | typing.SupportsIndex, layers: typing.SupportsInt | typing.SupportsIndex, join: Join) -> int:
+def tree_cost(shape: CaseShape, runs: Runs, draws: typing.SupportsInt | typing.SupportsIndex, layers: typing.SupportsInt | typing.SupportsIndex, join: Join) -> int:
     """
     Token rows of one case in the average layer, at least a quarter of all.
     """
-def tree_rows(shape: CaseShape, patches: typing.SupportsInt | typing.SupportsIndex, draws: typing.SupportsInt | typing.SupportsIndex) -> int:
+def tree_rows(shape: CaseShape, runs: Runs, begin: typing.SupportsInt | typing.SupportsIndex, end: typing.SupportsInt | typing.SupportsIndex, draws: typing.SupportsInt | typing.SupportsIndex) -> int:
     """
-    Token rows of one case with so many patches, each a fork of every noised branch.
+    Token rows of one case with the runs from `begin` to `end`, forks of every draw.
     """
 __version__: str = '0.1.0'

@@ -50,10 +50,10 @@ def test_cut_passes_give_what_one_pass_gives(draws):
 def test_parts_keep_the_order_and_the_budget(budget):
     _, job = model_and_job(3)
     case = make_cases()[1]
-    layers, join = job.core.run_layers, _core.Join.AFTER_LAYER
+    layers, join = job.runs.layers, _core.Join.AFTER_LAYER
 
     def cost(patched):
-        return _core.tree_cost(job.shape_of(case), patched, 3, LAYERS, join)
+        return _core.tree_cost(job.shape_of(case), _core.Runs(patched), 3, LAYERS, join)
 
     parts = TreeEngine(job, join).cuts(case, budget)
     assert [run for begin, end in parts for run in range(begin, end)] == list(range(len(layers)))
@@ -64,19 +64,30 @@ def test_parts_keep_the_order_and_the_budget(budget):
 
 def test_cost_counts_the_rows_of_every_layer():
     """Forks of layer l are there in the layers above it, and in l itself."""
-    shape, layers = _core.CaseShape(9, 2, 4, 6), 5
+    shape, layers = _core.CaseShape(9, 2, 4, [[6], [3, 4], []]), 5
     rows = 2 + (3 + 1) * 7  # prefix, clean and three noised branches
     patched = [1, 1, 4]
     inside = sum(rows + sum(3 * 3 for own in patched if own <= layer) for layer in range(layers))
-    assert _core.tree_rows(shape, len(patched), 3) == rows + 3 * 3 * len(patched)
-    assert _core.tree_cost(shape, patched, 3, layers, _core.Join.BEFORE_LAYER) == -(-inside // layers)
-    assert _core.tree_cost(shape, patched, 3, layers, _core.Join.START) == rows + 27
-    assert _core.tree_cost(shape, [4] * 100, 3, layers, _core.Join.AFTER_LAYER) == -(-(rows + 900) // 4)
+    runs = _core.Runs(patched)
+    assert _core.tree_rows(shape, runs, 0, 3, 3) == rows + 3 * 3 * len(patched)
+    assert _core.tree_rows(shape, runs, 1, 2, 3) == rows + 3 * 3
+    assert _core.tree_cost(shape, runs, 3, layers, _core.Join.BEFORE_LAYER) == -(-inside // layers)
+    assert _core.tree_cost(shape, runs, 3, layers, _core.Join.START) == rows + 27
+    late = _core.Runs([4] * 100)
+    assert _core.tree_cost(shape, late, 3, layers, _core.Join.AFTER_LAYER) == -(-(rows + 900) // 4)
+    # A fork has as many rows as its place needs, and none where the case doesn't have it.
+    mixed = _core.Runs([1, 1, 4], [0, 1, 2])
+    assert _core.tree_rows(shape, mixed, 0, 3, 3) == rows + 3 * (3 + 6)
+    assert _core.tree_cost(shape, mixed, 3, layers, _core.Join.BEFORE_LAYER) == -(
+        -(rows * layers + 4 * 27) // layers
+    )
+    with pytest.raises(ValueError, match="runs 2 to 4 of 3"):
+        _core.tree_rows(shape, mixed, 2, 4, 3)
 
 
 def test_no_budget_is_one_pass():
     _, job = model_and_job(1)
-    assert TreeEngine(job, _core.Join.START).cuts(make_cases()[0], None) == [(0, len(job.core.run_layers))]
+    assert TreeEngine(job, _core.Join.START).cuts(make_cases()[0], None) == [(0, len(job.runs))]
 
 
 def test_a_trace_with_a_tiny_budget_is_the_same():

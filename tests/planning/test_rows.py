@@ -184,15 +184,16 @@ def test_layer_rows_counts_who_is_there(
         _core.Join.START: lambda _fork, _layer: True,
     }[join]
     expected = [base + chain * draws * sum(there(fork, layer) for fork in patched) for layer in range(4)]
-    found = _core.layer_rows([_core.CaseShape(*shape) for shape in given_shapes], patched, draws, 4, join)
+    shapes_of = [_core.CaseShape(*shape, [[position]]) for *shape, position in given_shapes]
+    found = _core.layer_rows(shapes_of, _core.Runs(patched), 0, len(patched), draws, 4, join)
     assert found == [*expected, base + chain * draws * len(patched)]
 
 
 def test_bad_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one case"):
-        _core.layer_rows([], [0], 1, 2, _core.Join.START)
+        _core.layer_rows([], _core.Runs([0]), 0, 1, 1, 2, _core.Join.START)
     with pytest.raises(ValueError, match="fork at layer 2"):
-        _core.layer_rows([_core.CaseShape(3, 0, 1, 2)], [2], 1, 2, _core.Join.START)
+        _core.layer_rows([_core.CaseShape(3, 0, 1, [[2]])], _core.Runs([2]), 0, 1, 1, 2, _core.Join.START)
 
 
 def test_planning_leaves_a_model_as_it_was(model: Any) -> None:

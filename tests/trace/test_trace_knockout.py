@@ -14,6 +14,7 @@ from moetrace import errors
 from moetrace.models.experts import routed_call
 from tests.engines.tiny import make_cases, make_model
 from tests.engines.wide import llama4
+from tests.weights.folders import load_plain, load_streamed, save
 
 COLUMNS = ["case_id", "relation_id", "layer", "expert", "clean_active", "clean", "ablated", "effect"]
 
@@ -348,3 +349,17 @@ def test_cases_with_infinite_logits_are_set_aside(cases):
             found = mt.trace_knockout(own, cases, layers=1, position=position)
         assert cases[1].case_id in found.failed.case_id.tolist()
         assert np.isfinite(found.effects).all()
+
+
+@pytest.mark.parametrize("ablation", ["resample", "reroute"])
+@pytest.mark.parametrize("position", ["last", "all"])
+def test_weights_that_stay_on_disk(tmp_path, cases, ablation, position):
+    made = save("qwen3_moe", tmp_path)
+    options = {"ablation": ablation, "position": position, "layers": [1, 3]}
+    plain = mt.trace_knockout(load_plain(made, tmp_path), cases, **options)
+    streamed, _ = load_streamed(made, tmp_path)
+    found = mt.trace_knockout(streamed, cases, **options)
+    np.testing.assert_allclose(found.effects, plain.effects, atol=2e-4)
+    np.testing.assert_array_equal(found.clean_active, plain.clean_active)
+    curves = found.greedy(1, draws=0, shares=[0.5])
+    assert np.isfinite(curves.differences).all()

@@ -38,7 +38,7 @@ def twin_rows(shape, forks, branches):
 def make_pass(cases, layers_patched, draws, layers, join=_core.Join.BEFORE_LAYER):
     job = _core.Job(layers, draws, [_core.Patch.block(layer) for layer in layers_patched], [])
     given = [
-        _core.PassCase(list(range(length)), start, stop, patch, np.zeros((draws, stop - start, 2)))
+        _core.PassCase(list(range(length)), start, stop, [[patch]], np.zeros((draws, stop - start, 2)))
         for length, start, stop, patch in cases
     ]
     return _core.Pass(job, [_core.LayerFacts(experts=False)] * layers, given, 0, len(layers_patched), join)
@@ -59,7 +59,8 @@ def test_plan_and_visibility(cases, branches, n_patches, random):
     for row in run.final_rows:
         assert [plan.position[i, row] for i in range(len(cases))] == [case[0] - 1 for case in cases]
     for layer in range(layers):
-        alive = plan.base_rows + plan.chain * sum(fork[0] <= layer for fork in forks)
+        chains = zip(plan.chains, forks, strict=True)
+        alive = plan.base_rows + sum(chain for chain, fork in chains if fork[0] <= layer)
         assert plan.rows_at_layer[layer] == alive
     for index, case in enumerate(cases):
         paths = twin_rows(case, forks, branches)
@@ -102,7 +103,7 @@ def test_what_does_not_fit_is_refused():
         make_pass([], [], 1, 1)
     with pytest.raises(ValueError, match="layer 1 of a model with 1"):
         make_pass([(4, 1, 2, 3)], [1], 1, 1)
-    case = _core.PassCase([1, 2, 3, 4], 2, 2, 3, np.zeros((1, 1, 2)))
+    case = _core.PassCase([1, 2, 3, 4], 2, 2, [[3]], np.zeros((1, 1, 2)))
     facts = [_core.LayerFacts(experts=False)]
     with pytest.raises(ValueError, match=r"\[2, 2\)"):
         _core.Pass(_core.Job(1, 1, [], []), facts, [case], 0, 0, _core.Join.START)

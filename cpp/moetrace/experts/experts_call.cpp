@@ -56,14 +56,24 @@ ExpertsCall::ExpertsCall(std::string name, Rows rows, std::vector<ExpertPatch> p
       rows_(std::move(rows)),
       expert_patches_(std::move(patches)),
       fused_from_(fused_from),
-      layout_(layout),
-      noised_(rows_.noised),
-      patched_(rows_.patched) {
-  const std::size_t items = rows_.clean.size();
-  if (rows_.noised.size() != items ||
-      (!rows_.patched.empty() && rows_.patched.size() != items * expert_patches_.size())) {
-    throw std::invalid_argument(this->name() + ": clean and noised (items), patched (items x patches)");
+      layout_(layout) {
+  const auto items = static_cast<std::int64_t>(rows_.clean.size());
+  const bool fits = std::all_of(rows_.written.begin(), rows_.written.end(), [&](const Written& own) {
+    return own.item >= 0 && own.item < items && own.patch >= 0 && own.group < rows_.groups.size() &&
+           own.patch < static_cast<std::int64_t>(expert_patches_.size());
+  });
+  if (static_cast<std::int64_t>(rows_.noised.size()) != items || !fits) {
+    throw std::invalid_argument(this->name() +
+                                ": clean and noised (items), and of written rows the item, patch and group");
   }
+  std::vector<std::int64_t> origin, written;
+  for (const Written& own : rows_.written) {
+    const auto item = static_cast<std::size_t>(own.item);
+    origin.push_back(own.from_clean ? rows_.clean[item] : rows_.noised[item]);
+    written.push_back(own.index * rows_.inside + own.row);
+  }
+  origin_ = hooks::RowIndex(std::move(origin));
+  written_ = hooks::RowIndex(std::move(written));
   std::vector<std::int64_t> watched(rows_.clean);
   watched.insert(watched.end(), rows_.noised.begin(), rows_.noised.end());
   std::sort(watched.begin(), watched.end());
@@ -96,6 +106,8 @@ void ExpertsCall::reset() {
   fused_index_ = fused_weight_ = watched_output_ = patched_output_ = added_ = std::nullopt;
   routing_.clear();
   norms_.clear();
+  place_routing_.clear();
+  place_norms_.clear();
 }
 
 std::vector<Tensor> ExpertsCall::apply(hooks::Step step, const std::vector<Tensor>& given) {
@@ -239,16 +251,15 @@ std::vector<Tensor> ExpertsCall::leave(const std::vector<Tensor>& given) {
     norms_.emplace_back(squares.begin() + static_cast<std::ptrdiff_t>(item * slots),
                         squares.begin() + static_cast<std::ptrdiff_t>((item + 1) * slots));
   }
-  if (expert_patches_.empty()) return replaced ? std::vector<Tensor>{whole} : std::vector<Tensor>();
+  unite_places();
+  if (written_.empty()) return replaced ? std::vector<Tensor>{whole} : std::vector<Tensor>();
 
-  const auto items = static_cast<std::int64_t>(routing_.size());
-  const Tensor added = ops::bmm(factors(delta), delta);  // (items, patches, width)
-  Tensor base = ops::to(ops::index_select(flat, noised_.on(flat)), added.scalar_type());
-  base = ops::reshape(base, {items, 1, flat.size(1)});
-  patched_output_ = ops::to(ops::reshape(ops::add(base, added), {-1, flat.size(1)}), whole.scalar_type());
-  added_ = ops::reshape(added, {-1, flat.size(1)});
-  if (patched_.empty()) return replaced ? std::vector<Tensor>{whole} : std::vector<Tensor>();
-  return {ops::reshape(ops::index_copy(flat, patched_.on(flat), *patched_output_), ops::shape_of(whole))};
+  const Tensor added = gains(delta);
+  const Tensor base = ops::to(ops::index_select(flat, origin_.on(flat)), added.scalar_type());
+  patched_output_ = ops::to(ops::add(base, added), whole.scalar_type());
+  added_ = added;
+  if (!rows_.writes) return replaced ? std::vector<Tensor>{whole} : std::vector<Tensor>();
+  return {ops::reshape(ops::index_copy(flat, written_.on(flat), *patched_output_), ops::shape_of(whole))};
 }
 
 void ExpertsCall::check_fused(const Tensor& output) const {
@@ -312,17 +323,82 @@ Tensor ExpertsCall::patch_vectors(const Tensor& contribution) const {
   return ops::reshape(delta, {static_cast<std::int64_t>(routing_.size()), 2 * top_k, width});
 }
 
-Tensor ExpertsCall::factors(const Tensor& like) const {
-  std::vector<float> cells;
-  for (std::size_t item = 0; item < routing_.size(); ++item) {
-    for (const ExpertPatch& patch : expert_patches_) {
-      const auto line = slot_factors(patch, routing_[item], norms_[item]);
-      cells.insert(cells.end(), line.begin(), line.end());
+void ExpertsCall::unite_places() {
+  place_routing_.clear();
+  place_norms_.clear();
+  const std::size_t places = rows_.tokens.size();
+  for (std::size_t group = 0; group < rows_.groups.size(); ++group) {
+    const auto& items = rows_.groups[group];
+    const auto tokens = static_cast<std::size_t>(rows_.tokens[group % places]);
+    if (items.empty() || tokens == 1) {
+      place_routing_.push_back(items.empty() ? RoutingUnion() : routing_[static_cast<std::size_t>(items[0])]);
+      place_norms_.push_back(items.empty() ? std::vector<float>()
+                                           : norms_[static_cast<std::size_t>(items[0])]);
+      continue;
     }
+    std::vector<const RoutingUnion*> rows;
+    for (const std::int64_t item : items) rows.push_back(&routing_[static_cast<std::size_t>(item)]);
+    std::size_t slots = rows[0]->top_k() * tokens;
+    if (rows_.experts > 0) slots = std::min(slots, static_cast<std::size_t>(rows_.experts));
+    place_routing_.push_back(together(rows, slots));
+    const RoutingUnion& own = place_routing_.back();
+    std::vector<float> norms(own.slots(), 0.0F);
+    for (std::size_t slot = 0; slot < norms.size(); ++slot) {
+      double squares = 0.0;
+      for (std::size_t at = 0; own.valid[slot] && at < rows.size(); ++at) {
+        for (std::size_t place = 0; place < rows[at]->slots(); ++place) {
+          if (!rows[at]->valid[place] || rows[at]->expert[place] != own.expert[slot]) continue;
+          const double norm = norms_[static_cast<std::size_t>(items[at])][place];
+          squares += norm * norm;
+        }
+      }
+      norms[slot] = static_cast<float>(std::sqrt(squares));
+    }
+    place_norms_.push_back(std::move(norms));
   }
-  const std::vector<std::int64_t> shape{static_cast<std::int64_t>(routing_.size()),
-                                        static_cast<std::int64_t>(expert_patches_.size()), like.size(1)};
-  return ops::to(ops::to_device(ops::from_vector(cells, shape, ScalarType::Float), like), like.scalar_type());
+}
+
+/// A patch for one token: slots of a place with several tokens are other slots of each of them.
+ExpertPatch ExpertsCall::resolved(const Written& own) const {
+  const ExpertPatch& patch = expert_patches_[static_cast<std::size_t>(own.patch)];
+  const bool by_slot = patch.chosen == Chosen::kSlot || patch.chosen == Chosen::kSubset;
+  if (!by_slot || rows_.tokens[own.group % rows_.tokens.size()] == 1) return patch;
+  const RoutingUnion& routing = place_routing_[own.group];
+  const std::vector<float> ones(routing.slots(), 1.0F);
+  const auto factors = slot_factors(patch, routing, ones);
+  ExpertPatch found;
+  found.chosen = Chosen::kExperts;
+  for (std::size_t slot = 0; slot < factors.size(); ++slot) {
+    if (factors[slot] != 0.0F) found.experts.push_back(routing.expert[slot]);
+  }
+  return found;
+}
+
+Tensor ExpertsCall::gains(const Tensor& delta) const {
+  const std::size_t items = routing_.size(), slots = static_cast<std::size_t>(delta.size(1));
+  std::vector<std::int64_t> place;  // of each written row, among those of its item
+  std::vector<std::int64_t> count(items, 0);
+  for (const Written& own : rows_.written) place.push_back(count[static_cast<std::size_t>(own.item)]++);
+  const std::int64_t most = *std::max_element(count.begin(), count.end());
+  std::vector<float> cells(items * static_cast<std::size_t>(most) * slots, 0.0F);
+  std::vector<std::int64_t> lines;
+  for (std::size_t at = 0; at < rows_.written.size(); ++at) {
+    const Written& own = rows_.written[at];
+    const auto item = static_cast<std::size_t>(own.item);
+    lines.push_back(own.item * most + place[at]);
+    auto factors = slot_factors(resolved(own), routing_[item], norms_[item]);
+    if (own.from_clean) {
+      for (float& factor : factors) factor = -factor;
+    }
+    std::copy(factors.begin(), factors.end(),
+              cells.begin() + lines.back() * static_cast<std::int64_t>(slots));
+  }
+  const std::vector<std::int64_t> shape{static_cast<std::int64_t>(items), most, delta.size(1)};
+  const Tensor factors =
+      ops::to(ops::to_device(ops::from_vector(cells, shape, ScalarType::Float), delta), delta.scalar_type());
+  const Tensor sums = ops::reshape(ops::bmm(factors, delta), {-1, delta.size(2)});  // (items * most, width)
+  const bool every = static_cast<std::int64_t>(lines.size()) == sums.size(0);
+  return every ? sums : ops::index_select(sums, hooks::RowIndex(std::move(lines)).on(sums));
 }
 
 }  // namespace moetrace::experts

@@ -21,6 +21,13 @@ namespace moetrace::experts {
 /// patch vectors.
 class ExpertsCall final : public hooks::Site, public hooks::PatchedOutputs {
  public:
+  /// A row that a patch changes.
+  struct Written {
+    std::int64_t item = 0, patch = 0;
+    std::size_t group = 0;
+    std::int64_t index = 0, row = 0;  ///< of a case and in it
+    bool from_clean = false;          ///< goes on from the clean row, and loses what others gain
+  };
   struct Rows {
     std::int64_t cases = 0;
     std::int64_t before = 0;            ///< rows a case before forks joined the layer
@@ -29,10 +36,15 @@ class ExpertsCall final : public hooks::Site, public hooks::PatchedOutputs {
     std::vector<std::int64_t> checked;  ///< rows that count, for the comparison of the fused routine
     std::vector<std::int64_t> clean;    ///< by item: the clean row at the patched position
     std::vector<std::int64_t> noised;   ///< by item: the noised row there
-    std::vector<std::int64_t> patched;  ///< by item and patch: where the row stands; empty where it has none
+    std::vector<Written> written;       ///< by item, and of an item by patch
+    bool writes = true;                 ///< whether these rows are in the value, else they join behind it
+    /// By case, draw and place: the items of a place's tokens, in order; none where a case doesn't have it.
+    std::vector<std::vector<std::int64_t>> groups;
+    std::vector<std::int64_t> tokens;  ///< of each place, in any case of the trace: how many at most
+    std::int64_t experts = 0;          ///< of the layer, 0 where that isn't known
   };
-  /// An item is a case and a noise draw. Rows are numbers of rows of the whole value. `patches`: of this
-  /// layer. `fused_from`: rows from which on the fused routine is used; 0 for never. `layout`: of the
+  /// An item is a case, a noise draw and a token. Rows are numbers of rows of the whole value. `patches`: of
+  /// this layer. `fused_from`: rows from which on the fused routine is used; 0 for never. `layout`: of the
   /// weights, wherever they are given.
   ExpertsCall(std::string name, Rows rows, std::vector<ExpertPatch> patches, std::int64_t fused_from,
               const Layout& layout = {});
@@ -42,10 +54,15 @@ class ExpertsCall final : public hooks::Site, public hooks::PatchedOutputs {
 
   /// Whether patches are asked for, so that the site must fire.
   bool patches() const noexcept { return !clean_.empty(); }
-  /// By item: the experts that either run routes to, and the norms of their patch vectors at the experts'
-  /// output. Empty before it fired.
-  const std::vector<RoutingUnion>& routing() const noexcept { return routing_; }
-  const std::vector<std::vector<float>>& norms() const noexcept { return norms_; }
+  /// By group: the experts that either run routes its tokens to, and the norms of their patch vectors at the
+  /// experts' output, over all its tokens together. Of a place with several tokens in any case, see
+  /// :func:`together`; with no slots where the group is empty. Empty before it fired.
+  const std::vector<RoutingUnion>& routing() const noexcept { return place_routing_; }
+  const std::vector<std::vector<float>>& norms() const noexcept { return place_norms_; }
+  /// Items, and those of a group.
+  std::int64_t tokens() const noexcept { return static_cast<std::int64_t>(clean_.size()); }
+  const std::vector<std::int64_t>& items(std::size_t group) const { return rows_.groups.at(group); }
+  const std::vector<Written>& written() const noexcept { return rows_.written; }
   /// Calls in which the fused routine served.
   std::int64_t fused_calls() const noexcept { return fused_calls_; }
 
@@ -74,14 +91,18 @@ class ExpertsCall final : public hooks::Site, public hooks::PatchedOutputs {
   void unite_routings(const Tensor& index, const Tensor& weight);
   /// delta_e = c_e(clean) - c_e(noised) of every slot (equation 6): (items, 2k, width).
   Tensor patch_vectors(const Tensor& contribution) const;
-  Tensor factors(const Tensor& like) const;
+  void unite_places();
+  ExpertPatch resolved(const Written& own) const;
+  /// The sum that each written row gains: (written, width).
+  Tensor gains(const Tensor& delta) const;
 
   Rows rows_;
   std::vector<ExpertPatch> expert_patches_;
   std::int64_t fused_from_;
   Layout layout_;
-  hooks::RowIndex kept_, place_;                    ///< rows left in the call; row of the call for every row
-  hooks::RowIndex watched_, noised_, patched_;      ///< rows whose contributions are needed, each once
+  hooks::RowIndex kept_, place_;      ///< rows left in the call; row of the call for every row
+  hooks::RowIndex watched_;           ///< rows whose contributions are needed, each once
+  hooks::RowIndex origin_, written_;  ///< of each written row the row that it goes on from, and itself
   std::vector<std::int64_t> clean_, noised_items_;  ///< by item, into watched_
   std::int64_t fused_calls_ = 0;
   std::optional<KnockOut> knock_out_;
@@ -92,8 +113,8 @@ class ExpertsCall final : public hooks::Site, public hooks::PatchedOutputs {
   std::optional<Tensor> fused_index_, fused_weight_;  ///< of the watched rows
   std::optional<Tensor> watched_output_, patched_output_, added_;
   std::optional<double> scale_;
-  std::vector<RoutingUnion> routing_;
-  std::vector<std::vector<float>> norms_;
+  std::vector<RoutingUnion> routing_, place_routing_;  ///< by item and by group
+  std::vector<std::vector<float>> norms_, place_norms_;
 };
 
 }  // namespace moetrace::experts

@@ -49,8 +49,8 @@ Tensor KnockOut::vectors(const Tensor& contribution, const std::vector<RoutingUn
       comes.back() = first[item] + (found - known.begin());
     }
   }
-  const Tensor delta = ops::sub(ops::index_select(lines, hooks::RowIndex(std::move(comes)).on(lines)),
-                                ops::index_select(lines, hooks::RowIndex(std::move(goes)).on(lines)));
+  const Tensor delta = ops::sub(ops::index_select(lines, hooks::RowIndex(std::move(goes)).on(lines)),
+                                ops::index_select(lines, hooks::RowIndex(std::move(comes)).on(lines)));
   return ops::reshape(delta, {static_cast<std::int64_t>(routing.size()), 2 * top_k, width});
 }
 

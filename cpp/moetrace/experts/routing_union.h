@@ -26,6 +26,13 @@ struct RoutingUnion {
   std::int64_t clean_slot(std::int64_t wanted) const noexcept;
 };
 
+/// The same of several rows, whose tokens a patch changes together: `slots` clean-routed experts of any of
+/// them, in the order of rows and then of the router, and as many that none of them routes to but the noised
+/// run. Weights are sums over the rows; a place is 0 where any row routes to the expert.
+///
+/// Throws std::invalid_argument where there are more than `slots` of either kind.
+RoutingUnion together(std::span<const RoutingUnion* const> rows, std::size_t slots);
+
 /// From what the two runs route a row to. Throws std::invalid_argument unless all have the same length.
 RoutingUnion unite(std::span<const std::int64_t> clean, std::span<const float> clean_weight,
                    std::span<const std::int64_t> noised, std::span<const float> noised_weight);

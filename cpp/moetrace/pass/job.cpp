@@ -16,11 +16,17 @@ std::vector<Run> runs_of(const Job& job) {
         run.patch.experts.chosen = experts::Chosen::kSlot;
         run.patch.experts.slot = slot;
         run.patch.experts.noised_slot = noised;
+        run.patch.place = sweep.place;
+        run.patch.origin = sweep.origin;
         runs.push_back(run);
       }
     }
   }
   return runs;
+}
+
+tree::Fork fork_of(const Run& run, std::int64_t draw) {
+  return {run.patch.layer, draw, run.patch.place, run.patch.origin == Origin::kNoise};
 }
 
 }  // namespace moetrace::pass

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <map>
+#include <utility>
 #include <vector>
 
 #include "moetrace/pass/pass.h"
@@ -9,6 +10,9 @@ namespace moetrace::pass {
 
 /// What the routers sent the patched token to in one layer, and what a sweep of its experts gave.
 ///
+/// Of a place with several tokens in any case: who is active at any of them, sums of weights, the norm of the
+/// patch vectors over all of them, logits of the last; slots as in experts::together. A case without the
+/// place has nobody active and logits of NaN; where no case of a batch has it, there are no slots.
 /// `slots`-wide tables are row-major over (case, draw, slot) of the routing union, `experts`-wide ones over
 /// (case, draw, expert).
 struct LayerOutcome {
@@ -47,19 +51,26 @@ class Outcome {
   const std::vector<double>& clean() const noexcept { return clean_; }      ///< (cases)
   const std::vector<double>& noised() const noexcept { return noised_; }    ///< (cases, draws)
   const std::vector<double>& patched() const noexcept { return patched_; }  ///< (cases, patches, draws)
+  /// (cases, patches): whether the case has the place of the patch; where not, its figures are NaN.
+  const std::vector<std::uint8_t>& present() const noexcept { return present_; }
   /// (cases, patches, draws), NaN where nobody asked.
   const std::vector<double>& direct() const noexcept { return direct_; }
   const std::vector<double>& direct_linear() const noexcept { return direct_linear_; }
-  const std::map<std::int64_t, LayerOutcome>& layers() const noexcept { return layers_; }
+  /// By layer and place.
+  const std::map<std::pair<std::int64_t, std::int64_t>, LayerOutcome>& layers() const noexcept {
+    return layers_;
+  }
 
  private:
-  void take_routing(const Pass& pass, std::int64_t layer, double scale);
+  void take_routing(const Pass& pass, std::int64_t layer, std::int64_t place, double scale);
+  void take_logits(const Pass& pass, std::int64_t layer, std::int64_t place, LayerOutcome& found) const;
   void take_sweep(const Run& run, std::int64_t item, const experts::RoutingUnion& routing, double difference,
                   double direct, double direct_linear);
 
   std::int64_t cases_, draws_, patches_;
   std::vector<double> clean_, noised_, patched_, direct_, direct_linear_;
-  std::map<std::int64_t, LayerOutcome> layers_;
+  std::vector<std::uint8_t> present_;
+  std::map<std::pair<std::int64_t, std::int64_t>, LayerOutcome> layers_;
 };
 
 }  // namespace moetrace::pass

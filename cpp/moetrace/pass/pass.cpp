@@ -1,6 +1,7 @@
 #include "moetrace/pass/pass.h"
 
 #include <algorithm>
+#include <set>
 #include <utility>
 
 namespace moetrace::pass {
@@ -27,7 +28,7 @@ std::vector<Run> runs_between(const Job& job, std::int64_t begin, std::int64_t e
 std::vector<tree::Fork> forks_of(const std::vector<Run>& runs, std::int64_t draws) {
   std::vector<tree::Fork> forks;
   for (const Run& run : runs) {
-    for (std::int64_t draw = 0; draw < draws; ++draw) forks.push_back({run.patch.layer, draw});
+    for (std::int64_t draw = 0; draw < draws; ++draw) forks.push_back(fork_of(run, draw));
   }
   return forks;
 }
@@ -152,8 +153,15 @@ std::vector<std::int64_t> Pass::checked_rows(std::int64_t layer) const {
   return rows;
 }
 
-void Pass::add_experts(std::int64_t layer) {
-  const auto runs = runs_at(layer, true);
+std::size_t Pass::group(std::int64_t layer, std::int64_t index, std::int64_t draw, std::int64_t place) const {
+  const auto& places = places_.at(layer);
+  const auto found = std::lower_bound(places.begin(), places.end(), place);
+  const auto count = static_cast<std::int64_t>(places.size());
+  return static_cast<std::size_t>((index * job_.draws + draw) * count + (found - places.begin()));
+}
+
+experts::ExpertsCall::Rows Pass::rows_of_experts(std::int64_t layer,
+                                                 const std::vector<std::int64_t>& runs) const {
   const std::int64_t inside = layout_.rows_inside(layer), before = layout_.rows_before(layer);
   experts::ExpertsCall::Rows rows;
   rows.cases = layout_.cases();
@@ -161,21 +169,75 @@ void Pass::add_experts(std::int64_t layer) {
   rows.before = layout_.join() == tree::Join::kBeforeLayer ? before : inside;
   if (rows.before < inside) rows.sources = layout_.sources(0, inside);
   rows.checked = checked_rows(layer);
-  for (std::int64_t index = 0; !runs.empty() && index < rows.cases; ++index) {
+  if (runs.empty()) return rows;
+  const auto& places = places_.at(layer);
+  for (const std::int64_t place : places) rows.tokens.push_back(job_.tokens_of(place));
+  rows.groups.resize(static_cast<std::size_t>(rows.cases * job_.draws) * places.size());
+  for (std::int64_t index = 0; index < rows.cases; ++index) {
+    const tree::CaseShape& shape = cases_[static_cast<std::size_t>(index)].shape;
     for (std::int64_t draw = 0; draw < job_.draws; ++draw) {
-      const std::int64_t row = layout_.patched_row(index, fork(runs[0], draw));
-      rows.clean.push_back(index * inside + layout_.clean_twin(index, row));
-      rows.noised.push_back(index * inside + layout_.noised_twin(index, row));
-      if (layout_.join() == tree::Join::kAfterLayer) continue;
-      for (const std::int64_t run : runs) {
-        rows.patched.push_back(index * inside + layout_.patched_row(index, fork(run, draw)));
+      std::map<std::int64_t, std::int64_t> item_at;  // by position
+      for (const std::int64_t place : places) {
+        for (const std::int64_t position : shape.positions(place)) item_at[position] = 0;
+      }
+      for (auto& [position, item] : item_at) {
+        item = static_cast<std::int64_t>(rows.clean.size());
+        std::int64_t row = -1;
+        for (std::size_t patch = 0; patch < runs.size(); ++patch) {
+          const Patch& own = runs_[static_cast<std::size_t>(runs[patch])].patch;
+          const auto& where = shape.positions(own.place);
+          if (!std::binary_search(where.begin(), where.end(), position)) continue;
+          row = layout_.row_of(index, fork(runs[patch], draw), position);
+          rows.written.push_back({item, static_cast<std::int64_t>(patch),
+                                  group(layer, index, draw, own.place), index, row,
+                                  own.origin == Origin::kNoise});
+        }
+        rows.clean.push_back(index * inside + layout_.clean_twin(index, row));
+        rows.noised.push_back(index * inside + layout_.noised_twin(index, row));
+      }
+      for (const std::int64_t place : places) {
+        auto& items = rows.groups[group(layer, index, draw, place)];
+        for (const std::int64_t position : shape.positions(place)) items.push_back(item_at.at(position));
       }
     }
   }
+  rows.writes = layout_.join() != tree::Join::kAfterLayer;
+  return rows;
+}
+
+experts::KnockOut Pass::knock_out_of(std::int64_t layer) const {
+  experts::KnockOut how = *job_.knock_out;
+  if (!how.named) return how;
+  for (const Case& own : cases_) {  // in the order of the items
+    std::set<std::int64_t> positions;
+    for (const std::int64_t place : places_.at(layer)) {
+      const auto& where = own.shape.positions(place);
+      positions.insert(where.begin(), where.end());
+    }
+    const auto known = own.instead.find(layer);
+    for (std::int64_t draw = 0; draw < job_.draws; ++draw) {
+      for (const std::int64_t position : positions) {
+        const bool there = known != own.instead.end() && known->second.contains(position);
+        how.instead.push_back(there ? known->second.at(position) : experts::Replacements());
+      }
+    }
+  }
+  return how;
+}
+
+void Pass::add_experts(std::int64_t layer) {
+  const auto runs = runs_at(layer, true);
+  const std::int64_t inside = layout_.rows_inside(layer), before = layout_.rows_before(layer);
+  if (!runs.empty()) {
+    std::set<std::int64_t> places;
+    for (const std::int64_t run : runs) places.insert(runs_[static_cast<std::size_t>(run)].patch.place);
+    places_[layer] = {places.begin(), places.end()};
+  }
+  auto rows = rows_of_experts(layer, runs);
   std::vector<experts::ExpertPatch> patches;
   patches.reserve(runs.size());
   for (const std::int64_t run : runs) patches.push_back(runs_[static_cast<std::size_t>(run)].patch.experts);
-  if (!runs.empty()) {
+  if (!rows.clean.empty()) {
     auto tap = std::make_shared<experts::RouterTap>(at_layer("router of layer ", layer), rows.cases * inside,
                                                     rows.clean, rows.noised);
     routers_[layer] = tap;
@@ -184,14 +246,7 @@ void Pass::add_experts(std::int64_t layer) {
   auto call = std::make_shared<experts::ExpertsCall>(at_layer("experts of layer ", layer), std::move(rows),
                                                      std::move(patches), facts(layer).fused_from,
                                                      facts(layer).layout.value_or(experts::Layout()));
-  if (job_.knock_out && !runs.empty()) {
-    experts::KnockOut how = *job_.knock_out;
-    for (const Case& own : cases_) {
-      const auto found = own.instead.find(layer);
-      how.instead.push_back(found == own.instead.end() ? experts::Replacements() : found->second);
-    }
-    call->knock_out(std::move(how));
-  }
+  if (job_.knock_out && !runs.empty()) call->knock_out(knock_out_of(layer));
   calls_[layer] = call;
   if (call->patches()) routed_[layer] = call;
   const bool spared = facts(layer).fused_from > 0 || inside > before;
@@ -207,30 +262,25 @@ void Pass::add_exit(std::int64_t layer) {
   rows.cases = layout_.cases();
   rows.inside = inside;
   rows.sources = layout_.sources(inside, behind);
-  const auto join = [&](std::int64_t index, std::int64_t run, std::int64_t draw) {
-    const std::int64_t row = layout_.patched_row(index, fork(run, draw));
+  const auto join = [&](std::int64_t index, std::int64_t row) {
     rows.patched.push_back(index * (behind - inside) + row - inside);
-    rows.stream.push_back(index * inside + layout_.noised_twin(index, row));
-    return row;
+    rows.stream.push_back(index * inside + layout_.origin(index, row));
   };
   for (const std::int64_t run : runs_at(layer, false)) {
-    const bool null = runs_[static_cast<std::size_t>(run)].patch.kind == Patch::Kind::kNull;
     for (std::int64_t index = 0; index < rows.cases; ++index) {
       for (std::int64_t draw = 0; draw < job_.draws; ++draw) {
-        const std::int64_t row = join(index, run, draw);
-        rows.block.push_back(index * inside +
-                             (null ? layout_.noised_twin(index, row) : layout_.clean_twin(index, row)));
+        for (const std::int64_t position : layout_.positions(index, fork(run, draw))) {
+          const std::int64_t row = layout_.row_of(index, fork(run, draw), position);
+          join(index, row);
+          rows.block.push_back(index * inside + block_source(index, run, row));
+        }
       }
     }
   }
-  // In the order in which the experts give their patched rows: by case, draw and patch.
-  const auto of_experts = runs_at(layer, true);
-  for (std::int64_t index = 0; index < rows.cases; ++index) {
-    for (std::int64_t draw = 0; draw < job_.draws; ++draw) {
-      for (const std::int64_t run : of_experts) join(index, run, draw);
-    }
-  }
   const auto call = routed_.find(layer);
+  if (call != routed_.end()) {  // in the order in which the experts give them
+    for (const auto& own : call->second->written()) join(own.index, own.row);
+  }
   auto site =
       std::make_shared<hooks::LayerExit>(at_layer("forks that join behind layer ", layer), std::move(rows),
                                          call == routed_.end() ? nullptr : call->second.get());
@@ -241,22 +291,28 @@ void Pass::add_exit(std::int64_t layer) {
   hooks_.back().joins = true;
 }
 
+/// The row whose block output a block patch gives a fork's row.
+std::int64_t Pass::block_source(std::int64_t index, std::int64_t run, std::int64_t row) const {
+  const Patch& patch = runs_[static_cast<std::size_t>(run)].patch;
+  if (patch.kind == Patch::Kind::kNull) return layout_.origin(index, row);
+  return patch.origin == Origin::kNoise ? layout_.noised_twin(index, row) : layout_.clean_twin(index, row);
+}
+
 void Pass::add_block(std::int64_t layer) {
-  const auto runs = runs_at(layer, false);
-  if (runs.empty()) return;
   const std::int64_t inside = layout_.rows_inside(layer);
   std::vector<std::int64_t> destination, source;
-  for (const std::int64_t run : runs) {
-    const bool null = runs_[static_cast<std::size_t>(run)].patch.kind == Patch::Kind::kNull;
+  for (const std::int64_t run : runs_at(layer, false)) {
     for (std::int64_t index = 0; index < layout_.cases(); ++index) {
       for (std::int64_t draw = 0; draw < job_.draws; ++draw) {
-        const std::int64_t row = layout_.patched_row(index, fork(run, draw));
-        destination.push_back(index * inside + row);
-        source.push_back(index * inside +
-                         (null ? layout_.noised_twin(index, row) : layout_.clean_twin(index, row)));
+        for (const std::int64_t position : layout_.positions(index, fork(run, draw))) {
+          const std::int64_t row = layout_.row_of(index, fork(run, draw), position);
+          destination.push_back(index * inside + row);
+          source.push_back(index * inside + block_source(index, run, row));
+        }
       }
     }
   }
+  if (destination.empty()) return;
   add(Place::kBlockOutput, layer,
       std::make_shared<hooks::OverwriteRows>(at_layer("block of layer ", layer), layout_.cases() * inside,
                                              std::move(destination), std::move(source)),

@@ -66,6 +66,11 @@ class Pass {
   const std::map<std::int64_t, std::shared_ptr<experts::ExpertsCall>>& routed() const noexcept {
     return routed_;
   }
+  /// Of each layer with expert patches the places where they are made, in ascending order.
+  const std::map<std::int64_t, std::vector<std::int64_t>>& places() const noexcept { return places_; }
+  /// The number of a case, draw and place among what a layer's experts were asked for, see
+  /// experts::ExpertsCall::places.
+  std::size_t group(std::int64_t layer, std::int64_t index, std::int64_t draw, std::int64_t place) const;
   const std::map<std::int64_t, std::shared_ptr<experts::RouterTap>>& routers() const noexcept {
     return routers_;
   }
@@ -89,10 +94,13 @@ class Pass {
   void add(Place place, std::int64_t layer, std::shared_ptr<hooks::Site> site, bool must_fire);
   void add_corruption();
   std::shared_ptr<hooks::Site> add_entry(std::int64_t layer);
+  experts::KnockOut knock_out_of(std::int64_t layer) const;
   void add_experts(std::int64_t layer);
   void add_exit(std::int64_t layer);
   void add_block(std::int64_t layer);
   std::vector<std::int64_t> runs_at(std::int64_t layer, bool of_experts) const;
+  experts::ExpertsCall::Rows rows_of_experts(std::int64_t layer, const std::vector<std::int64_t>& runs) const;
+  std::int64_t block_source(std::int64_t index, std::int64_t run, std::int64_t row) const;
   std::vector<std::int64_t> checked_rows(std::int64_t layer) const;
   std::int64_t fork(std::int64_t run, std::int64_t draw) const noexcept { return run * job_.draws + draw; }
 
@@ -104,6 +112,7 @@ class Pass {
   std::vector<Hook> hooks_;
   std::vector<Hook> must_fire_;
   std::map<std::int64_t, std::shared_ptr<experts::ExpertsCall>> routed_, calls_;
+  std::map<std::int64_t, std::vector<std::int64_t>> places_;
   std::map<std::int64_t, std::shared_ptr<experts::RouterTap>> routers_;
 };
 

@@ -13,9 +13,16 @@ void check(const CaseShape& shape) {
                                 std::to_string(shape.subject_stop) + ") is not inside a prompt of " +
                                 std::to_string(shape.length) + " tokens");
   }
-  if (shape.patch_position < 0 || shape.patch_position >= shape.length) {
-    throw std::invalid_argument("patch position " + std::to_string(shape.patch_position) +
-                                " is not inside a prompt of " + std::to_string(shape.length) + " tokens");
+  for (const Positions& place : shape.places) {
+    std::int64_t before = -1;
+    for (const std::int64_t position : place) {
+      if (position < 0 || position >= shape.length) {
+        throw std::invalid_argument("patch position " + std::to_string(position) +
+                                    " is not inside a prompt of " + std::to_string(shape.length) + " tokens");
+      }
+      if (position <= before) throw std::invalid_argument("the patch positions of a place must ascend");
+      before = position;
+    }
   }
 }
 

@@ -1,48 +1,65 @@
 #include "moetrace/tree/cost.h"
 
 #include <algorithm>
-#include <numeric>
 #include <span>
+#include <stdexcept>
+#include <string>
 
 namespace moetrace::tree {
 
 namespace {
 
+using Part = std::span<const Fork>;
+
 std::int64_t up(std::int64_t value, std::int64_t by) { return (value + by - 1) / by; }
 
-std::int64_t cost_of(const CaseShape& shape, std::span<const std::int64_t> patched, std::int64_t branches,
-                     std::int64_t layers, Join join) {
-  const std::int64_t rows = tree_rows(shape, static_cast<std::int64_t>(patched.size()), branches);
+Part part_of(const Runs& runs, std::int64_t begin, std::int64_t end) {
+  if (begin < 0 || begin > end || end > static_cast<std::int64_t>(runs.size())) {
+    throw std::invalid_argument("runs " + std::to_string(begin) + " to " + std::to_string(end) + " of " +
+                                std::to_string(runs.size()));
+  }
+  return Part(runs).subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(end - begin));
+}
+
+std::int64_t rows_of(const CaseShape& shape, Part runs, std::int64_t branches) {
+  std::int64_t rows = shape.subject_start + (branches + 1) * shape.branch();
+  for (const Fork& run : runs) rows += branches * shape.chain(run.place);
+  return rows;
+}
+
+std::int64_t cost_of(const CaseShape& shape, Part runs, std::int64_t branches, std::int64_t layers,
+                     Join join) {
+  const std::int64_t rows = rows_of(shape, runs, branches);
   if (join == Join::kStart) return rows;
-  const std::int64_t below = std::accumulate(patched.begin(), patched.end(), std::int64_t{0});
-  const std::int64_t absent = below * shape.chain() * branches;
+  std::int64_t absent = 0;
+  for (const Fork& run : runs) absent += run.layer * shape.chain(run.place) * branches;
   return std::max(up(rows * layers - absent, layers), up(rows, 4));
 }
 
 }  // namespace
 
-std::int64_t tree_rows(const CaseShape& shape, std::int64_t forks, std::int64_t branches) {
-  return shape.subject_start + (branches + 1) * shape.branch() + forks * branches * shape.chain();
+std::int64_t tree_rows(const CaseShape& shape, const Runs& runs, std::int64_t begin, std::int64_t end,
+                       std::int64_t branches) {
+  return rows_of(shape, part_of(runs, begin, end), branches);
 }
 
-std::int64_t tree_cost(const CaseShape& shape, const std::vector<std::int64_t>& patched,
-                       std::int64_t branches, std::int64_t layers, Join join) {
-  return cost_of(shape, patched, branches, layers, join);
+std::int64_t tree_cost(const CaseShape& shape, const Runs& runs, std::int64_t branches, std::int64_t layers,
+                       Join join) {
+  return cost_of(shape, runs, branches, layers, join);
 }
 
-std::vector<std::pair<std::int64_t, std::int64_t>> cut(const CaseShape& shape,
-                                                       const std::vector<std::int64_t>& patched,
+std::vector<std::pair<std::int64_t, std::int64_t>> cut(const CaseShape& shape, const Runs& runs,
                                                        std::int64_t branches, std::int64_t layers, Join join,
                                                        std::int64_t budget) {
   const std::int64_t prompt = cost_of(shape, {}, branches, layers, join);
   const std::int64_t allowed = std::max(budget, 2 * prompt);
   std::vector<std::pair<std::int64_t, std::int64_t>> parts;
-  std::vector<std::pair<std::int64_t, std::int64_t>> open{{0, static_cast<std::int64_t>(patched.size())}};
+  std::vector<std::pair<std::int64_t, std::int64_t>> open{{0, static_cast<std::int64_t>(runs.size())}};
   while (!open.empty()) {
     const auto [begin, end] = open.back();
     open.pop_back();
-    const std::span<const std::int64_t> part(patched.data() + begin, static_cast<std::size_t>(end - begin));
-    if (budget < 1 || end - begin < 2 || cost_of(shape, part, branches, layers, join) <= allowed) {
+    const bool whole = budget < 1 || end - begin < 2;
+    if (whole || cost_of(shape, part_of(runs, begin, end), branches, layers, join) <= allowed) {
       parts.emplace_back(begin, end);
       continue;
     }
@@ -53,12 +70,12 @@ std::vector<std::pair<std::int64_t, std::int64_t>> cut(const CaseShape& shape,
   return parts;
 }
 
-std::vector<std::int64_t> layer_rows(const std::vector<CaseShape>& cases,
-                                     const std::vector<std::int64_t>& patched, std::int64_t branches,
+std::vector<std::int64_t> layer_rows(const std::vector<CaseShape>& cases, const Runs& runs,
+                                     std::int64_t begin, std::int64_t end, std::int64_t branches,
                                      std::int64_t layers, Join join) {
   std::vector<Fork> forks;
-  for (const std::int64_t layer : patched) {
-    for (std::int64_t branch = 0; branch < branches; ++branch) forks.push_back({layer, branch});
+  for (Fork run : part_of(runs, begin, end)) {
+    for (run.draw = 0; run.draw < branches; ++run.draw) forks.push_back(run);
   }
   const Layout layout(cases, forks, branches, layers, join);
   std::vector<std::int64_t> rows;

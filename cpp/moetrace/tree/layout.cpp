@@ -5,7 +5,8 @@ namespace moetrace::tree {
 Layout::Layout(const std::vector<CaseShape>& cases, const std::vector<Fork>& forks, std::int64_t branches,
                std::int64_t layers, Join join)
     : plan_(make_plan(cases, forks, branches, layers)), join_(join) {
-  for (const CaseShape& shape : cases) chains_.push_back(shape.chain());
+  shapes_ = cases;
+  for (const Fork& fork : forks) places_.push_back(fork.place);
 }
 
 std::int64_t Layout::start_rows() const noexcept {
@@ -34,16 +35,24 @@ std::vector<std::int64_t> Layout::sources(std::int64_t begin, std::int64_t end) 
   return found;
 }
 
-std::int64_t Layout::patched_row(std::int64_t index, std::int64_t fork) const {
-  return plan_.fork_last(fork) - (chains_.at(static_cast<std::size_t>(index)) - 1);
+const Positions& Layout::positions(std::int64_t index, std::int64_t fork) const {
+  return shapes_.at(static_cast<std::size_t>(index)).positions(places_.at(static_cast<std::size_t>(fork)));
 }
 
-std::int64_t Layout::noised_twin(std::int64_t index, std::int64_t row) const {
+std::int64_t Layout::row_of(std::int64_t index, std::int64_t fork, std::int64_t position) const {
+  return plan_.fork_last(fork) - (shapes_.at(static_cast<std::size_t>(index)).length - 1 - position);
+}
+
+std::int64_t Layout::origin(std::int64_t index, std::int64_t row) const {
   return plan_.source.at(static_cast<std::size_t>(index * plan_.rows + row));
 }
 
 std::int64_t Layout::clean_twin(std::int64_t index, std::int64_t row) const {
   return plan_.clean_twin.at(static_cast<std::size_t>(index * plan_.rows + row));
+}
+
+std::int64_t Layout::noised_twin(std::int64_t index, std::int64_t row) const {
+  return plan_.noised_twin.at(static_cast<std::size_t>(index * plan_.rows + row));
 }
 
 }  // namespace moetrace::tree

@@ -39,16 +39,21 @@ class Layout {
 
   /// Base rows that rows begin to end of each case are copies of, case by case.
   std::vector<std::int64_t> sources(std::int64_t begin, std::int64_t end) const;
-  /// The row of a fork that stands at the patched position of a case.
-  std::int64_t patched_row(std::int64_t index, std::int64_t fork) const;
-  /// The noised row that a fork's row goes on from, and the clean row at the same position.
-  std::int64_t noised_twin(std::int64_t index, std::int64_t row) const;
+  /// Where the place of a fork is in a case; nowhere where the case doesn't have it.
+  const Positions& positions(std::int64_t index, std::int64_t fork) const;
+  /// The row of a fork that stands at a position of a case, at or behind the first that is patched.
+  std::int64_t row_of(std::int64_t index, std::int64_t fork, std::int64_t position) const;
+  /// The rows at the position of a fork's row: of the run that it leaves from, of the clean run and of the
+  /// noised run of its draw.
+  std::int64_t origin(std::int64_t index, std::int64_t row) const;
   std::int64_t clean_twin(std::int64_t index, std::int64_t row) const;
+  std::int64_t noised_twin(std::int64_t index, std::int64_t row) const;
 
  private:
   Plan plan_;
   Join join_;
-  std::vector<std::int64_t> chains_;  ///< of each case
+  std::vector<CaseShape> shapes_;
+  std::vector<std::int64_t> places_;  ///< of each fork
 };
 
 }  // namespace moetrace::tree

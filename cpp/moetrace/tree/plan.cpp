@@ -11,15 +11,20 @@ namespace {
 
 constexpr std::int64_t kClean = -1;
 
-void check_forks(const std::vector<Fork>& forks, std::int64_t branches, std::int64_t layers) {
+void check_forks(const std::vector<Fork>& forks, std::int64_t branches, std::int64_t layers,
+                 std::int64_t places) {
   for (const Fork& fork : forks) {
     if (fork.layer < 0 || fork.layer >= layers) {
       throw std::invalid_argument("fork at layer " + std::to_string(fork.layer) + " of a model with " +
                                   std::to_string(layers) + " layers");
     }
-    if (fork.branch < 0 || fork.branch >= branches) {
-      throw std::invalid_argument("fork of noised branch " + std::to_string(fork.branch) + " of " +
+    if (fork.draw < 0 || fork.draw >= branches) {
+      throw std::invalid_argument("fork of noised branch " + std::to_string(fork.draw) + " of " +
                                   std::to_string(branches));
+    }
+    if (fork.place < 0 || fork.place >= places) {
+      throw std::invalid_argument("fork at place " + std::to_string(fork.place) + " of " +
+                                  std::to_string(places));
     }
   }
 }
@@ -67,15 +72,27 @@ void fill_base(Plan& plan, std::int64_t index, const CaseShape& shape, const Cas
 
 void fill_fork(Plan& plan, std::int64_t index, const CaseShape& shape, const CaseRows& where,
                std::int64_t given, const Fork& fork) {
-  for (std::int64_t position = shape.patch_position; position < shape.length; ++position) {
+  for (std::int64_t position = shape.length - shape.chain(fork.place); position < shape.length; ++position) {
     const std::int64_t row = plan.fork_last(given) - (shape.length - 1 - position);
     const auto at = static_cast<std::size_t>(index * plan.rows + row);
     plan.position[at] = position;
-    plan.branch[at] = fork.branch;
+    plan.branch[at] = fork.from_clean ? kClean : fork.draw;
     plan.fork[at] = given;
-    plan.source[at] = where.row(position, fork.branch);
+    plan.source[at] = where.row(position, plan.branch[at]);
     plan.clean_twin[at] = where.row(position, kClean);
+    plan.noised_twin[at] = where.row(position, fork.draw);
   }
+}
+
+/// Of each place the longest chain of any case.
+std::vector<std::int64_t> longest_chains(const std::vector<CaseShape>& cases) {
+  std::vector<std::int64_t> found(cases[0].places.size(), 0);
+  for (const CaseShape& shape : cases) {
+    for (std::size_t place = 0; place < found.size(); ++place) {
+      found[place] = std::max(found[place], shape.chain(static_cast<std::int64_t>(place)));
+    }
+  }
+  return found;
 }
 
 /// A padding row of a fork needs some base row to be copied from; any will do, since nothing reads it.
@@ -84,7 +101,7 @@ void fill_padding(Plan& plan) {
     for (std::int64_t row = 0; row < plan.rows; ++row) {
       const auto at = static_cast<std::size_t>(index * plan.rows + row);
       plan.source[at] = row < plan.base_rows ? row : plan.base_rows - 1;
-      plan.clean_twin[at] = row;
+      plan.clean_twin[at] = plan.noised_twin[at] = row;
     }
   }
 }
@@ -95,37 +112,44 @@ Plan make_plan(const std::vector<CaseShape>& cases, const std::vector<Fork>& for
                std::int64_t layers) {
   if (cases.empty()) throw std::invalid_argument("a batch needs at least one case");
   if (branches < 1) throw std::invalid_argument("a trace needs at least one noised branch");
-  check_forks(forks, branches, layers);
 
   Plan plan;
   plan.cases = static_cast<std::int64_t>(cases.size());
   plan.branches_ = branches;
   for (const CaseShape& shape : cases) {
     check(shape);
+    if (shape.places.size() != cases[0].places.size()) {
+      throw std::invalid_argument("all cases of a batch must say where each place is");
+    }
     plan.base_rows = std::max(plan.base_rows, base_rows_of(shape, branches));
-    plan.chain = std::max(plan.chain, shape.chain());
   }
-  plan.rows = plan.base_rows + static_cast<std::int64_t>(forks.size()) * plan.chain;
+  check_forks(forks, branches, layers, static_cast<std::int64_t>(cases[0].places.size()));
 
   std::vector<std::int64_t> order(forks.size());  // of layers
   std::iota(order.begin(), order.end(), std::int64_t{0});
   std::stable_sort(order.begin(), order.end(), [&](std::int64_t a, std::int64_t b) {
     return forks[static_cast<std::size_t>(a)].layer < forks[static_cast<std::size_t>(b)].layer;
   });
+  const auto chains = longest_chains(cases);
   plan.fork_start_.resize(forks.size());
-  plan.rows_at_layer.assign(static_cast<std::size_t>(layers), plan.base_rows);
-  for (std::size_t place = 0; place < forks.size(); ++place) {
-    const auto given = static_cast<std::size_t>(order[place]);
-    plan.fork_start_[given] = plan.base_rows + static_cast<std::int64_t>(place) * plan.chain;
-    for (std::int64_t layer = forks[given].layer; layer < layers; ++layer) {
-      plan.rows_at_layer[static_cast<std::size_t>(layer)] += plan.chain;
-    }
+  plan.chains_.resize(forks.size());
+  plan.rows_at_layer.assign(static_cast<std::size_t>(layers), 0);
+  plan.rows = plan.base_rows;
+  for (const std::int64_t which : order) {
+    const auto given = static_cast<std::size_t>(which);
+    plan.fork_start_[given] = plan.rows;
+    plan.chains_[given] = chains[static_cast<std::size_t>(forks[given].place)];
+    plan.rows += plan.chains_[given];
+    plan.rows_at_layer[static_cast<std::size_t>(forks[given].layer)] = plan.rows - plan.base_rows;
   }
+  std::int64_t before = 0;  // layers in which nothing is patched have the rows of those below them
+  for (std::int64_t& rows : plan.rows_at_layer) rows = plan.base_rows + (before = std::max(before, rows));
 
   const auto cells = static_cast<std::size_t>(plan.cases * plan.rows);
   plan.position.assign(cells, 0);
   plan.source.assign(cells, 0);
   plan.clean_twin.assign(cells, 0);
+  plan.noised_twin.assign(cells, 0);
   plan.branch.assign(cells, kPadding);
   plan.fork.assign(cells, -1);
   fill_padding(plan);

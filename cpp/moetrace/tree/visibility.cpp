@@ -52,11 +52,15 @@ std::vector<std::uint8_t> visibility(const Plan& plan) {
       line[row] = 1;
       if (node.branch == kPadding) continue;
       const std::int64_t first = node.fork >= 0 ? first_position(plan, index, node.fork) : 0;
-      for (std::int64_t column = 0; column < plan.rows; ++column) {
-        const Node other = node_at(column);
-        const bool prefix = other.branch == kClean && other.position < subject_start;
-        if (is_ancestor(node, other, first, prefix)) line[column] = 1;
-      }
+      const auto see = [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t column = begin; column < end; ++column) {
+          const Node other = node_at(column);
+          const bool prefix = other.branch == kClean && other.fork < 0 && other.position < subject_start;
+          if (is_ancestor(node, other, first, prefix)) line[column] = 1;
+        }
+      };
+      see(0, plan.base_rows);
+      if (node.fork >= 0) see(plan.fork_start(node.fork), plan.fork_last(node.fork) + 1);
     }
   }
   return cells;

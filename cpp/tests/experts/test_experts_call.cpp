@@ -30,7 +30,13 @@ ExpertsCall::Rows rows() {
   found.checked = {1, 2, kRows + 1, kRows + 2};
   found.clean = {1, kRows + 1};
   found.noised = {2, kRows + 2};
-  found.patched = {3, 4, kRows + 3, kRows + 4};
+  for (std::int64_t index = 0; index < kCases; ++index) {
+    found.groups.push_back({index});
+    for (std::int64_t patch = 0; patch < 2; ++patch) {
+      found.written.push_back({index, patch, static_cast<std::size_t>(index), index, 3 + patch, false});
+    }
+  }
+  found.tokens = {1};
   return found;
 }
 
@@ -319,9 +325,54 @@ TEST_CASE("where the layout isn't known the module is asked pair by pair") {
         1e-5);
 }
 
+TEST_CASE("tokens of one place are patched together, each by its own routing") {
+  // Rows 1 and 2 of both cases taken for clean and noised rows of two tokens of one place: the first token is
+  // case 0's, the second case 1's. Slots are those of the place: clean-routed experts 4, 2, 0, 1, 3.
+  const Model model;
+  auto own = rows();
+  own.groups = {{0, 1}};
+  own.tokens = {2};
+  own.experts = 5;
+  for (auto& written : own.written) written.group = 0;
+  ExpertPatch slot = patch_of(Chosen::kSlot), subset = patch_of(Chosen::kSubset);
+  slot.slot = 4;
+  subset.subset = 0b1010;  // experts 2 and 1
+  ExpertsCall call("experts of layer 2", own, {slot, subset}, 0);
+  const Numbers lines = numbers(model.leave(call, model.output()).at(0));
+  CHECK(difference(line(lines, 3, kWidth), patched(model, 0, {{3, 1}})) < 1e-5);
+  CHECK(difference(line(lines, kRows + 3, kWidth), patched(model, 1, {{3, 1}})) < 1e-5);
+  CHECK(difference(line(lines, 4, kWidth), patched(model, 0, {{2, 1}})) < 1e-5);
+  CHECK(difference(line(lines, kRows + 4, kWidth), patched(model, 1, {{1, 1}})) < 1e-5);
+  REQUIRE(call.routing().size() == 1);
+  const RoutingUnion& routing = call.routing()[0];
+  CHECK(std::vector<std::int64_t>(routing.expert.begin(), routing.expert.begin() + 5) ==
+        std::vector<std::int64_t>{4, 2, 0, 1, 3});
+  for (std::size_t at = 0; at < 10; ++at) CHECK(routing.valid[at] == (at < 5));
+  CHECK(routing.clean_place[4] == 0);  // at the second token
+  const auto squared = [&](std::int64_t index) { return std::pow(norm(model.delta(index, 3)), 2); };
+  CHECK(call.norms()[0][4] == doctest::Approx(std::sqrt(squared(0) + squared(1))).epsilon(1e-4));
+  own.experts = 4;  // fewer slots than experts are found
+  ExpertsCall few("experts of layer 2", own, {slot, subset}, 0);
+  CHECK_THROWS_WITH_AS(model.leave(few, model.output()), doctest::Contains("5 of 4"), std::exception);
+}
+
+TEST_CASE("a patch of the clean run goes on from the clean row, and takes the patch vectors away") {
+  const Model model;
+  auto own = rows();
+  for (auto& written : own.written) written.from_clean = true;
+  ExpertsCall call("experts of layer 2", own, {patch_of(Chosen::kExperts, {4}), patch_of(Chosen::kUnion)}, 0);
+  const Numbers lines = numbers(model.leave(call, model.output()).at(0)), before = numbers(model.output());
+  Numbers expected = line(before, 1, kWidth);
+  const Line delta = model.delta(0, 4);
+  for (std::size_t i = 0; i < expected.size(); ++i) expected[i] -= static_cast<float>(delta[i]);
+  CHECK(difference(line(lines, 3, kWidth), expected) < 1e-5);
+  CHECK(difference(line(lines, 4, kWidth), line(before, 2, kWidth)) <
+        1e-5);  // all of them: the noised output
+}
+
 TEST_CASE("rows must be given for every item and patch") {
   auto few = rows();
-  few.patched.pop_back();
+  few.written[3].item = 2;
   const std::vector<ExpertPatch> patches{patch_of(Chosen::kClean), patch_of(Chosen::kUnion)};
   CHECK_THROWS_AS(ExpertsCall("own", few, patches, 0), std::invalid_argument);
   auto uneven = rows();

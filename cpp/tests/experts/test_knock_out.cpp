@@ -32,19 +32,19 @@ std::vector<float> vectors(const KnockOut& how) {
 }  // namespace
 
 TEST_CASE("zero takes each clean-routed expert's contribution away") {
-  const std::vector<float> expected{-1, -2, -3, -4, 0, 0, 0, 0, -9, -10, -11, -12, 0, 0, 0, 0};
+  const std::vector<float> expected{1, 2, 3, 4, 0, 0, 0, 0, 9, 10, 11, 12, 0, 0, 0, 0};
   CHECK(vectors({}) == expected);
 }
 
 TEST_CASE("a replacement comes in an expert's place, found by its number") {
   const KnockOut how{true, true, {{{1, 4}, {10, 20, 30, 40}}, {{1, 3}, {50, 60, 70, 80}}}};
-  const std::vector<float> expected{29, 38, 7, 16, 0, 0, 0, 0, 41, 50, 59, 68, 0, 0, 0, 0};
+  const std::vector<float> expected{-29, -38, -7, -16, 0, 0, 0, 0, -41, -50, -59, -68, 0, 0, 0, 0};
   CHECK(vectors(how) == expected);
 }
 
 TEST_CASE("where a router chose anew, what comes is all that changes") {
   const KnockOut how{false, true, {{{1, 4}, {10, 20, 30, 40}}, {{1, 3}, {50, 60, 70, 80}}}};
-  const std::vector<float> expected{30, 40, 10, 20, 0, 0, 0, 0, 50, 60, 70, 80, 0, 0, 0, 0};
+  const std::vector<float> expected{-30, -40, -10, -20, 0, 0, 0, 0, -50, -60, -70, -80, 0, 0, 0, 0};
   CHECK(vectors(how) == expected);
 }
 

@@ -19,9 +19,9 @@ constexpr std::int64_t kDraws = 2;
 std::vector<Case> cases_of(bool last) {
   std::vector<Case> found(2);
   found[0].tokens = {1, 4, 7, 2, 9};
-  found[0].shape = {5, 1, 3, last ? 4 : 3};
+  found[0].shape = {5, 1, 3, {{last ? 4 : 3}}};
   found[1].tokens = {3, 8, 5, 6};
-  found[1].shape = {4, 0, 2, last ? 3 : 2};
+  found[1].shape = {4, 0, 2, {{last ? 3 : 2}}};
   double phase = 0.0;
   for (Case& own : found) own.vectors = varied(kDraws * 2 * kWidth, phase += 1.0);
   return found;
@@ -83,7 +83,7 @@ struct Plain {
         clean(toy, given.tokens, 0, {}),
         noised(toy, given.tokens, given.shape.subject_start, noise) {}
 
-  std::size_t position() const { return static_cast<std::size_t>(own.shape.patch_position); }
+  std::size_t position() const { return static_cast<std::size_t>(own.shape.places[0][0]); }
   const Chosen& routed(const PlainRun& run, std::int64_t layer) const {
     return run.routed[static_cast<std::size_t>(layer)][position()];
   }
@@ -97,7 +97,7 @@ struct Plain {
   }
   double with(std::int64_t layer, const Line& output) const {
     return PlainRun(model, own.tokens, own.shape.subject_start, noise,
-                    {layer, own.shape.patch_position, output})
+                    {layer, {{own.shape.places[0][0], output}}})
         .difference;
   }
   double with_experts(std::int64_t layer, const std::vector<std::pair<std::int64_t, double>>& added) const {
@@ -206,7 +206,7 @@ void check_against_plain(const Outcome& found, const ToyModel& model, const std:
         for (const Sweep& one : own.sweeps) {
           if (one.layer == layer) sweep = &one;
         }
-        check_layer(found.layers().at(layer), plain, layer, item, sweep);
+        check_layer(found.layers().at({layer, 0}), plain, layer, item, sweep);
       }
     }
   }

@@ -14,7 +14,7 @@ namespace {
 Case one_case() {
   Case own;
   own.tokens = {1, 4, 7, 2, 9};
-  own.shape = {5, 1, 3, 4};
+  own.shape = {5, 1, 3, {{4}}};
   own.vectors = varied(2 * kWidth);
   return own;
 }
@@ -130,6 +130,6 @@ TEST_CASE("what can't be laid out is refused") {
   odd.vectors.pop_back();
   CHECK_THROWS_AS(Pass(job(), facts(), {odd}, 0, 3, Join::kStart), std::invalid_argument);
   Case outside = one_case();
-  outside.shape.patch_position = 5;
+  outside.shape.places = {{5}};
   CHECK_THROWS_AS(Pass(job(), facts(), {outside}, 0, 3, Join::kStart), std::invalid_argument);
 }

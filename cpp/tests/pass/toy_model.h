@@ -83,10 +83,10 @@ struct ToyModel {
   }
 };
 
-/// What a block gives at one token, put in the place of its own output.
+/// What a block gives at some tokens, put in the place of its own output.
 struct PlainPatch {
-  std::int64_t layer = -1, position = 0;
-  Line output;
+  std::int64_t layer = -1;
+  std::map<std::int64_t, Line> output{};  ///< by position
 };
 
 /// One sequence by plain loops.
@@ -138,7 +138,8 @@ struct PlainRun {
       block.back().push_back(output);
       routed.back().push_back(chosen);
       shares.back().push_back(own);
-      if (layer == patch.layer && static_cast<std::int64_t>(at) == patch.position) output = patch.output;
+      const auto patched = patch.output.find(static_cast<std::int64_t>(at));
+      if (layer == patch.layer && patched != patch.output.end()) output = patched->second;
       for (std::size_t i = 0; i < kWidth; ++i) row[i] += output[i];
     }
   }

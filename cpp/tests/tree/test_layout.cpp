@@ -8,7 +8,7 @@ using namespace moetrace::tree;
 namespace {
 
 // Two prompts whose patched token is the last; forks at layers 2, 0 and 2 of three.
-const std::vector<CaseShape> kCases{{5, 1, 3, 4}, {4, 1, 2, 3}};
+const std::vector<CaseShape> kCases{{5, 1, 3, {{4}, {2, 4}, {}}}, {4, 1, 2, {{3}, {3}, {0}}}};
 const std::vector<Fork> kForks{{2, 0}, {0, 0}, {2, 0}};
 
 Layout layout(Join join) { return {kCases, kForks, 1, 3, join}; }
@@ -37,7 +37,9 @@ TEST_CASE("a fork's patched row goes on from the noised row at the patched posit
   const Layout own = layout(Join::kBeforeLayer);
   for (std::int64_t index = 0; index < 2; ++index) {
     for (std::int64_t fork = 0; fork < 3; ++fork) {
-      const std::int64_t row = own.patched_row(index, fork);
+      REQUIRE(own.positions(index, fork).size() == 1);
+      const std::int64_t row = own.row_of(index, fork, own.positions(index, fork)[0]);
+      CHECK(own.origin(index, row) == own.plan().noised_last(0));
       CHECK(own.noised_twin(index, row) == own.plan().noised_last(0));
       CHECK(own.clean_twin(index, row) == own.plan().clean_last());
     }
@@ -46,15 +48,16 @@ TEST_CASE("a fork's patched row goes on from the noised row at the patched posit
 }
 
 TEST_CASE("a case is cut into parts in order, within the budget or of one run") {
-  const CaseShape shape{6, 2, 4, 5};
-  const std::vector<std::int64_t> patched(20, 0);
+  const CaseShape shape{6, 2, 4, {{5}, {1}}};
+  Runs patched(20);
+  for (std::size_t run = 0; run < 20; ++run) patched[run].place = static_cast<std::int64_t>(run % 3 == 0);
   const std::int64_t prompt = tree_cost(shape, {}, 1, 3, Join::kBeforeLayer);
   for (const std::int64_t budget : {1, 25, 1000}) {
     std::int64_t next = 0;
     for (const auto& [begin, end] : cut(shape, patched, 1, 3, Join::kBeforeLayer, budget)) {
       CHECK(begin == next);
       next = end;
-      const std::vector<std::int64_t> part(patched.begin() + begin, patched.begin() + end);
+      const Runs part(patched.begin() + begin, patched.begin() + end);
       const std::int64_t cost = tree_cost(shape, part, 1, 3, Join::kBeforeLayer);
       CHECK((end - begin == 1 || cost <= std::max(budget, 2 * prompt)));
     }

@@ -12,7 +12,7 @@ namespace {
 /// A tree with explicit parents, walked upward: the plain meaning of "ancestor".
 class ParentTree {
  public:
-  ParentTree(const Plan& plan, const CaseShape& shape, std::int64_t index) {
+  ParentTree(const Plan& plan, const CaseShape& shape, const std::vector<Fork>& forks, std::int64_t index) {
     std::map<std::pair<std::int64_t, std::int64_t>, std::int64_t> base;  // (branch, position) -> row
     const auto offset = static_cast<std::size_t>(index * plan.rows);
     for (std::int64_t row = 0; row < plan.base_rows; ++row) {
@@ -31,11 +31,11 @@ class ParentTree {
       if (key.second > 0) parent_[row] = on_branch(key.first, key.second - 1);
     }
     for (const auto& [key, row] : chains) {
-      const auto at = offset + static_cast<std::size_t>(row);
-      if (key.second > shape.patch_position) {
+      const Fork& fork = forks[static_cast<std::size_t>(key.first)];
+      if (key.second > shape.positions(fork.place).front()) {
         parent_[row] = chains.at({key.first, key.second - 1});
       } else if (key.second > 0) {
-        parent_[row] = on_branch(plan.branch[at], key.second - 1);
+        parent_[row] = on_branch(fork.from_clean ? -1 : fork.draw, key.second - 1);
       }
     }
   }
@@ -55,7 +55,7 @@ void compare(const std::vector<CaseShape>& shapes, const std::vector<Fork>& fork
   const Plan plan = make_plan(shapes, forks, branches, 4);
   const auto cells = visibility(plan);
   for (std::int64_t index = 0; index < plan.cases; ++index) {
-    const ParentTree tree(plan, shapes[static_cast<std::size_t>(index)], index);
+    const ParentTree tree(plan, shapes[static_cast<std::size_t>(index)], forks, index);
     for (std::int64_t row = 0; row < plan.rows; ++row) {
       const auto path = tree.path(row);
       for (std::int64_t other = 0; other < plan.rows; ++other) {
@@ -72,15 +72,20 @@ void compare(const std::vector<CaseShape>& shapes, const std::vector<Fork>& fork
 }  // namespace
 
 TEST_CASE("a row sees its path to the root and nothing else") {
-  compare({{6, 2, 4, 5}, {4, 1, 3, 3}}, {{0, 0}, {2, 0}, {3, 0}}, 1);
+  compare({{6, 2, 4, {{5}}}, {4, 1, 3, {{3}}}}, {{0, 0}, {2, 0}, {3, 0}}, 1);
 }
 
 TEST_CASE("so it is with several noised branches") {
-  compare({{5, 0, 2, 4}, {7, 3, 5, 6}}, {{0, 0}, {0, 1}, {1, 2}}, 3);
+  compare({{5, 0, 2, {{4}}}, {7, 3, 5, {{6}}}}, {{0, 0}, {0, 1}, {1, 2}}, 3);
 }
 
 TEST_CASE("and with chains, in the subject, after it, and in the prefix") {
-  compare({{6, 2, 4, 3}, {4, 1, 3, 2}, {5, 2, 3, 0}}, {{0, 0}, {1, 0}}, 1);
+  compare({{6, 2, 4, {{3}}}, {4, 1, 3, {{2}}}, {5, 2, 3, {{0}}}}, {{0, 0}, {1, 0}}, 1);
 }
 
-TEST_CASE("a subject of the whole prompt") { compare({{3, 0, 3, 2}}, {{0, 0}}, 1); }
+TEST_CASE("a subject of the whole prompt") { compare({{3, 0, 3, {{2}}}}, {{0, 0}}, 1); }
+
+TEST_CASE("forks of several places and of either run, in the subject and before it") {
+  compare({{6, 2, 4, {{5}, {2, 3}, {1}, {}}}, {4, 1, 3, {{3}, {1, 2}, {0}, {2}}}},
+          {{0, 0, 1}, {0, 1, 1, true}, {3, 1, 2}, {1, 0, 3, true}, {2, 1, 0, true}}, 2);
+}

@@ -6,7 +6,7 @@ no rerouting, no renormalising, and whatever the block does after its experts is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,32 +104,66 @@ def ablate(anatomy: Anatomy, layer: int, call: BlockCall, position: int) -> Abla
     return Ablated([int(e) for e in index], [float(w) for w in weights], values, logits)
 
 
-def union_of(clean: Ablated, noised: Ablated) -> list[int]:
+@dataclass(frozen=True)
+class Token:
+    """What the clean and the noised run route one patched token to."""
+
+    clean: Ablated
+    noised: Ablated
+
+
+Experts = Sequence[Token]  # of the tokens that one patch changes together
+
+
+def clean_of(tokens: Experts) -> list[int]:
+    """Clean-routed experts of any of the tokens, in the order of tokens and then of the router."""
+    return list(dict.fromkeys(e for token in tokens for e in token.clean.experts))
+
+
+def union_of(tokens: Experts) -> list[int]:
     """Clean-routed experts, then those that only the noised run routes to."""
-    return [*clean.experts, *(e for e in noised.experts if e not in clean.experts)]
+    return list(dict.fromkeys([*clean_of(tokens), *(e for token in tokens for e in token.noised.experts)]))
 
 
-def patch_vector(
-    patch: Patch, clean: Ablated, noised: Ablated, change: Callable[[int], torch.Tensor]
-) -> torch.Tensor:
-    """The sum of the patch vectors that a patch names in this case (equations 14 and 15).
+def slots_of(tokens: Experts, most: int, experts: int) -> list[tuple[int, bool]]:
+    """The expert of each slot, and whether the slot counts.
 
-    ``change``: an expert's patch vector, that of equation 6 unless the job's mode is another.
+    Of one token the clean-routed ones in the router's order, then the noised-routed ones, which count where
+    the clean run doesn't have them. Where places have several tokens (``most``), so many slots of either kind
+    that those of any case fit.
     """
+    clean = clean_of(tokens)
+    if most == 1:
+        (token,) = tokens
+        noised = [(expert, expert not in clean) for expert in token.noised.experts]
+        return [*((expert, True) for expert in clean), *noised]
+    count = min(experts, most * len(tokens[0].clean.experts))
+    found = []
+    for own in (clean, [expert for expert in union_of(tokens) if expert not in clean]):
+        found += [(expert, True) for expert in own] + [(0, False)] * (count - len(own))
+    return found
+
+
+def patch_vectors(patch: Patch, tokens: Experts, most: int, experts: int) -> list[torch.Tensor]:
+    """Of each token the sum of the patch vectors (equation 6) that a patch names in this case (equations 14
+    and 15).
+    """
+    named: Collection[int] = patch.experts
+    if patch.chosen is _core.Chosen.SUBSET:
+        slots = enumerate(slots_of(tokens, most, experts))
+        named = [expert for slot, (expert, counts) in slots if counts and patch.subset >> slot & 1]
+    return [_patch_vector(patch, token, named) for token in tokens]
+
+
+def _patch_vector(patch: Patch, token: Token, named: Collection[int]) -> torch.Tensor:
+    clean, noised = token.clean, token.noised
     if patch.chosen in (_core.Chosen.ANCHOR, _core.Chosen.MATCHED):
-        return _pair_vector(patch, clean, change)
-    if patch.chosen is _core.Chosen.CLEAN:
-        chosen = clean.experts
-    elif patch.chosen is _core.Chosen.UNION:
-        chosen = union_of(clean, noised)
-    elif patch.chosen is _core.Chosen.EXPERTS:
-        chosen = [e for e in union_of(clean, noised) if e in patch.experts]
-    else:
-        # Slots: clean-routed in the router's order, then noised-routed, empty where the clean run has them.
-        slots = [*clean.experts, *(None if e in clean.experts else e for e in noised.experts)]
-        chosen = [e for slot, e in enumerate(slots) if patch.subset >> slot & 1 and e is not None]
+        return _pair_vector(patch, clean, noised)
+    chosen = clean.experts if patch.chosen is _core.Chosen.CLEAN else union_of([token])
+    if patch.chosen in (_core.Chosen.EXPERTS, _core.Chosen.SUBSET):
+        chosen = [expert for expert in chosen if expert in named]
     nothing = torch.zeros_like(clean.values[0])
-    return sum((change(expert) for expert in chosen), start=nothing)
+    return sum((delta(expert, clean, noised) for expert in chosen), start=nothing)
 
 
 def delta(expert: int, clean: Ablated, noised: Ablated) -> torch.Tensor:
@@ -137,7 +171,7 @@ def delta(expert: int, clean: Ablated, noised: Ablated) -> torch.Tensor:
     return clean.contribution(expert) - noised.contribution(expert)
 
 
-def _pair_vector(patch: Patch, clean: Ablated, change: Callable[[int], torch.Tensor]) -> torch.Tensor:
+def _pair_vector(patch: Patch, clean: Ablated, noised: Ablated) -> torch.Tensor:
     """Anchor or gate-weight-matched control, scaled to the smaller norm where asked for (equation 10)."""
     anchor = patch.experts[0]
     if anchor not in clean.experts:
@@ -145,7 +179,7 @@ def _pair_vector(patch: Patch, clean: Ablated, change: Callable[[int], torch.Ten
     place = _core.matched_control(clean.experts, clean.weights, clean.experts.index(anchor))
     if place < 0:
         return torch.zeros_like(clean.values[0])
-    selected, control = (change(e) for e in (anchor, clean.experts[place]))
+    selected, control = (delta(e, clean, noised) for e in (anchor, clean.experts[place]))
     vector = selected if patch.chosen is _core.Chosen.ANCHOR else control
     if not patch.equal_norm or not vector.norm() > 0:
         return vector
@@ -154,16 +188,11 @@ def _pair_vector(patch: Patch, clean: Ablated, change: Callable[[int], torch.Ten
 
 
 def routing_of(
-    clean: Ablated,
-    noised: Ablated,
-    experts: int,
-    swept: dict[int, tuple[float, float, float]],
-    change: Callable[[int], torch.Tensor],
+    tokens: Experts, most: int, experts: int, swept: dict[int, tuple[float, float, float]]
 ) -> LayerRouting:
-    """The same tables that the tree engine gives: one case, one draw.
+    """The same tables that the tree engine gives: one case, one draw, one place.
 
     ``swept``: by expert of a sweep the run's logit difference, and its direct effect, exact and linear.
-    ``change``: an expert's patch vector.
     """
     tables = {
         name: np.zeros(experts, dtype=bool if name.endswith("active") else float)
@@ -172,17 +201,25 @@ def routing_of(
     }  # fmt: skip
     for name in SWEPT:
         tables[name][:] = np.nan
-    for expert in union_of(clean, noised):
-        tables["clean_active"][expert] = expert in clean.experts
-        tables["noised_active"][expert] = expert in noised.experts
-        tables["clean_weight"][expert] = clean.weight(expert)
-        tables["noised_weight"][expert] = noised.weight(expert)
-        tables["delta_norm"][expert] = float(change(expert).norm())
+    for expert in union_of(tokens):
+        for token in tokens:
+            clean, noised = token.clean, token.noised
+            tables["clean_active"][expert] |= expert in clean.experts
+            tables["noised_active"][expert] |= expert in noised.experts
+            tables["clean_weight"][expert] += clean.weight(expert)
+            tables["noised_weight"][expert] += noised.weight(expert)
+        norms = [float(delta(expert, token.clean, token.noised).norm()) for token in tokens]
+        tables["delta_norm"][expert] = np.linalg.norm(norms)
     for expert, values in swept.items():
         tables["patched_active"][expert] = True
         for name, value in zip(SWEPT, values, strict=True):
             tables[name][expert] = value
-    tables["routed"] = np.array([*clean.experts, *noised.experts])
-    tables["valid"] = np.array([True] * len(clean.experts) + [e not in clean.experts for e in noised.experts])
-    tables["clean_logit"], tables["noised_logit"] = clean.logits.numpy(), noised.logits.numpy()
+    slots = slots_of(tokens, most, experts) if tokens else []
+    tables["routed"] = np.array([expert for expert, _ in slots], dtype=int)
+    tables["valid"] = np.array([counts for _, counts in slots], dtype=bool)
+    unknown = torch.zeros(1, 0, dtype=torch.float64)
+    tables["clean_logit"], tables["noised_logit"] = (
+        (unknown if token is None else token).numpy()
+        for token in ((tokens[-1].clean.logits, tokens[-1].noised.logits) if tokens else (None, None))
+    )
     return LayerRouting(**{name: table.reshape(1, 1, table.size) for name, table in tables.items()})

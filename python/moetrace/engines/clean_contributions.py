@@ -128,7 +128,7 @@ class _Capture:
     ) -> None:
         self._anatomy, self._cases, self._layers, self._what = job.anatomy, cases, layers, what
         length = len(cases[0].input_ids)
-        places = [[*range(length)] if everywhere else [job.patch_position(case)] for case in cases]
+        places = [[*range(length)] if everywhere else [*job.tokens_of(case)[0]] for case in cases]
         self._tokens = torch.tensor(places)  # (cases, tokens)
         self._total = length * len(cases)
         self._rows = (torch.arange(len(cases))[:, None] * length + self._tokens).flatten()

@@ -111,9 +111,7 @@ def choose_engine(
         with widened(job):
             known.look()
     verdict = Verdict(False, "asked for")
-    if job.mode == "noise":
-        verdict = Verdict(False, "patched runs leave from the clean run")
-    elif engine != "reference":
+    if engine != "reference":
         verdict = known.verdict or known.remember(_examine(job, known.longest, known.rows))
     if engine == "tree" and not verdict.tree:
         raise not_served(job, verdict.reason)
@@ -273,7 +271,7 @@ def _null_of(engine: Engine, case: Case, state: Any) -> float:
     key = (engine.name, job.block_layers, len(case.input_ids).bit_length(), state)
     if state is None or key not in known:
         like = partial(TreeEngine, join=engine.join) if isinstance(engine, TreeEngine) else ReferenceEngine
-        known[key] = null_floor(job, lambda nulls: like(nulls).run([case]))
+        known[key] = null_floor(job, case, lambda nulls: like(nulls).run([case]))
     return known[key]
 
 

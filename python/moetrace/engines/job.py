@@ -12,7 +12,8 @@ import torch
 
 from moetrace._native import _core
 from moetrace.corruptions import Corruption, Corruptor, Embedding, as_noise
-from moetrace.errors import ArgumentError, HookError
+from moetrace.engines.places import LAST, Place, Position, place_at
+from moetrace.errors import HookError
 from moetrace.models.anatomy import Anatomy
 from moetrace.models.readout import ReadoutKind, make_readout
 from moetrace.weights.stored import aligning_hook, execution_device
@@ -23,11 +24,12 @@ if TYPE_CHECKING:
     from moetrace.models.ending import Ending
     from moetrace.models.readout import Readout
 
-Position = str | int
-Mode = Literal["denoise", "noise"]
-MODES: tuple[Mode, ...] = ("denoise", "noise")
 Patch = _core.Patch
 Sweep = _core.Sweep
+Origin = _core.Origin
+Mode = Literal["denoise", "noise"]
+MODES: tuple[Mode, ...] = ("denoise", "noise")
+ORIGINS = {"denoise": Origin.DENOISE, "noise": Origin.NOISE}
 
 
 @dataclass(frozen=True)
@@ -35,17 +37,17 @@ class Job:
     """One trace, but for its cases: what to patch, where, and under which corruption.
 
     ``patches``: a column of the outcome each. ``sweeps``: layers of which every routed expert is patched by
-    itself. ``position``: "last", "subject_last", or a token index (negative from the end). ``ending``: with
-    one, direct effects are measured too. ``mode``: "denoise" patches clean values into the noised run,
-    "noise" noised ones into the clean run. ``ablation``: with one, expert patches knock experts out of the
-    clean run instead.
+    itself. ``places``: where; patches and sweeps name them by number. ``ending``: with one, direct effects
+    are measured too. ``mode``: whether clean values go into the noised run or noised ones into the clean
+    run, as the patches' origins say, too. ``ablation``: with one, patches of experts leave from the clean run
+    and switch them off; nothing is corrupted.
     """
 
     anatomy: Anatomy
     patches: tuple[Patch, ...]
     corruptor: Corruptor
     readout: Readout
-    position: Position = "last"
+    places: tuple[Place, ...] = (LAST,)
     sweeps: tuple[Sweep, ...] = ()
     ending: Ending | None = None
     mode: Mode = "denoise"
@@ -56,12 +58,18 @@ class Job:
         """Whether patched runs leave from the clean run."""
         return self.mode == "noise" or self.ablation is not None
 
+    @property
+    def direction(self) -> str:
+        """ "denoise", "noise" or "knockout", as a record of the call has it."""
+        return self.mode if self.ablation is None else "knockout"
+
     @cached_property
     def core(self) -> _core.Job:
         """The same for the compiled core."""
         kind = _core.Corruption.REPLACED if self.corruptor.replaces else _core.Corruption.ADDED
+        most = [place.most for place in self.places]
         patches, sweeps = list(self.patches), list(self.sweeps)
-        job = _core.Job(len(self.anatomy.layers), self.draws, patches, sweeps, kind)
+        job = _core.Job(len(self.anatomy.layers), self.draws, patches, sweeps, most, kind)
         if self.ablation is None:
             return job
         return job.knocking_out(self.ablation.kind != "reroute", self.ablation.kind != "zero")
@@ -70,6 +78,17 @@ class Job:
     def draws(self) -> int:
         """Corrupted runs of a case."""
         return self.corruptor.draws
+
+    @cached_property
+    def runs(self) -> _core.Runs:
+        """Where each run is patched: the patches, then the slots of the sweeps."""
+        return self.core.runs
+
+    @property
+    def position(self) -> Position | list[Position]:
+        """The name of the place, or those of several."""
+        names = [place.name for place in self.places]
+        return names[0] if len(names) == 1 else names
 
     @property
     def block_layers(self) -> tuple[int, ...]:
@@ -87,35 +106,34 @@ class Job:
         """Whether direct effects are asked for and can be measured in the model."""
         return self.ending is not None and self.ending.fault is None
 
-    def patch_position(self, case: Case) -> int:
-        """Index of the patched token of a case. ArgumentError where the prompt has no such token."""
-        length = len(case.input_ids)
-        if self.position == "last":
-            return length - 1
-        if self.position == "subject_last":
-            return case.subject[1] - 1
-        assert isinstance(self.position, int)
-        index = self.position + length if self.position < 0 else self.position
-        if not 0 <= index < length:
-            raise ArgumentError(
-                f"position {self.position} is outside the prompt of case {case.case_id}, which has "
-                f"{length} tokens"
-            )
-        return index
+    @property
+    def expert_places(self) -> tuple[tuple[int, int], ...]:
+        """Layers and places with expert patches: those whose routing is recorded."""
+        patched = {(p.layer, p.place) for p in self.patches if p.kind is _core.PatchKind.EXPERTS}
+        return tuple(sorted(patched | {(sweep.layer, sweep.place) for sweep in self.sweeps}))
+
+    def tokens_of(self, case: Case) -> list[tuple[int, ...]]:
+        """Positions of each place in a case. ArgumentError where the prompt has no such token."""
+        return [place.find(case) for place in self.places]
 
     def shape_of(self, case: Case) -> _core.CaseShape:
-        """What the tree has to know of a case. Where nothing is corrupted, runs part at the patched token."""
-        if self.ablation is not None:
-            position = self.patch_position(case)
-            return _core.CaseShape(len(case.input_ids), position, len(case.input_ids), position)
-        return _core.CaseShape(len(case.input_ids), *case.subject, self.patch_position(case))
+        """What the tree has to know of a case."""
+        return _core.CaseShape(len(case.input_ids), *self.apart(case), self.tokens_of(case))
+
+    def apart(self, case: Case) -> tuple[int, int]:
+        """Where the clean and the other runs part: the subject, or where nothing is corrupted the first
+        patched token (the other run is then the clean one again)."""
+        if self.ablation is None:
+            return case.subject
+        places = [own[0] for own in self.tokens_of(case) if own]
+        return min(places, default=len(case.input_ids) - 1), len(case.input_ids)
 
 
 def make_job(
     anatomy: Anatomy,
     patches: Sequence[Patch],
     corruption: Corruption | float | None = None,
-    position: Position = "last",
+    position: Position | Sequence[Place] = "last",
     sweeps: Sequence[Sweep] = (),
     readout: ReadoutKind = "exact",
     mode: Mode = "denoise",
@@ -129,7 +147,8 @@ def make_job(
     bound = Corruptor(own, embedding_of(anatomy))
     own.measure(bound.embedding)
     read = make_readout(anatomy, readout)
-    return Job(anatomy, tuple(patches), bound, read, position, tuple(sweeps), mode=mode, ablation=ablation)
+    places = (place_at(position),) if isinstance(position, str | int) else tuple(position)
+    return Job(anatomy, tuple(patches), bound, read, places, tuple(sweeps), mode=mode, ablation=ablation)
 
 
 def embedding_of(anatomy: Anatomy) -> Embedding:
@@ -166,7 +185,7 @@ def hook_error(anatomy: Anatomy, what: str, modules: Sequence[tuple[str, int]]) 
 
 @dataclass(frozen=True)
 class LayerRouting:
-    """What the routers sent the patched token to in one layer, and what a sweep of its experts gave.
+    """What the routers sent a place's token to in one layer, and what a sweep of its experts gave.
 
     ``routed``, ``valid``: (cases, draws, 2k), the routing union in the router's order: k clean-routed
     experts, then k noised-routed ones, valid only where the clean run doesn't route to them. All others
@@ -175,6 +194,11 @@ class LayerRouting:
     difference of the run that patches the expert, and what of its rescue goes straight to the logits, NaN
     where there is none; router logits as the router gives them, with no experts where its output isn't
     recognised.
+
+    Of a place with several tokens in any case: who is active at any of them, sums of weights, the norm of the
+    patch vectors over all of them, logits of the last; ``routed``: min(k x tokens, experts) clean-routed
+    experts of any of them, then as many that only the noised run routes to. A case without the place has
+    nobody active and logits of NaN.
     """
 
     routed: np.ndarray
@@ -204,16 +228,33 @@ class LayerRouting:
     def join(parts: Sequence[LayerRouting], axis: int = 0) -> LayerRouting:
         """Batches one after another (axis 0), or draws of the same cases beside each other (1)."""
         names = [f.name for f in fields(LayerRouting)]
-        return LayerRouting(*(np.concatenate([getattr(p, n) for p in parts], axis=axis) for n in names))
+        return LayerRouting(*(_joined([getattr(p, n) for p in parts], axis) for n in names))
+
+
+def _joined(parts: Sequence[np.ndarray], axis: int) -> np.ndarray:
+    """Tables one after another. Those of a batch in which no case has the place have no slots: they get
+    some."""
+    width = max(part.shape[-1] for part in parts)
+    dtype = next(part.dtype for part in parts if part.shape[-1] == width)
+    whole = []
+    for part in parts:
+        fill = np.full((*part.shape[:-1], width - part.shape[-1]), _NOTHING[dtype.kind], dtype)
+        whole.append(np.concatenate([part.astype(dtype, copy=False), fill], axis=-1))
+    found: np.ndarray = np.concatenate(whole, axis=axis)
+    return found
+
+
+_NOTHING = {"b": False, "i": 0, "f": np.nan}
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What a batch gave, in the order of its cases. Logit differences (true minus foil, equation 1), float64.
 
-    ``clean`` (cases,), ``noised`` (cases, draws), ``patched`` (cases, patches, draws); ``routing``: of each
-    layer with expert patches; ``direct``, ``direct_linear``: (cases, patches, draws), what of a patch's
-    rescue goes straight to the logits (see :mod:`moetrace.models.ending`), NaN where it wasn't measured.
+    ``clean`` (cases,), ``noised`` (cases, draws), ``patched`` (cases, patches, draws); ``routing``: by layer
+    and place with expert patches; ``direct``, ``direct_linear``: (cases, patches, draws), what of a patch's
+    rescue goes straight to the logits (see :mod:`moetrace.models.ending`), NaN where it wasn't measured;
+    ``present`` (cases, patches): whether the case has the place of the patch: where not, its figures are NaN.
     """
 
     clean: np.ndarray
@@ -221,7 +262,8 @@ class Outcome:
     patched: np.ndarray
     direct: np.ndarray
     direct_linear: np.ndarray
-    routing: Mapping[int, LayerRouting] = field(default_factory=dict)
+    present: np.ndarray
+    routing: Mapping[tuple[int, int], LayerRouting] = field(default_factory=dict)
 
     def base(self, job: Job) -> np.ndarray:
         """The run that patched runs leave from: logit differences (cases, draws)."""
@@ -231,11 +273,11 @@ class Outcome:
     def plain(clean: np.ndarray, noised: np.ndarray, patched: np.ndarray) -> Outcome:
         """Without routing and direct effects."""
         unknown = np.full(patched.shape, np.nan)
-        return Outcome(clean, noised, patched, unknown, unknown)
+        return Outcome(clean, noised, patched, unknown, unknown, np.ones(patched.shape[:2], dtype=bool))
 
     def select(self, index: np.ndarray) -> Outcome:
         """Some of the cases."""
-        routing = {layer: found.select(index) for layer, found in self.routing.items()}
+        routing = {place: found.select(index) for place, found in self.routing.items()}
         return Outcome(**{name: getattr(self, name)[index] for name in OUTCOME}, routing=routing)
 
     def case(self, index: int) -> Outcome:
@@ -245,7 +287,7 @@ class Outcome:
     def finite(self) -> np.ndarray:
         """bool (cases,): whether every logit difference of a case is finite."""
         good = np.isfinite(self.clean) & np.isfinite(self.noised).all(axis=1)
-        good &= np.isfinite(self.patched).all(axis=(1, 2))
+        good &= (np.isfinite(self.patched) | ~self.present[..., None]).all(axis=(1, 2))
         for own in self.routing.values():
             good &= (np.isfinite(own.patched) | ~own.patched_active).all(axis=(1, 2))
         found: np.ndarray = good
@@ -255,11 +297,12 @@ class Outcome:
     def stack(parts: Sequence[Outcome]) -> Outcome:
         """Batches one after another."""
         arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in OUTCOME}
-        routing = {layer: LayerRouting.join([p.routing[layer] for p in parts]) for layer in parts[0].routing}
+        routing = {place: LayerRouting.join([p.routing[place] for p in parts]) for place in parts[0].routing}
         return Outcome(**arrays, routing=routing)
 
 
-OUTCOME = ("clean", "noised", "patched", "direct", "direct_linear")  # the arrays that aren't by layer
+# The arrays that aren't by layer.
+OUTCOME = ("clean", "noised", "patched", "direct", "direct_linear", "present")
 
 
 class Engine(Protocol):

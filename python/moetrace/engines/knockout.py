@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
@@ -15,6 +15,7 @@ from moetrace.errors import ArgumentError, ContributionError
 
 if TYPE_CHECKING:
     from moetrace.cases import Case
+    from moetrace.engines.ablation import Ablated
 
 Kind = Literal["zero", "mean", "resample", "reroute"]
 KINDS: tuple[Kind, ...] = ("zero", "mean", "resample", "reroute")
@@ -79,14 +80,17 @@ class Ablation:
         draw = np.random.default_rng([self.seed, case_id & _WORD, layer, expert])
         return others[int(draw.integers(len(others)))]
 
-    def replacement(self, case: Case, layer: int, token: int, expert: int) -> torch.Tensor | None:
+    def replacement(
+        self, case: Case, layer: int, token: int, expert: int, strict: bool = True
+    ) -> torch.Tensor | None:
         """What the expert contributes instead at a token, at the block's output (width,); None for nothing.
 
-        Not of "reroute", where the router chooses. ArgumentError where a mean isn't defined.
+        Not of "reroute", where the router chooses. ArgumentError where a mean isn't defined, unless nobody
+        asks for this expert (``strict``).
         """
         if self.kind == "mean":
             mean = self._means[layer].get(expert)
-            if mean is None:
+            if mean is None and strict:
                 raise ArgumentError(
                     f"no token of the reference set ({len(self.reference)} cases) is routed to L{layer:02d}"
                     f"E{expert:03d}, which case {case.case_id} is, so that its mean contribution isn't "
@@ -99,6 +103,16 @@ class Ablation:
                 return donor.at(int(donor.tokens[0]), expert)
             return donor.at(len(donor.tokens) - len(case.input_ids) + token, expert)
         return None
+
+    def refuse_undefined(self, cases: Sequence[Case], sites: Collection[tuple[int, int]]) -> None:
+        """ArgumentError where an expert that is to be switched off has no mean, or a case no donor."""
+        if self.kind not in ("mean", "resample"):
+            return
+        for case in cases:
+            for layer, own in self.own[case.case_id].items():
+                for expert in own.routed:
+                    if (layer, expert) in sites:
+                        self.replacement(case, layer, int(own.tokens[-1]), expert)
 
     def instead(self, case: Case, layer: int, token: int, width: int) -> tuple[list[int], torch.Tensor]:
         """Experts of a token, and what each adds to their sum beside what taking it away does.
@@ -115,7 +129,7 @@ class Ablation:
             found = own.rerouted[place]
         else:
             nothing = torch.zeros(width)
-            given = (self.replacement(case, layer, token, expert) for expert in experts)
+            given = (self.replacement(case, layer, token, expert, strict=False) for expert in experts)
             found = torch.stack([nothing if one is None else one.to(nothing) for one in given])
         if own.scale is None:
             raise ContributionError(
@@ -124,19 +138,19 @@ class Ablation:
             )
         return experts, (found / own.scale).float()
 
-    def vector(
-        self, case: Case, layer: int, token: int, expert: int, contribution: torch.Tensor
-    ) -> torch.Tensor:
-        """What switching the expert off adds to the block's output. ``contribution``: its own c_e."""
-        if self.kind == "zero":
-            return -contribution
-        if self.kind == "reroute":
-            own: Contributions = self.own[case.case_id][layer]
-            change = own.at(token, expert, rerouted=True)
-            assert change is not None
-            return change.to(contribution)
-        instead = self.replacement(case, layer, token, expert)
-        return -contribution if instead is None else instead.to(contribution) - contribution
+    def switched_off(self, case: Case, layer: int, token: int, own: Ablated) -> Ablated:
+        """A token's experts with what each contributes instead, c_e and what it changes for "reroute"."""
+        values = []
+        for expert, contribution in zip(own.experts, own.values, strict=True):
+            if self.kind == "reroute":
+                change = self.own[case.case_id][layer].at(token, expert, rerouted=True)
+                assert change is not None
+                values.append(contribution + change.to(contribution))
+                continue
+            instead = self.replacement(case, layer, token, expert, strict=False)
+            nothing = torch.zeros_like(contribution)
+            values.append(nothing if instead is None else instead.to(contribution))
+        return replace(own, values=values)
 
 
 def _values(own: Contributions) -> torch.Tensor:

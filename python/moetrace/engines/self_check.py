@@ -18,8 +18,9 @@ import torch
 
 from moetrace._native import _core
 from moetrace.arguments import shown
-from moetrace.engines.job import Job, Outcome, Patch, embedding_device
+from moetrace.engines.job import Job, Origin, Outcome, Patch, Sweep, embedding_device
 from moetrace.engines.lockstep import gather
+from moetrace.engines.places import LAST
 from moetrace.engines.reference import ReferenceEngine
 from moetrace.engines.tree import TreeEngine
 from moetrace.errors import LoopedLayerError, NotCausalError, TokenMixingError
@@ -132,10 +133,10 @@ def tolerance_of(job: Job, seen: Seen) -> float:
 
 def compare(job: Job, join: _core.Join, case: Case, rows: int) -> Comparison:
     """A tree of so many rows, forks joining there or lower, with block and expert patches of three layers."""
-    # What takes the place of knocked-out experts is known at the job's own position alone.
-    position = "last" if job.ablation is None else job.position
+    # What takes the place of knocked-out experts is known at the job's own place alone.
+    places = (LAST,) if job.ablation is None else job.places[:1]
     probe = replace(
-        job, patches=_probe_patches(job), sweeps=(), position=position, readout=_fresh(job), ending=None
+        job, patches=_probe_patches(job), sweeps=(), places=places, readout=_fresh(job), ending=None
     )
     tree = TreeEngine(_filled(probe, case, rows), join)
     expected, found = gather([partial(ReferenceEngine(probe).run, [case]), partial(tree.run, [case])])
@@ -146,19 +147,21 @@ def compare(job: Job, join: _core.Join, case: Case, rows: int) -> Comparison:
 class Witness:
     """Plain forwards of one case of a trace: clean, noised, and two of its patched runs, side by side.
 
-    ``firsts``: layers of which the first clean-routed expert is patched, behind the patches.
+    ``firsts``: sweeps of which the first clean-routed expert is patched, behind the patches.
     """
 
     job: Job
     case: Case
     columns: tuple[int, ...]
-    firsts: tuple[int, ...]
+    firsts: tuple[Sweep, ...]
 
     @staticmethod
     def of(job: Job, case: Case) -> Witness:
-        """Of the job's own runs, the first and the middle one; of the case, its first draw."""
-        patched = [i for i, patch in enumerate(job.patches) if patch.kind is not _core.PatchKind.NULL]
-        runs = [*patched, *(~index for index in range(len(job.sweeps)))]
+        """Of the job's own runs in the case, the first and the middle one; of the case, its first draw."""
+        has = [bool(tokens) for tokens in job.tokens_of(case)]
+        null = _core.PatchKind.NULL
+        patched = [i for i, patch in enumerate(job.patches) if patch.kind is not null and has[patch.place]]
+        runs = [*patched, *(~i for i, sweep in enumerate(job.sweeps) if has[sweep.place])]
         chosen = [runs[0], runs[len(runs) // 2]] if len(runs) > 1 else runs
         patches = tuple(job.patches[run] for run in chosen if run >= 0)
         sweeps = tuple(job.sweeps[~run] for run in chosen if run < 0)
@@ -166,7 +169,7 @@ class Witness:
             job, patches=patches, sweeps=sweeps, corruptor=job.corruptor.first_draw(), ending=None
         )
         columns = tuple(run for run in chosen if run >= 0)
-        return Witness(probe, case, columns, tuple(sweep.layer for sweep in sweeps))
+        return Witness(probe, case, columns, sweeps)
 
     def plain(self) -> Outcome:
         """One plain forward of all of them."""
@@ -175,10 +178,11 @@ class Witness:
     def found(self, outcome: Outcome) -> Outcome:
         """The same runs of what a trace found for the case alone."""
         values = [outcome.patched[:, column, :1] for column in self.columns]
-        for layer in self.firsts:
-            own = outcome.routing[layer]
+        for sweep in self.firsts:
+            own = outcome.routing[sweep.layer, sweep.place]
             active = np.flatnonzero(own.patched_active[0, 0] & own.clean_active[0, 0])
-            values.append(own.patched[:, :1, active[0]] if len(active) else outcome.noised[:, :1])
+            nothing = outcome.clean[:, None] if sweep.origin is Origin.NOISE else outcome.noised[:, :1]
+            values.append(own.patched[:, :1, active[0]] if len(active) else nothing)
         patched = np.stack(values, axis=1) if values else np.zeros((1, 0, 1))
         return Outcome.plain(outcome.clean, outcome.noised[:, :1], patched)
 
@@ -216,9 +220,13 @@ def compare_wide(witness: Witness, join: _core.Join) -> Comparison:
     return replace(wide, columns=columns).compare(expected, found, tree.join)
 
 
-def null_floor(job: Job, run: Callable[[Job], Outcome]) -> float:
-    """The largest absolute rescue of a null patch over all traced layers, in logits (0 where not finite)."""
-    nulls = tuple(Patch.null(layer) for layer in job.block_layers)
+def null_floor(job: Job, case: Case, run: Callable[[Job], Outcome]) -> float:
+    """The largest absolute rescue of a null patch over all traced layers, in logits (0 where not finite).
+
+    Made at the first place that the case has.
+    """
+    place = next((place for place, tokens in enumerate(job.tokens_of(case)) if tokens), 0)
+    nulls = tuple(Patch.null(layer, place) for layer in job.block_layers)
     found = run(replace(job, patches=nulls, sweeps=(), corruptor=job.corruptor.first_draw(), ending=None))
     drift = np.abs(found.patched[0] - found.noised[0])
     return float(drift.max(initial=0.0)) if np.isfinite(drift).all() else 0.0
@@ -305,9 +313,10 @@ def _probe_patches(job: Job) -> tuple[Patch, ...]:
     experts = job.expert_layers
     layers = experts or job.anatomy.default_layers()
     chosen = sorted({layers[0], layers[len(layers) // 2], layers[-1]})
-    patches: list[Patch] = [Patch.block(layer) for layer in chosen]
+    origin = Origin.NOISE if job.from_clean else Origin.DENOISE
+    patches: list[Patch] = [Patch.block(layer, origin=origin) for layer in chosen]
     if experts:
-        patches += [Patch.of_experts(layer, _core.Chosen.CLEAN) for layer in chosen]
+        patches += [Patch.of_experts(layer, _core.Chosen.CLEAN, origin=origin) for layer in chosen]
     return tuple(patches)
 
 

@@ -106,7 +106,7 @@ class Sweeps:
         width, size = job.anatomy.hidden_size, job.anatomy.element_size
         hidden = 2 * rows * width * size
         if isinstance(engine, TreeEngine):
-            return hidden + rows * rows * size + len(job.core.run_layers) * job.draws * width * 4
+            return hidden + rows * rows * size + len(job.runs) * job.draws * width * 4
         return hidden + 8 * width * (rows // len(case.input_ids))  # contributions are kept in float64
 
     def _sweep(self, tasks: Sequence[Callable[[], Any]], wave: list[list[Case]], told: _Told) -> list[Any]:

@@ -116,9 +116,9 @@ class _Forward:
         for index, run in enumerate(self._runs):
             if layer in run.experts:
                 own = torch.from_numpy(np.asarray(run.experts[layer], np.bool_))
-                first = 0 if self._ablation.everywhere else self._job.patch_position(run.case)
-                stop = self._length if self._ablation.everywhere else first + 1
-                mask[index, first:stop] = own
+                everywhere = self._ablation.everywhere
+                tokens = [*range(self._length)] if everywhere else [*self._job.tokens_of(run.case)[0]]
+                mask[index, tokens] = own
         return mask.flatten(0, 1)
 
     def _silence(

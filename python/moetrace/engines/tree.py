@@ -59,25 +59,21 @@ class TreeEngine:
 
     def cuts(self, case: Case, budget: int | None) -> list[tuple[int, int]]:
         """Which runs of a case go into one tree each."""
-        core, layers = self.job.core, len(self.job.anatomy.layers)
-        shape, draws = self.job.shape_of(case), self.job.draws
-        return _core.cut(shape, core.run_layers, draws, layers, self.join, budget or 0)
+        layers, draws = len(self.job.anatomy.layers), self.job.draws
+        return _core.cut(self.job.shape_of(case), self.job.runs, draws, layers, self.join, budget or 0)
 
     def rows_of(self, case: Case) -> int:
         """Token rows of the largest tree that a case is given."""
         shape, draws = self.job.shape_of(case), self.job.draws
         parts = self.cuts(case, self.batch_tokens)
-        return max(_core.tree_rows(shape, end - begin, draws) for begin, end in parts)
+        return max(_core.tree_rows(shape, self.job.runs, begin, end, draws) for begin, end in parts)
 
     def batches(self, cases: Sequence[Case]) -> list[list[int]]:
         """Cases of like length together, within the budget of token rows."""
         if self.batch_tokens is None:
             return [list(range(len(cases)))]
-        layers, patched = len(self.job.anatomy.layers), self.job.core.run_layers
-        draws = self.job.draws
-        costs = [
-            _core.tree_cost(self.job.shape_of(case), patched, draws, layers, self.join) for case in cases
-        ]
+        layers, runs, draws = len(self.job.anatomy.layers), self.job.runs, self.job.draws
+        costs = [_core.tree_cost(self.job.shape_of(case), runs, draws, layers, self.join) for case in cases]
         return _core.pack(costs, self.batch_tokens)
 
     def run(self, cases: Sequence[Case]) -> Outcome:
@@ -87,23 +83,25 @@ class TreeEngine:
         outcome = _core.Outcome(self.job.core, len(cases))
         for begin, end in self.cuts(cases[0], budget):
             self._run(cases, given, begin, end, outcome)
-        routing = {layer: LayerRouting(**arrays) for layer, arrays in outcome.layers.items()}
+        routing = {place: LayerRouting(**arrays) for place, arrays in outcome.layers.items()}
         return Outcome(**{name: getattr(outcome, name) for name in OUTCOME}, routing=routing)
 
     def _pass_case(self, case: Case) -> _core.PassCase:
         if self.job.ablation is not None:
             return self._knocked_out(case, self.job.ablation)
         values = self.job.corruptor.values(case).numpy()
-        return _core.PassCase(list(case.input_ids), *case.subject, self.job.patch_position(case), values)
+        return _core.PassCase(list(case.input_ids), *case.subject, self.job.tokens_of(case), values)
 
     def _knocked_out(self, case: Case, ablation: Ablation) -> _core.PassCase:
-        """A case whose second run is the clean one again, from the patched token on: forks leave from it."""
-        position, width = self.job.patch_position(case), self.job.anatomy.hidden_size
-        nothing = np.zeros((self.job.draws, len(case.input_ids) - position, width), np.float32)
-        found = _core.PassCase(list(case.input_ids), position, len(case.input_ids), position, nothing)
-        for layer in self.job.expert_layers if ablation.kind != "zero" else ():
-            experts, vectors = ablation.instead(case, layer, position, width)
-            found.replace(layer, experts, vectors.numpy())
+        """A case whose other run is the clean one again."""
+        start, stop = self.job.apart(case)
+        width = self.job.anatomy.hidden_size
+        nothing = np.zeros((self.job.draws, stop - start, width), np.float32)
+        found = _core.PassCase(list(case.input_ids), start, stop, self.job.tokens_of(case), nothing)
+        for layer, place in self.job.expert_places if ablation.kind != "zero" else ():
+            for position in self.job.tokens_of(case)[place]:
+                experts, vectors = ablation.instead(case, layer, position, width)
+                found.replace(layer, position, experts, vectors.numpy())
         return found
 
     def _run(
@@ -113,7 +111,7 @@ class TreeEngine:
             join = self.join
             run = _core.Pass(self.job.core, self._facts(), given, begin, end, join)
             try:
-                differences, scales, direct = self._forward(run, cases, self.job.core.run_layers[begin:end])
+                differences, scales, direct = self._forward(run, cases, range(begin, end))
             except Exception as failure:
                 self._answer(run, join, failure)  # raises where there is nothing else to try
                 continue
@@ -173,7 +171,7 @@ class TreeEngine:
                     _compared[site.experts] = (state, True)
 
     def _forward(
-        self, run: _core.Pass, cases: Sequence[Case], run_layers: Sequence[int]
+        self, run: _core.Pass, cases: Sequence[Case], runs: range
     ) -> tuple[np.ndarray, dict[Any, Any], tuple[np.ndarray, np.ndarray]]:
         """Logit differences of the final rows, what each routed layer's block scales its experts by, and
         direct effects, exact and linear.
@@ -190,7 +188,7 @@ class TreeEngine:
         }
         objects = torch.tensor([(case.true_id, case.foil_id) for case in cases])
         scales: dict[int, float] = {}
-        tap = TreeTap(self.job, run, run_layers) if self.job.measures_direct and run_layers else None
+        tap = TreeTap(self.job, run, runs) if self.job.measures_direct and len(runs) else None
         with _core.HookScope() as scope, tree_masks(_mask(run)):
             scope.arm(run, anatomy, routed_call)
             for index in self.job.expert_layers:

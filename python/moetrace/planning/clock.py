@@ -135,7 +135,7 @@ def _trace(model: nn.Module, blueprint: Blueprint, stage: Stage, batch: Batch, e
     """A batch of a stage on a small model, all patches in its first layer."""
     anatomy, job = look_over(model), stage.job
     cases = [_small(case, place, anatomy.vocab_size) for place, case in enumerate(batch.cases)]
-    runs = len(job.core.run_layers)
+    runs = len(job.runs)
     if engine != "reference":  # those of the largest part of a case that is cut
         runs = (max(own.read for own in batch.forwards) - 1) // job.draws - 1
     sweeps: list[Sweep] = []
@@ -150,7 +150,7 @@ def _trace(model: nn.Module, blueprint: Blueprint, stage: Stage, batch: Batch, e
         start = time.perf_counter()
         session = trace(
             model, cases, patches, anatomy=anatomy, corruption=job.corruptor.corruption,
-            position=job.position, metric="logit_diff", engine=engine, batch_tokens=_NO_BUDGET,
+            position=job.places, metric="logit_diff", engine=engine, batch_tokens=_NO_BUDGET,
             progress=False, out=None,
             final_subject="keep", readout=job.readout.asked, sweeps=sweeps, direct=stage.direct,
         )  # fmt: skip

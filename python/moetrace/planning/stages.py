@@ -12,6 +12,7 @@ from moetrace._native import _core
 from moetrace.cases import CaseSet
 from moetrace.corruptions import Corruptor, NoiseScales
 from moetrace.engines.job import Job, Patch, Sweep, embedding_of
+from moetrace.engines.places import LAST
 from moetrace.errors import ArgumentError
 from moetrace.models.experts import top_k_of
 from moetrace.models.readout import make_readout
@@ -98,7 +99,7 @@ def select_stage(
         scanned += len(batch)
         found = min(n, math.floor(share * scanned + 1e-9))
         size = next_size(size, scanned, found, n)
-    own = replace(job, position="last")
+    own = replace(job, places=(LAST,))
     return Stage("select", own, [scan for scan in scans if scan], direct=False)
 
 

@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 
 from moetrace.arguments import as_flag
 from moetrace.effects import rescue
-from moetrace.engines.job import Patch, Sweep
+from moetrace.engines.job import ORIGINS, Patch, Sweep
 from moetrace.errors import ArgumentError, LayoutError
 from moetrace.models.anatomy import Anatomy, find_anatomy
 from moetrace.models.experts import top_k_of
@@ -64,8 +64,9 @@ def trace_experts(
     if layer is not None and layers is not None:
         raise ArgumentError("both layer and layers are given; expected one of them")
     chosen = expert_layers_of(anatomy, layers if layer is None else layer)
-    sweeps = [Sweep(index, top_k_of(anatomy.config), union) for index in chosen]
-    patches = [Patch.null(min(chosen))]
+    origin = ORIGINS[common["mode"]]
+    sweeps = [Sweep(index, top_k_of(anatomy.config), union, origin=origin) for index in chosen]
+    patches = [Patch.null(min(chosen), origin=origin)]
     details = {"union": union}
     session = trace(
         model, cases, patches, sweeps=sweeps, anatomy=anatomy, what="experts", details=details, **common
@@ -92,7 +93,7 @@ def expert_trace_of(session: Session, layers: tuple[int, ...], union: bool) -> E
     """What the session's sweeps of these layers found; its last patch is the null patch."""
     sites, columns = [], []
     for layer in layers:
-        count = session.outcome.routing[layer].clean_active.shape[-1]
+        count = session.outcome.routing[layer, 0].clean_active.shape[-1]
         sites.append(pd.DataFrame({"layer": layer, "expert": np.arange(count)}))
         columns.append(_layer_arrays(session, layer, union))
     names = [name for name in columns[0].names() if all(name in column.names() for column in columns)]
@@ -108,7 +109,7 @@ def expert_trace_of(session: Session, layers: tuple[int, ...], union: bool) -> E
 
 def _layer_arrays(session: Session, layer: int, union: bool) -> ExpertArrays:
     """One layer of an outcome, averaged over draws; a draw in which nothing was patched counts with 0."""
-    outcome, routing = session.outcome, session.outcome.routing[layer]
+    outcome, routing = session.outcome, session.outcome.routing[layer, 0]
     base = outcome.base(session.job)
     each = rescue(routing.patched.swapaxes(1, 2), base).swapaxes(1, 2)  # (cases, draws, experts)
     effects = np.where(routing.patched_active, each, 0.0).mean(axis=1)

@@ -19,7 +19,7 @@ from moetrace.cases import CaseSet, as_case_set, case_columns, validate_cases
 from moetrace.corruptions import SubjectNoise
 from moetrace.effects import SHARES
 from moetrace.engines.clean_contributions import ByLayer, What, capture
-from moetrace.engines.job import Job, Patch, Sweep, make_job
+from moetrace.engines.job import Job, Origin, Patch, Sweep, make_job
 from moetrace.engines.knockout import KINDS, Ablation, Kind, donors_of
 from moetrace.engines.switches import Off, switch_off
 from moetrace.errors import ArgumentError, EngineError, NoCasesError
@@ -178,13 +178,13 @@ def ablation_of(job: Job, call: Call, layers: Sequence[int]) -> Ablation:
     others: Mapping[int, ByLayer] = {}
     if asked.kind in ("mean", "resample"):
         others = capture(job, call.reference, layers, asked.everywhere)
-    if asked.kind == "resample" and len(call.reference) == 1 and len(call.cases) == 1:
-        Ablation(asked.kind, reference=others).donor(call.cases[0].case_id, layers[0], 0)  # refuses one case
     if asked.everywhere or asked.kind != "zero" or any(is_stacked(job.anatomy.experts(x)) for x in layers):
         known = others if call.cases is call.reference else {}
         what: list[What] = ["rerouted"] if asked.kind == "reroute" and not asked.everywhere else []
         own = known or capture(job, call.cases, layers, asked.everywhere, what)
-    return Ablation(asked.kind, asked.everywhere, asked.seed, own, others)
+    found = Ablation(asked.kind, asked.everywhere, asked.seed, own, others)
+    found.refuse_undefined(call.cases, set(call.wanted.sites(job.anatomy)))
+    return found
 
 
 def _in_one_pass(anatomy: Anatomy, call: Call) -> KnockoutTrace:
@@ -197,13 +197,15 @@ def _in_one_pass(anatomy: Anatomy, call: Call) -> KnockoutTrace:
         ablation = ablation_of(job, call, wanted.layers)
     sites = wanted.sites(anatomy)
     patches = [
-        Patch.of_experts(one.layer, _core.Chosen.EXPERTS, experts=[one.expert]) for one in wanted.named
+        Patch.of_experts(one.layer, _core.Chosen.EXPERTS, experts=[one.expert], origin=Origin.NOISE)
+        for one in wanted.named
     ]
-    sweeps = [] if wanted.named else [Sweep(x, top_k_of(anatomy.config), False) for x in wanted.layers]
+    top_k = top_k_of(anatomy.config)
+    sweeps = [Sweep(layer, top_k, origin=Origin.NOISE) for layer in wanted.layers] if not wanted.named else []
     session = trace(
         anatomy.model,
         call.cases,
-        [*patches, Patch.null(min(wanted.layers))],
+        [*patches, Patch.null(min(wanted.layers), origin=Origin.NOISE)],
         sweeps=sweeps,
         anatomy=anatomy,
         what="knockout",
@@ -220,11 +222,11 @@ def _trace_of(
 ) -> KnockoutTrace:
     outcome, routing = session.outcome, session.outcome.routing
     clean = outcome.clean[:, None]
-    active = np.stack([routing[layer].clean_active[:, 0, expert] for layer, expert in sites], axis=1)
+    active = np.stack([routing[layer, 0].clean_active[:, 0, expert] for layer, expert in sites], axis=1)
     if call.wanted.named:
         ablated = outcome.patched[:, :-1, 0]
     else:
-        ablated = np.concatenate([routing[layer].patched[:, 0] for layer in call.wanted.layers], axis=1)
+        ablated = np.concatenate([routing[layer, 0].patched[:, 0] for layer in call.wanted.layers], axis=1)
     ablated = np.where(active, ablated, clean)
     cases = case_table(session).drop(columns="noised")
     facts = provenance(session, call.wanted.layers) | _facts(call)

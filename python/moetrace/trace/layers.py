@@ -10,7 +10,7 @@ import torch
 from typing_extensions import Unpack
 
 from moetrace.effects import rescue
-from moetrace.engines.job import Patch
+from moetrace.engines.job import ORIGINS, Patch
 from moetrace.models.anatomy import find_anatomy
 from moetrace.ranks import on_all_ranks
 from moetrace.results.layers import LayerTrace
@@ -68,7 +68,9 @@ def trace_layers(
     anatomy = find_anatomy(model)
     chosen = anatomy.resolve_layers(layers)
     # The null fork leaves at the lowest layer, where it has the most layers to drift away in.
-    patches: list[Patch] = [*(Patch.block(layer) for layer in chosen), Patch.null(min(chosen))]
+    origin = ORIGINS[common["mode"]]
+    patches: list[Patch] = [Patch.block(layer, origin=origin) for layer in chosen]
+    patches.append(Patch.null(min(chosen), origin=origin))
     session = trace(model, cases, patches, anatomy=anatomy, what="layers", **common)
     result = layer_trace_of(session, chosen)
     keep(result, common["out"])

@@ -94,7 +94,7 @@ def _control(clean: np.ndarray, weight: np.ndarray, star: int) -> int:
 
 def matched_trace_of(session: Session, star: Expert) -> MatchedTrace:
     """The first patches of the session are those of :func:`matched_patches`, the last is the null patch."""
-    outcome, routing = session.outcome, session.outcome.routing[star.layer]
+    outcome, routing = session.outcome, session.outcome.routing[star.layer, 0]
     active = np.flatnonzero(routing.clean_active[:, 0, star.expert] & (routing.top_k > 1))
     if not len(active):
         raise NeverActiveError(

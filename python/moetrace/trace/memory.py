@@ -189,14 +189,15 @@ def _advice(engine: Engine, cases: Sequence[Case], budget: int, allowed: float) 
 def rows_of(engine: Engine, cases: Sequence[Case]) -> BatchRows:
     """A batch of an engine where it is largest."""
     job, longest = engine.job, max(len(case.input_ids) for case in cases)
-    runs = len(job.core.run_layers)
+    begin, end = 0, len(job.runs)
     if not isinstance(engine, TreeEngine):
-        return BatchRows(max(1, min(runs, sequences_together(longest))), longest, 1)
+        return BatchRows(max(1, min(end, sequences_together(longest))), longest, 1)
     if len(cases) == 1:
-        runs = max(end - begin for begin, end in engine.cuts(cases[0], engine.batch_tokens))
+        parts = engine.cuts(cases[0], engine.batch_tokens)
+        begin, end = max(parts, key=lambda part: part[1] - part[0])
     draws = job.draws
-    rows = max(_core.tree_rows(job.shape_of(case), runs, draws) for case in cases)
-    return BatchRows(len(cases), rows, 1 + draws * (1 + runs))
+    rows = max(_core.tree_rows(job.shape_of(case), job.runs, begin, end, draws) for case in cases)
+    return BatchRows(len(cases), rows, 1 + draws * (1 + end - begin))
 
 
 def _device(anatomy: Anatomy) -> torch.device:

@@ -10,7 +10,8 @@ from typing import Any, Literal, TypedDict, TypeVar, get_type_hints
 from moetrace.arguments import as_choice, as_count, as_path, is_integer, known_names, refuse_type
 from moetrace.corruptions import NoiseLike, as_noise
 from moetrace.engines.engine_choice import ENGINES
-from moetrace.engines.job import MODES, Mode, Position
+from moetrace.engines.job import MODES, Mode
+from moetrace.engines.places import Position
 from moetrace.models.float32 import COMPUTE_DTYPES, ComputeDtype
 from moetrace.models.readout import READOUTS, ReadoutKind
 from moetrace.progress import Progress

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from moetrace.engines.direct import final_cases
+from moetrace.engines.direct import at_final
 from moetrace.models.quantised import quantisation_note
 from moetrace.models.state import stored
 from moetrace.weights import origin
@@ -103,7 +103,7 @@ def provenance(session: Session, layers: tuple[int, ...]) -> dict[str, Any]:
         "readout_by": job.readout.kind,
         **job.corruptor.corruption.facts(job.corruptor.embedding),
         "position": job.position,
-        "mode": job.mode,
+        "mode": job.direction,
         "direct": _direct_note(session),
         "metric": "logit_diff",
         "ranks": session.ranks,
@@ -121,13 +121,13 @@ def _direct_note(session: Session) -> str:
     if ending.fault:
         return ending.fault
     notes = [ending.linear_fault] if ending.linear_fault else []
-    unknown = np.isnan(outcome.direct).any(axis=(1, 2)).sum()
+    unknown = (np.isnan(outcome.direct) & outcome.present[..., None]).any(axis=(1, 2)).sum()
     if unknown:
         notes.append(
             f"they are NaN in {unknown} of {len(outcome.direct)} cases, where final norm and read-out gave "
             "another logit difference by themselves than in the model's forward"
         )
-    early = len(outcome.direct) - int(final_cases(session.job, session.cases).sum())
+    early = len(outcome.direct) - int(at_final(session.job, session.cases).any(axis=1).sum())
     if early:
         notes.append(f"0 in {early} of {len(outcome.direct)} cases, whose patched token isn't the final one")
     return "; ".join(["measured", *notes])

@@ -25,10 +25,11 @@ from moetrace.trace.provenance import model_facts
 if TYPE_CHECKING:
     from moetrace.cases import CaseSet
 
-FORMAT = 3
+FORMAT = 4
 PARTS = "parts"
 ROUTING = tuple(f.name for f in fields(LayerRouting))
 BY_PATCH = ("patched", "direct", "direct_linear")
+PRESENT = "present"
 _SEAL = b"moetrace.part"
 
 
@@ -41,7 +42,7 @@ def call_facts(what: str, job: Job, cases: CaseSet, details: Mapping[str, Any] |
         "patches": hashlib.sha256(repr((job.patches, job.sweeps)).encode()).hexdigest(),
         **job.corruptor.corruption.facts(),
         "position": job.position,
-        "mode": job.mode,
+        "mode": job.direction,
         "readout": job.readout.asked,
         "details": dict(details or {}),
     }
@@ -127,12 +128,16 @@ class RunFolder:
             "case_id": list(parts),
             "clean": [float(part.clean[0]) for part in parts.values()],
             "noised": [part.noised[0].tolist() for part in parts.values()],
-            **{name: [getattr(p, name)[0].ravel().tolist() for p in parts.values()] for name in BY_PATCH},
+            **{
+                name: [getattr(p, name)[0].ravel().tolist() for p in parts.values()]
+                for name in (*BY_PATCH, PRESENT)
+            },
         }
-        for layer in next(iter(parts.values())).routing:
+        for where in next(iter(parts.values())).routing:
+            layer, place = where
             for name in ROUTING:
-                column = [getattr(part.routing[layer], name)[0].ravel().tolist() for part in parts.values()]
-                columns[f"routing.{layer}.{name}"] = column
+                column = [getattr(part.routing[where], name)[0].ravel().tolist() for part in parts.values()]
+                columns[f"routing.{layer}.{place}.{name}"] = column
         try:
             table = pa.Table.from_pandas(pd.DataFrame(columns), preserve_index=False)
         except (pa.ArrowException, OverflowError) as failure:
@@ -172,6 +177,7 @@ class RunFolder:
                 done[case_id] = Outcome(
                     np.array([row["clean"]]),
                     np.array([row["noised"]], dtype=float),
+                    present=np.array(row[PRESENT], dtype=bool).reshape(1, self._shape[0]),
                     routing=self._routing(row),
                     **by_patch,
                 )
@@ -198,13 +204,14 @@ class RunFolder:
             raise _refused(path, f"case {min(stray)} isn't one of this run's")
         return part
 
-    def _routing(self, row: Mapping[Any, Any]) -> dict[int, LayerRouting]:
+    def _routing(self, row: Mapping[Any, Any]) -> dict[tuple[int, int], LayerRouting]:
         """One case's routing from its columns."""
-        layers = {int(str(name).split(".")[1]) for name in row if str(name).startswith("routing.")}
-        return {
-            layer: LayerRouting(*(_draws(row[f"routing.{layer}.{name}"], self._shape[1]) for name in ROUTING))
-            for layer in sorted(layers)
-        }
+        names = [str(name).split(".") for name in row if str(name).startswith("routing.")]
+        found, draws = {}, self._shape[1]
+        for layer, place in sorted({(int(name[1]), int(name[2])) for name in names}):
+            own = (_draws(row[f"routing.{layer}.{place}.{name}"], draws) for name in ROUTING)
+            found[layer, place] = LayerRouting(*own)
+        return found
 
 
 def _draws(values: Any, draws: int) -> np.ndarray:

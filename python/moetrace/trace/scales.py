@@ -64,7 +64,7 @@ def trace_noise_scales(
         details={"star": str(chosen)},
         **common | {"corruption": noise},
     )
-    outcome, routing = session.outcome, session.outcome.routing[chosen.layer]
+    outcome, routing = session.outcome, session.outcome.routing[chosen.layer, 0]
     active = routing.clean_active[:, 0, chosen.expert]
     block, own = rescue(outcome.patched, outcome.noised)[:, :2].swapaxes(0, 1)  # (cases, scales) each
     expert = np.where(active[:, None], own, 0.0)  # it is patched where the noised run alone routes to it, too

@@ -21,10 +21,10 @@ from moetrace.engines.job import (
     Mode,
     Outcome,
     Patch,
-    Position,
     Sweep,
     make_job,
 )
+from moetrace.engines.places import Place, Position
 from moetrace.engines.runner import Runner, make_runner
 from moetrace.errors import EngineError, EngineWarning, NoEffectWarning, NonFiniteError, NonFiniteWarning
 from moetrace.models.anatomy import Anatomy
@@ -83,7 +83,7 @@ def trace(
     *,
     anatomy: Anatomy,
     corruption: Corruption,
-    position: Position,
+    position: Position | Sequence[Place],
     metric: str,
     engine: EngineName,
     batch_tokens: int | str,
@@ -112,7 +112,7 @@ def trace(
         ranks = here()
         asked = {"engine asked for": engine, "batch_tokens": budget, "out": str(out)}
         ranks.agree(what, lambda: {**call_facts(what, job, case_set, details), **asked})
-        _warn_of_nothing(job, case_set, [job.patch_position(case) for case in case_set])
+        _warn_of_nothing(job, case_set)
         runner = make_runner(job, case_set, engine, budget, direct)
         check_memory(runner.choice.engine, case_set, budget)
         attention = str(getattr(anatomy.config, "_attn_implementation", ""))  # prepared() may have changed it
@@ -139,34 +139,38 @@ def keep(result: TraceResult, out: Path | None) -> None:
         result.save(out)
 
 
-def _warn_of_nothing(job: Job, cases: CaseSet, positions: Sequence[int]) -> None:
-    """Say where what is asked for can't have an effect; ``positions``: the patched token of each case."""
-    places = list(zip(cases, positions, strict=True))
-    noised = job.ablation is None
-    if noised and job.corruptor.embedding.std == 0:
+def _warn_of_nothing(job: Job, cases: CaseSet) -> None:
+    """Say where what is asked for can't have an effect."""
+    corrupts = job.ablation is None
+    if corrupts and job.corruptor.embedding.std == 0:
         warnings.warn(
             "the embedding is zero everywhere, and so is the noise, whose scale is its standard deviation: "
             "clean and noised runs are the same",
             NoEffectWarning,
             stacklevel=5,
         )
-    before = [case.case_id for case, at in places if at < case.subject[0]]
-    if noised and before:
-        warnings.warn(
-            f"position {job.position!r} lies before the subject in {len(before)} of {len(cases)} cases: "
-            f"clean and noised runs are the same and every rescue is 0: case ids {before[:20]}",
-            NoEffectWarning,
-            stacklevel=5,
-        )
+    patched = {*(patch.place for patch in job.patches), *(sweep.place for sweep in job.sweeps)}
+    places = [place for index, place in enumerate(job.places) if index in patched]
     last = len(job.anatomy.layers) - 1
-    early = [case.case_id for case, at in places if at < len(case.input_ids) - 1]
-    if early and last in job.block_layers:
-        warnings.warn(
-            f"layer {last} is the last: what is patched there at position {job.position!r} doesn't reach the "
-            f"final token of {len(early)} of {len(cases)} cases, and its rescue is 0: case ids {early[:20]}",
-            NoEffectWarning,
-            stacklevel=5,
-        )
+    for place in places:
+        tokens = [(case, place.find(case)) for case in cases]
+        before = [case.case_id for case, own in tokens if own and own[-1] < case.subject[0]]
+        if corrupts and before:
+            warnings.warn(
+                f"position {place.name!r} lies before the subject in {len(before)} of {len(cases)} cases: "
+                f"clean and noised runs are the same and every rescue is 0: case ids {before[:20]}",
+                NoEffectWarning,
+                stacklevel=5,
+            )
+        early = [case.case_id for case, own in tokens if own and own[-1] < len(case.input_ids) - 1]
+        if early and last in job.block_layers:
+            warnings.warn(
+                f"layer {last} is the last: what is patched there at position {place.name!r} doesn't reach "
+                f"the final token of {len(early)} of {len(cases)} cases, and its rescue is 0: case ids "
+                f"{early[:20]}",
+                NoEffectWarning,
+                stacklevel=5,
+            )
 
 
 def _run(runner: Runner, cases: CaseSet, folder: RunFolder | None, progress: Progress, what: str) -> Outcome:
