@@ -343,11 +343,12 @@ def test_reroute_must_leave_the_router_a_choice(model, cases):
 def test_cases_with_infinite_logits_are_set_aside(cases):
     own = make_model("qwen3_moe", seed=3)
     with torch.no_grad():
-        own.get_input_embeddings().weight[cases[1].input_ids[-1]] = torch.nan
+        own.lm_head.weight[cases[1].true_id] = torch.inf
     for position in ("last", "all"):
-        with pytest.warns(errors.NonFiniteWarning):
+        with pytest.warns(errors.NonFiniteWarning, match=str(cases[1].case_id)):
             found = mt.trace_knockout(own, cases, layers=1, position=position)
-        assert cases[1].case_id in found.failed.case_id.tolist()
+        assert found.failed.case_id.tolist() == [cases[1].case_id]
+        assert len(found) == 4
         assert np.isfinite(found.effects).all()
 
 

@@ -53,6 +53,18 @@ class TraceResult:
         return len(self._cases)
 
     @property
+    def strength(self) -> npt.NDArray[np.float64]:
+        """``effects`` with the sign that says how much a site matters: what it restores, or with
+        ``mode="noise"`` what is lost by noising it."""
+        found: npt.NDArray[np.float64] = -self.effects if self.noises else self.effects
+        return found
+
+    @property
+    def noises(self) -> bool:
+        """Whether noised values were put into the clean run (``mode="noise"``)."""
+        return self.provenance.get("mode") == "noise"
+
+    @property
     def cases(self) -> pd.DataFrame:
         """One row for each case: case_id, relation_id, [true, foil,] clean, noised, null_rescue."""
         return self._cases.copy()

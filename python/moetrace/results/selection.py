@@ -42,11 +42,14 @@ class Selection:
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """The experts to select from. ``effects`` and ``active``: (cases, sites)."""
+    """The experts to select from. ``effects``, ``active`` and ``strength``, by which they are ordered:
+    (cases, sites).
+    """
 
     sites: pd.DataFrame
     effects: Floats
     active: Bools
+    strength: Floats
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -74,7 +77,7 @@ class Candidates:
         required = required_cases(rule.min_active, len(cases))
         columns = self.columns(rule.layer)
         grid = np.ix_(cases, columns)
-        return columns[recurrence_first(self.effects[grid], self.active[grid], required, rule.mean)]
+        return columns[recurrence_first(self.strength[grid], self.active[grid], required, rule.mean)]
 
     def select(self, rule: SelectionRule, cases: Counts) -> Selection | None:
         """The expert to select; None where none is recurrent enough."""
