@@ -29,6 +29,17 @@ if TYPE_CHECKING:
     from moetrace.demo import load_demo as load_demo
     from moetrace.errors import MoetraceError as MoetraceError
     from moetrace.models.load import load_model as load_model
+    from moetrace.pipeline.capture import capture as capture
+    from moetrace.pipeline.patch import patch as patch
+    from moetrace.pipeline.routing import Force as Force
+    from moetrace.pipeline.routing import Suppress as Suppress
+    from moetrace.pipeline.sites import Attention as Attention
+    from moetrace.pipeline.sites import Block as Block
+    from moetrace.pipeline.sites import Residual as Residual
+    from moetrace.pipeline.sites import Router as Router
+    from moetrace.pipeline.sites import Routing as Routing
+    from moetrace.pipeline.sites import SharedExpert as SharedExpert
+    from moetrace.pipeline.values import Ablate as Ablate
     from moetrace.planning.plan import plan as plan
     from moetrace.planning.result import Plan as Plan
     from moetrace.protocol.layers import layer_protocol as layer_protocol
@@ -53,18 +64,28 @@ if TYPE_CHECKING:
     from moetrace.trace.select_cases import select_cases as select_cases
 
 _HOMES = {
+    "Ablate": "pipeline.values",
+    "Attention": "pipeline.sites",
+    "Block": "pipeline.sites",
     "Case": "cases",
     "CaseSet": "cases",
     "CoalitionTrace": "results.coalitions",
     "Expert": "results.expert_name",
     "ExpertTrace": "results.experts",
+    "Force": "pipeline.routing",
     "KnockoutCurves": "results.knockout_curves",
     "KnockoutTrace": "results.knockout",
     "LayerTrace": "results.layers",
     "MatchedTrace": "results.matched",
     "MoetraceError": "errors",
+    "Residual": "pipeline.sites",
+    "Router": "pipeline.sites",
+    "Routing": "pipeline.sites",
     "ScaleTrace": "results.scales",
+    "SharedExpert": "pipeline.sites",
     "SubjectNoise": "corruptions",
+    "Suppress": "pipeline.routing",
+    "capture": "pipeline.capture",
     "concat": "results.joined",
     "demo_records": "demo",
     "knockout_curves": "trace.knockout",
@@ -75,6 +96,7 @@ _HOMES = {
     "load_records": "cases",
     "make_cases": "cases",
     "Plan": "planning.result",
+    "patch": "pipeline.patch",
     "plan": "planning.plan",
     "run_protocol": "protocol.run",
     "select_cases": "trace.select_cases",
@@ -95,7 +117,9 @@ def __getattr__(name: str) -> Any:
     elif name in ("coalition", "errors", "planted", "ranks", "stats"):
         value = import_module(f"moetrace.{name}")
     else:
-        raise AttributeError(f"module 'moetrace' has no attribute {name!r}")
+        from moetrace.arguments import nearest
+
+        raise AttributeError(f"module 'moetrace' has no attribute {name!r}{nearest(name, __all__)}")
     globals()[name] = value
     return value
 

@@ -132,7 +132,8 @@ def means(hands: list[ByHand], routed: list[Any], layer: int, expert: int, every
 
 
 WAYS = [
-    *(("last", engine, family) for engine in ("tree", "reference") for family in FAMILIES),
+    *(("last", "tree", family) for family in FAMILIES),
+    *(("last", "reference", family) for family in ("qwen2_moe", "gpt_oss")),
     *(("all", "auto", family) for family in ("qwen3_moe", "deepseek_v3", "gpt_oss")),
 ]
 

@@ -22,8 +22,7 @@ def test_routing_of_the_closed_forms_agrees(planted):
     np.testing.assert_array_equal(planted.necessity.active[:, layer], planted.truth.clean_active)
 
 
-@pytest.mark.parametrize("ablation", ["zero", "mean", "reroute"])
-def test_every_expert_of_every_layer(planted, engine, ablation):
+def assert_found(planted, ablation, engine):
     found = mt.trace_knockout(planted.model, planted.cases, ablation=ablation, engine=engine)
     truth = getattr(planted.necessity, ablation)
     np.testing.assert_allclose(found.effects.reshape(truth.shape), truth, **TOLERANCE)
@@ -31,10 +30,29 @@ def test_every_expert_of_every_layer(planted, engine, ablation):
     assert np.abs(truth).max() > 0.5 or ablation == "mean"
 
 
-def test_resampled_contributions_are_the_donors(planted, engine):
+def test_every_expert_of_every_layer(planted):
+    assert_found(planted, "zero", "tree")
+
+
+def test_mean_and_reroute(planted):
+    """Half of the kinds each, so that every kind and every family is there."""
+    kinds = ("single", "clean_only", "rare") if planted.family == "mixtral" else ("pair", "set", "decoy")
+    if planted.kind in kinds:
+        for ablation in ("mean", "reroute"):
+            assert_found(planted, ablation, "tree")
+
+
+@pytest.mark.parametrize("ablation", ["zero", "mean", "reroute"])
+@pytest.mark.parametrize("kind", ["pair", "clean_only"])
+def test_by_plain_forwards(kind, ablation):
+    assert_found(plant(kind, "mixtral", n=6), ablation, "reference")
+
+
+@pytest.mark.parametrize("engine", ["tree", "reference"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_resampled_contributions_are_the_donors(family, engine):
     """What a carrier of a single share writes instead is its share of the donor's signal."""
-    if planted.kind != "single":
-        pytest.skip("the donor's contribution is one number where one expert carries the fact")
+    planted = plant("single", family, n=8)
     star = planted.star
     found = mt.trace_knockout(planted.model, planted.cases, star, ablation="resample", engine=engine)
     place = {case.case_id: index for index, case in enumerate(planted.cases)}
@@ -44,7 +62,8 @@ def test_resampled_contributions_are_the_donors(planted, engine):
     np.testing.assert_allclose(found.effects[:, 0], zero - zero[donors], **TOLERANCE)
 
 
-def test_noised_values_in_the_clean_run(planted, engine):
+def test_noised_values_in_the_clean_run(planted):
+    engine = "reference" if planted.kind == "pair" and planted.family == "mixtral" else "tree"
     layers = mt.trace_layers(planted.model, planted.cases, mode="noise", engine=engine)
     np.testing.assert_allclose(layers.effects, planted.necessity.noised_layers, **TOLERANCE)
     experts = mt.trace_experts(planted.model, planted.cases, mode="noise", engine=engine)

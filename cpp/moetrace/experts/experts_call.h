@@ -87,7 +87,6 @@ class ExpertsCall final : public hooks::Site, public hooks::PatchedOutputs {
   void check_fused(const Tensor& output) const;
   Tensor whole_output(const Tensor& output) const;
   std::vector<std::int64_t> in_call(const std::vector<std::int64_t>& rows) const;
-  void check_sums(const Tensor& contribution, const Tensor& output) const;
   void unite_routings(const Tensor& index, const Tensor& weight);
   /// delta_e = c_e(clean) - c_e(noised) of every slot (equation 6): (items, 2k, width).
   Tensor patch_vectors(const Tensor& contribution) const;

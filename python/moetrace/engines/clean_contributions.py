@@ -81,9 +81,19 @@ def capture(
     """
     found: dict[int, ByLayer] = {}
     batches = of_one_length(cases, lambda case: len(case.input_ids))
-    tasks = [partial(_Capture(job, batch, layers, everywhere, what).run, found) for batch in batches]
+    tasks = []
+    for batch in batches:
+        tokens = [tokens_at(job, case, everywhere) for case in batch]
+        for count in sorted({len(own) for own in tokens}):
+            own = [case for case, places in zip(batch, tokens, strict=True) if len(places) == count]
+            tasks.append(partial(_Capture(job, own, layers, everywhere, what).run, found))
     run_all(job.anatomy, tasks, together="rerouted" not in what)
     return found
+
+
+def tokens_at(job: Job, case: Case, everywhere: bool) -> tuple[int, ...]:
+    """The tokens at which experts are switched off: those of the job's place, or all."""
+    return tuple(range(len(case.input_ids))) if everywhere else job.tokens_of(case)[0]
 
 
 def of_one_length(things: Sequence[T], length: Callable[[T], int]) -> Iterator[list[T]]:
@@ -128,8 +138,8 @@ class _Capture:
     ) -> None:
         self._anatomy, self._cases, self._layers, self._what = job.anatomy, cases, layers, what
         length = len(cases[0].input_ids)
-        places = [[*range(length)] if everywhere else [*job.tokens_of(case)[0]] for case in cases]
-        self._tokens = torch.tensor(places)  # (cases, tokens)
+        places = [tokens_at(job, case, everywhere) for case in cases]
+        self._tokens = torch.tensor(places, dtype=torch.long)  # (cases, tokens)
         self._total = length * len(cases)
         self._rows = (torch.arange(len(cases))[:, None] * length + self._tokens).flatten()
         self._found: dict[int, dict[str, torch.Tensor]] = {}

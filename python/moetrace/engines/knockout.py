@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
@@ -31,12 +31,13 @@ class Ablation:
     ``reference`` does, drawn by ``seed``. "reroute": the router chooses as it would if e's logit were minus
     infinity.
 
-    ``everywhere``: at every token of the prompt instead of the patched one; a donor's token is then the one
-    as far from the end. ``own``: the traced cases' clean
-    contributions, ``reference`` those of the reference set, by case id and layer.
+    ``tokens``: those of a case at which they are off; of several the donor's is the one as far from the end
+    of its own. ``everywhere``: they are all of the prompt. ``own``: the traced cases' clean contributions,
+    ``reference`` those of the reference set, by case id and layer.
     """
 
     kind: Kind
+    tokens: Callable[[Case], Sequence[int]]
     everywhere: bool = False
     seed: int = 0
     own: Mapping[int, ByLayer] = field(default_factory=dict)
@@ -99,9 +100,9 @@ class Ablation:
             return mean
         if self.kind == "resample":
             donor = self.reference[self.donor(case.case_id, layer, expert)][layer]
-            if not self.everywhere:
-                return donor.at(int(donor.tokens[0]), expert)
-            return donor.at(len(donor.tokens) - len(case.input_ids) + token, expert)
+            mine = self.tokens(case)
+            place = len(donor.tokens) - len(mine) + mine.index(token)
+            return donor.at(int(donor.tokens[place]), expert) if place >= 0 else None
         return None
 
     def refuse_undefined(self, cases: Sequence[Case], sites: Collection[tuple[int, int]]) -> None:

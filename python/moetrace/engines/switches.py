@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from moetrace._native import _core
-from moetrace.engines.clean_contributions import of_one_length, plain_inputs, run_all
+from moetrace.engines.clean_contributions import of_one_length, plain_inputs, run_all, tokens_at
 from moetrace.engines.job import Job, hook_error
 from moetrace.engines.reference import with_first
 from moetrace.models.experts import routed_call
@@ -116,9 +116,7 @@ class _Forward:
         for index, run in enumerate(self._runs):
             if layer in run.experts:
                 own = torch.from_numpy(np.asarray(run.experts[layer], np.bool_))
-                everywhere = self._ablation.everywhere
-                tokens = [*range(self._length)] if everywhere else [*self._job.tokens_of(run.case)[0]]
-                mask[index, tokens] = own
+                mask[index, [*tokens_at(self._job, run.case, self._ablation.everywhere)]] = own
         return mask.flatten(0, 1)
 
     def _silence(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,7 @@ from moetrace.arguments import as_choice, as_list, as_seed, is_integer
 from moetrace.cases import CaseSet, as_case_set, case_columns, validate_cases
 from moetrace.corruptions import SubjectNoise
 from moetrace.effects import SHARES
-from moetrace.engines.clean_contributions import ByLayer, What, capture
+from moetrace.engines.clean_contributions import ByLayer, What, capture, tokens_at
 from moetrace.engines.job import Job, Origin, Patch, Sweep, make_job
 from moetrace.engines.knockout import KINDS, Ablation, Kind, donors_of
 from moetrace.engines.switches import Off, switch_off
@@ -182,9 +182,13 @@ def ablation_of(job: Job, call: Call, layers: Sequence[int]) -> Ablation:
         known = others if call.cases is call.reference else {}
         what: list[What] = ["rerouted"] if asked.kind == "reroute" and not asked.everywhere else []
         own = known or capture(job, call.cases, layers, asked.everywhere, what)
-    found = Ablation(asked.kind, asked.everywhere, asked.seed, own, others)
+    found = Ablation(asked.kind, _tokens_of(job, asked), asked.everywhere, asked.seed, own, others)
     found.refuse_undefined(call.cases, set(call.wanted.sites(job.anatomy)))
     return found
+
+
+def _tokens_of(job: Job, asked: Asked) -> Callable[[Case], Sequence[int]]:
+    return lambda case: tokens_at(job, case, asked.everywhere)
 
 
 def _in_one_pass(anatomy: Anatomy, call: Call) -> KnockoutTrace:
@@ -381,7 +385,8 @@ def _run_sets(anatomy: Anatomy, call: Call, sets: Bools, cases: Sequence[Case]) 
         others: Mapping[int, ByLayer] = {}
         if call.asked.kind in ("mean", "resample"):
             others = capture(job, call.reference, call.wanted.layers, call.asked.everywhere)
-        ablation = Ablation(call.asked.kind, call.asked.everywhere, call.asked.seed, {}, others)
+        tokens, asked = _tokens_of(job, call.asked), call.asked
+        ablation = Ablation(asked.kind, tokens, asked.everywhere, asked.seed, {}, others)
         job = replace(job, ablation=ablation)
         masks = [_masks(anatomy, [site for site, off in zip(sites, own, strict=True) if off]) for own in sets]
         found = switch_off(job, [Off(case, own) for own in masks for case in cases])
