@@ -56,8 +56,8 @@ if TYPE_CHECKING:
     from moetrace.results.scales import ScaleTrace as ScaleTrace
     from moetrace.trace.coalitions import trace_coalitions as trace_coalitions
     from moetrace.trace.experts import trace_experts as trace_experts
-    from moetrace.trace.knockout import knockout_curves as knockout_curves
     from moetrace.trace.knockout import trace_knockout as trace_knockout
+    from moetrace.trace.knockout_curves import knockout_curves as knockout_curves
     from moetrace.trace.layers import trace_layers as trace_layers
     from moetrace.trace.matched import trace_matched as trace_matched
     from moetrace.trace.scales import trace_noise_scales as trace_noise_scales
@@ -88,7 +88,7 @@ _HOMES = {
     "capture": "pipeline.capture",
     "concat": "results.joined",
     "demo_records": "demo",
-    "knockout_curves": "trace.knockout",
+    "knockout_curves": "trace.knockout_curves",
     "layer_protocol": "protocol.layers",
     "load": "protocol.loading",
     "load_demo": "demo",

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,27 +13,30 @@ import torch
 from typing_extensions import Unpack
 
 from moetrace._native import _core
-from moetrace.arguments import as_choice, as_list, as_seed, is_integer
+from moetrace.arguments import as_choice, as_seed
 from moetrace.cases import CaseSet, as_case_set, case_columns, validate_cases
-from moetrace.corruptions import SubjectNoise
-from moetrace.effects import SHARES
-from moetrace.engines.clean_contributions import ByLayer, What, capture, tokens_at
-from moetrace.engines.job import Job, Origin, Patch, Sweep, make_job
+from moetrace.engines.job import Job, Origin, Patch, Sweep
 from moetrace.engines.knockout import KINDS, Ablation, Kind, donors_of
 from moetrace.engines.switches import Off, switch_off
-from moetrace.errors import ArgumentError, EngineError, NoCasesError
+from moetrace.errors import EngineError, NoCasesError
 from moetrace.models.anatomy import Anatomy, expert_count, find_anatomy
 from moetrace.models.experts import top_k_of
 from moetrace.models.float32 import computing_in
 from moetrace.models.stacked import is_stacked
 from moetrace.models.state import prepared
 from moetrace.ranks import on_all_ranks
-from moetrace.results.expert_arrays import Bools
-from moetrace.results.expert_name import Expert, ExpertLike
-from moetrace.results.knockout import KnockoutTrace, Runner
-from moetrace.results.knockout_curves import CurveRuns, KnockoutCurves
-from moetrace.trace.experts import expert_layers_of
-from moetrace.trace.matched import check_expert
+from moetrace.results.expert_name import ExpertLike
+from moetrace.results.knockout import KnockoutTrace
+from moetrace.trace.knockout_call import (
+    NO_NOISE,
+    Asked,
+    Call,
+    ablation_of,
+    job_of,
+    masks_of,
+    wanted_of,
+)
+from moetrace.trace.knockout_curves import runner_of
 from moetrace.trace.options import TraceOptions, checked, shows_options
 from moetrace.trace.provenance import model_facts, provenance, versions
 from moetrace.trace.session import Session, case_table, keep, say_failed, trace
@@ -42,7 +44,6 @@ from moetrace.trace.session import Session, case_table, keep, say_failed, trace
 if TYPE_CHECKING:
     from moetrace.cases import Case
 
-NO_NOISE = SubjectNoise(0.0)  # the clean run alone is asked for
 _WITHOUT = ("noise", "mode", "final_subject")
 
 
@@ -108,96 +109,13 @@ def trace_knockout(
     return found
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """Which experts: all of ``layers``, or those of ``named``."""
-
-    layers: tuple[int, ...]
-    named: tuple[Expert, ...] = ()
-
-    def sites(self, anatomy: Anatomy) -> list[tuple[int, int]]:
-        """Layer and expert of each column."""
-        if self.named:
-            return [(one.layer, one.expert) for one in self.named]
-        return [(layer, e) for layer in self.layers for e in range(expert_count(anatomy, layer))]
-
-
-@dataclass(frozen=True)
-class Asked:
-    """How they are switched off."""
-
-    kind: Kind
-    everywhere: bool
-    seed: int
-
-
-@dataclass(frozen=True)
-class Call:
-    """One knock-out, but for its model. ``common``: checked options."""
-
-    cases: CaseSet
-    reference: CaseSet
-    wanted: Wanted
-    asked: Asked
-    common: Mapping[str, Any]
-
-
-def wanted_of(anatomy: Anatomy, experts: Any, layers: Any) -> Wanted:
-    """The experts that a user names. Errors: see :func:`trace_knockout`."""
-    if experts is None:
-        return Wanted(expert_layers_of(anatomy, layers))
-    expert_layers_of(anatomy, layers)  # a dense model, or a layer without experts, is refused
-    single = isinstance(experts, (Expert, str)) or (
-        isinstance(experts, tuple) and len(experts) == 2 and all(map(is_integer, experts))
-    )
-    listed: list[Any] = (
-        [experts] if single else as_list(experts, "experts", "a list of experts, or None for all")
-    )
-    if not listed:
-        raise ArgumentError("experts is empty; expected at least one expert, or None for all")
-    if all(map(is_integer, listed)):
-        if not is_integer(layers):
-            raise ArgumentError(
-                f"experts are numbers ({listed[:5]}) and layers isn't one layer; give layers=, or names such "
-                "as 'L44E069'"
-            )
-        listed = [(int(layers), number) for number in listed]
-    elif layers is not None:
-        raise ArgumentError("both experts by name and layers are given; expected one of them")
-    named = tuple(sorted(check_expert(anatomy, one) for one in listed))
-    twice = sorted({str(one) for one in named if named.count(one) > 1})
-    if twice:
-        raise ArgumentError(f"experts repeats {', '.join(twice)}; expected each once")
-    return Wanted(tuple(sorted({one.layer for one in named})), named)
-
-
-def ablation_of(job: Job, call: Call, layers: Sequence[int]) -> Ablation:
-    """The ablation with what it needs of the clean runs. The model must be prepared."""
-    asked = call.asked
-    own: Mapping[int, ByLayer] = {}
-    others: Mapping[int, ByLayer] = {}
-    if asked.kind in ("mean", "resample"):
-        others = capture(job, call.reference, layers, asked.everywhere)
-    if asked.everywhere or asked.kind != "zero" or any(is_stacked(job.anatomy.experts(x)) for x in layers):
-        known = others if call.cases is call.reference else {}
-        what: list[What] = ["rerouted"] if asked.kind == "reroute" and not asked.everywhere else []
-        own = known or capture(job, call.cases, layers, asked.everywhere, what)
-    found = Ablation(asked.kind, _tokens_of(job, asked), asked.everywhere, asked.seed, own, others)
-    found.refuse_undefined(call.cases, set(call.wanted.sites(job.anatomy)))
-    return found
-
-
-def _tokens_of(job: Job, asked: Asked) -> Callable[[Case], Sequence[int]]:
-    return lambda case: tokens_at(job, case, asked.everywhere)
-
-
 def _in_one_pass(anatomy: Anatomy, call: Call) -> KnockoutTrace:
     """At one token: forks of the clean run."""
     wanted, common = call.wanted, call.common
     validate_cases(call.cases, anatomy.vocab_size, "keep", anatomy.positions)
     validate_cases(call.reference, anatomy.vocab_size, "keep", anatomy.positions)
     with prepared(anatomy.model), computing_in(anatomy, common["compute_dtype"]):
-        job = _job(anatomy, call)
+        job = job_of(anatomy, call)
         ablation = ablation_of(job, call, wanted.layers)
     sites = wanted.sites(anatomy)
     patches = [
@@ -246,7 +164,7 @@ def _by_plain_forwards(anatomy: Anatomy, call: Call) -> KnockoutTrace:
         validate_cases(own, anatomy.vocab_size, "keep", anatomy.positions)
     sites = wanted.sites(anatomy)
     with prepared(anatomy.model), computing_in(anatomy, common["compute_dtype"]):
-        job = _job(anatomy, call)
+        job = job_of(anatomy, call)
         ablation = ablation_of(job, call, wanted.layers)
         job = replace(job, ablation=ablation)
         active = np.zeros((len(call.cases), len(sites)), np.bool_)
@@ -261,7 +179,7 @@ def _by_plain_forwards(anatomy: Anatomy, call: Call) -> KnockoutTrace:
         runs += [Off(case, nothing) for case in call.cases]
         places = np.argwhere(active)
         for index, place in places.tolist():
-            runs.append(Off(call.cases[index], _masks(anatomy, [sites[place]])))
+            runs.append(Off(call.cases[index], masks_of(anatomy, [sites[place]])))
         found = switch_off(job, runs).differences
     n = len(call.cases)
     clean, null = found[:n], found[n : 2 * n]
@@ -296,11 +214,6 @@ def _result(
     places = pd.DataFrame(sites, columns=["layer", "expert"])
     runner = runner_of(anatomy, call)
     return KnockoutTrace(cases, places, ablated, effects, failed, facts, active, donors, runner)
-
-
-def _job(anatomy: Anatomy, call: Call) -> Job:
-    common = call.common
-    return make_job(anatomy, (), NO_NOISE, common["position"], (), common["readout"])
 
 
 def _details(call: Call) -> dict[str, Any]:
@@ -347,105 +260,3 @@ def _why_plain(call: Call) -> str:
     return (
         "its experts are given tokens that the router has scaled, so they are switched off in plain forwards"
     )
-
-
-def _masks(anatomy: Anatomy, sites: Sequence[tuple[int, int]]) -> dict[int, np.ndarray]:
-    """By layer bool (experts,)."""
-    found: dict[int, np.ndarray] = {}
-    for layer, expert in sites:
-        if layer not in found:
-            found[layer] = np.zeros(expert_count(anatomy, layer), np.bool_)
-        found[layer][expert] = True
-    return found
-
-
-def runner_of(anatomy: Anatomy, call: Call) -> Runner:
-    """Runs sets of the call's experts switched off together; it doesn't keep the model alive."""
-    model = weakref.ref(anatomy.model)
-
-    def run(sets: Bools, case_ids: Sequence[int], kind: Kind | None = None) -> CurveRuns:
-        there = model()
-        if there is None:
-            raise ArgumentError(
-                "the model that was traced is gone; use mt.knockout_curves(trace, model, cases, n)"
-            )
-        by_id = {case.case_id: case for case in call.cases}
-        own = call if kind is None else replace(call, asked=replace(call.asked, kind=kind))
-        return _run_sets(find_anatomy(there), own, sets, [by_id[case_id] for case_id in case_ids])
-
-    return run
-
-
-def _run_sets(anatomy: Anatomy, call: Call, sets: Bools, cases: Sequence[Case]) -> CurveRuns:
-    sites = call.wanted.sites(anatomy)
-    if call.asked.kind == "reroute":
-        _refuse_too_few(anatomy, sites, sets)
-    with prepared(anatomy.model), computing_in(anatomy, call.common["compute_dtype"]):
-        job = _job(anatomy, call)
-        others: Mapping[int, ByLayer] = {}
-        if call.asked.kind in ("mean", "resample"):
-            others = capture(job, call.reference, call.wanted.layers, call.asked.everywhere)
-        tokens, asked = _tokens_of(job, call.asked), call.asked
-        ablation = Ablation(asked.kind, tokens, asked.everywhere, asked.seed, {}, others)
-        job = replace(job, ablation=ablation)
-        masks = [_masks(anatomy, [site for site, off in zip(sites, own, strict=True) if off]) for own in sets]
-        found = switch_off(job, [Off(case, own) for own in masks for case in cases])
-    shape = (len(sets), len(cases))
-    first = found.top.reshape(shape) == np.array([case.true_id for case in cases])
-    return CurveRuns(found.differences.reshape(shape), first)
-
-
-def _refuse_too_few(anatomy: Anatomy, sites: Sequence[tuple[int, int]], sets: Bools) -> None:
-    """ArgumentError where a router is left with fewer experts than it takes."""
-    layers = np.array([layer for layer, _ in sites])
-    for layer in np.unique(layers).tolist():
-        off = int(sets[:, layers == layer].sum(axis=1).max(initial=0))
-        left, top_k = expert_count(anatomy, layer) - off, top_k_of(anatomy.config)
-        if left < top_k:
-            raise ArgumentError(
-                f"with ablation 'reroute' {off} experts of layer {layer} would be off together, and its "
-                f"router, which takes {top_k}, could choose among {left}; give a smaller n, or trace with "
-                "ablation='zero'"
-            )
-
-
-def knockout_curves(
-    trace: KnockoutTrace,
-    model: torch.nn.Module,
-    cases: Sequence[Case] | CaseSet,
-    n: int = 8,
-    *,
-    by: str = "effect",
-    draws: int = 3,
-    shares: Sequence[float] = SHARES,
-    seed: int = 0,
-    reference: Sequence[Case] | CaseSet | None = None,
-) -> KnockoutCurves:
-    """:meth:`KnockoutTrace.greedy` of a trace that doesn't know its model: it was loaded, or joined.
-
-    >>> mt.knockout_curves(mt.load("runs/knockout"), model, cases, n=8).plot()
-
-    ``cases``: at least those of the trace. ``reference``: as in trace_knockout. The other arguments are those
-    of :meth:`KnockoutTrace.greedy`. Errors: ArgumentError where the model or a case isn't that of the trace.
-    """
-    if not isinstance(trace, KnockoutTrace):
-        raise ArgumentError(f"trace is a {type(trace).__name__}; expected what trace_knockout gives")
-    anatomy = find_anatomy(model)
-    told, facts = trace.provenance, model_facts(anatomy.model)
-    if facts["weights"] != told["model"]["weights"]:
-        raise ArgumentError("the model isn't the one that was traced: its weights are others; give that one")
-    case_set = as_case_set(cases)
-    known = {case.case_id for case in case_set}
-    missing = [own for own in trace.cases.case_id.tolist() if own not in known]
-    if missing:
-        raise ArgumentError(f"cases lacks {len(missing)} of the trace: ids {missing[:20]}; give all of them")
-    others = case_set if reference is None else as_case_set(reference)
-    if told["reference"] is not None and told["reference"] != others.fingerprint():
-        raise ArgumentError(
-            "the reference set isn't that of the trace; give it as reference=, or the same cases"
-        )
-    position = "last" if told["everywhere"] else told["position"]
-    common = {"position": position, "readout": told["readout"], "compute_dtype": told["compute_dtype"]}
-    asked = Asked(told["ablation"], told["everywhere"], told["seed"] or 0)
-    call = Call(case_set, others, Wanted(trace.layers, tuple(trace.experts)), asked, common)
-    return trace.curves(runner_of(anatomy, call), n, by=by, draws=draws, shares=shares, seed=seed)
