@@ -8,6 +8,7 @@
 #include "bindings.h"
 #include "moetrace/pass/outcome.h"
 #include "moetrace/pass/pass.h"
+#include "moetrace/tree/paths.h"
 #include "moetrace/tree/visibility.h"
 #include "runs.h"
 
@@ -251,6 +252,12 @@ void init_pass(py::module_& m) {
             return grid(cells, {plan.cases, plan.rows, plan.rows});
           },
           "uint8 (cases, rows, rows): 1 where the second row is the first or its ancestor")
+      .def(
+          "paths",
+          [](const Pass& pass, std::int64_t rows) {
+            return moetrace::tree::make_paths(pass.layout().plan(), rows);
+          },
+          py::arg("rows"), Release(), "Every run as a sequence, while so many rows of each case are there.")
       .def_property_readonly("final_rows", &Pass::final_rows,
                              "Rows that are read out: clean, noised for each draw, then every fork.")
       .def_property_readonly("fused_calls", &Pass::fused_calls,

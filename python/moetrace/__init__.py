@@ -46,11 +46,13 @@ if TYPE_CHECKING:
     from moetrace.protocol.loading import load as load
     from moetrace.protocol.run import run_protocol as run_protocol
     from moetrace.results.coalitions import CoalitionTrace as CoalitionTrace
+    from moetrace.results.expert_map import ExpertMap as ExpertMap
     from moetrace.results.expert_name import Expert as Expert
     from moetrace.results.experts import ExpertTrace as ExpertTrace
     from moetrace.results.joined import concat as concat
     from moetrace.results.knockout import KnockoutTrace as KnockoutTrace
     from moetrace.results.knockout_curves import KnockoutCurves as KnockoutCurves
+    from moetrace.results.layer_map import LayerMap as LayerMap
     from moetrace.results.layers import LayerTrace as LayerTrace
     from moetrace.results.matched import MatchedTrace as MatchedTrace
     from moetrace.results.scales import ScaleTrace as ScaleTrace
@@ -71,10 +73,12 @@ _HOMES = {
     "CaseSet": "cases",
     "CoalitionTrace": "results.coalitions",
     "Expert": "results.expert_name",
+    "ExpertMap": "results.expert_map",
     "ExpertTrace": "results.experts",
     "Force": "pipeline.routing",
     "KnockoutCurves": "results.knockout_curves",
     "KnockoutTrace": "results.knockout",
+    "LayerMap": "results.layer_map",
     "LayerTrace": "results.layers",
     "MatchedTrace": "results.matched",
     "MoetraceError": "errors",

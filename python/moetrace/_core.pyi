@@ -8,7 +8,7 @@ import numpy
 import numpy.typing
 import typing
 import typing_extensions
-__all__: list[str] = ['Activation', 'Buffer', 'CaseShape', 'Chosen', 'ContributionTap', 'Corruption', 'ExpertLayout', 'Forward', 'Gate', 'HookScope', 'Job', 'Join', 'LayerFacts', 'LayerReader', 'Origin', 'Outcome', 'Pass', 'PassCase', 'Patch', 'PatchKind', 'Plan', 'ReadError', 'ReadOptions', 'Runs', 'Segment', 'Step', 'Sweep', 'Tap', 'TokenPatch', 'TokensKind', 'Trouble', 'additivity', 'banzhaf', 'banzhaf_interaction', 'cut', 'is_quiet', 'layer_rows', 'matched_control', 'pack', 'prefix_coalitions', 'quietly', 'sample_permutations', 'sampled_shapley', 'shapley', 'shapley_interaction', 'smallest_coalition', 'subsets', 'tree_cost', 'tree_rows']
+__all__: list[str] = ['Activation', 'Buffer', 'CaseShape', 'Chosen', 'ContributionTap', 'Corruption', 'ExpertLayout', 'Forward', 'Gate', 'HookScope', 'Job', 'Join', 'LayerFacts', 'LayerReader', 'Origin', 'Outcome', 'Pass', 'PassCase', 'Patch', 'PatchKind', 'Paths', 'Plan', 'ReadError', 'ReadOptions', 'Runs', 'Segment', 'Step', 'Sweep', 'Tap', 'TokenPatch', 'TokensKind', 'Trouble', 'additivity', 'banzhaf', 'banzhaf_interaction', 'cut', 'is_quiet', 'layer_rows', 'matched_control', 'pack', 'prefix_coalitions', 'quietly', 'sample_permutations', 'sampled_shapley', 'shapley', 'shapley_interaction', 'smallest_coalition', 'subsets', 'tree_cost', 'tree_rows']
 class CaseShape:
     """
     What the tree has to know of a case: places in its prompt, in tokens.
@@ -98,6 +98,50 @@ class Plan:
     def source(self) -> numpy.ndarray:
         """
         (cases, rows): base row that a row copies.
+        """
+class Paths:
+    """
+    Every run of a batch as a sequence: base runs first, then forks.
+    """
+    @property
+    def bases(self) -> int:
+        """
+        Sequences before the first fork.
+        """
+    @property
+    def cut(self) -> numpy.ndarray:
+        """
+        (sequences,): position of a fork's first own row, 0 elsewhere.
+        """
+    @property
+    def length(self) -> numpy.ndarray:
+        """
+        (sequences,): tokens.
+        """
+    @property
+    def longest(self) -> int:
+        """
+        Tokens of the longest sequence.
+        """
+    @property
+    def origin(self) -> numpy.ndarray:
+        """
+        (sequences,): the sequence that a fork goes on from, its own elsewhere.
+        """
+    @property
+    def place(self) -> numpy.ndarray:
+        """
+        (cases, rows): token that a row is, as sequence * longest + position; 0 for padding.
+        """
+    @property
+    def row(self) -> numpy.ndarray:
+        """
+        (sequences, longest): row of each token as case * rows + row; behind the end the last again.
+        """
+    @property
+    def rows(self) -> int:
+        """
+        Rows of each case that are there.
         """
 class Activation(enum.Enum):
     """
@@ -331,6 +375,10 @@ class Pass:
     def misfired(self) -> str:
         """
         Says which sites didn't fire exactly once; empty if all did.
+        """
+    def paths(self, rows: typing.SupportsInt | typing.SupportsIndex) -> Paths:
+        """
+        Every run as a sequence, while so many rows of each case are there.
         """
     def position_ids(self) -> numpy.typing.NDArray[numpy.int64]:
         """

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 import moetrace as mt
 from moetrace._native import _core
@@ -18,6 +17,7 @@ from moetrace.models.anatomy import find_anatomy
 from moetrace.models.state import prepared
 from tests.engines.test_expert_patches import assert_same, every_patch
 from tests.engines.tiny import make_cases, make_model
+from tests.trace.hand import run_by_hand
 
 Chosen, Join = _core.Chosen, _core.Join
 CASES = make_cases(4)
@@ -85,33 +85,6 @@ def test_tree_equals_reference(family, join):
             assert np.isnan(own.clean_logit[absent]).all()
 
 
-def by_hand(model, case, noise, layer, rows):
-    """One forward; ``rows``: what the layer's block gives at some positions."""
-    handles, kept = [], []
-    start, stop = case.subject
-
-    def corrupt(_m, _a, out):
-        out = out.clone()
-        out[0, start:stop] += noise
-        return out
-
-    def write(_m, _a, out):
-        hidden = (out[0] if isinstance(out, tuple) else out).clone()
-        kept.append(hidden.reshape(-1, hidden.shape[-1]).clone())
-        for position, value in rows.items():
-            hidden.reshape(-1, hidden.shape[-1])[position] = value
-        return (hidden, *out[1:]) if isinstance(out, tuple) else hidden
-
-    if noise is not None:
-        handles.append(model.get_input_embeddings().register_forward_hook(corrupt))
-    handles.append(model.model.layers[layer].mlp.register_forward_hook(write))
-    with torch.no_grad():
-        logits = model(input_ids=torch.tensor([case.input_ids]), use_cache=False).logits[0, -1].double()
-    for handle in handles:
-        handle.remove()
-    return float(logits[case.true_id] - logits[case.foil_id]), kept[0]
-
-
 @pytest.mark.parametrize("family", ["qwen3_moe", "gemma3"])
 def test_reference_is_the_definition(family):
     model, case = make_model(family), CASES[1]
@@ -121,13 +94,13 @@ def test_reference_is_the_definition(family):
         job = make_job(anatomy, patches, mt.SubjectNoise(draws=2), PLACES)
         found = ReferenceEngine(job).run([case])
         for draw, noise in enumerate(job.corruptor.values(case)):
-            _, clean = by_hand(model, case, None, 2, {})
-            _, noised = by_hand(model, case, noise, 2, {})
+            _, clean = run_by_hand(model, case, None, 2, {})
+            _, noised = run_by_hand(model, case, noise, 2, {})
             for column, patch in enumerate(patches):
                 tokens = PLACES[patch.place].find(case)
                 denoise = patch.origin is Origin.DENOISE
                 rows = {at: (clean if denoise else noised)[at] for at in tokens}
-                expected, _ = by_hand(model, case, noise if denoise else None, 2, rows)
+                expected, _ = run_by_hand(model, case, noise if denoise else None, 2, rows)
                 assert found.patched[0, column, draw] == pytest.approx(expected, abs=2e-4)
     assert np.ptp(found.patched) > 0.1
 

@@ -226,7 +226,6 @@ WIDE: dict[str, Family] = {
     "glm_moe_dsa": Family(
         "GlmMoeDsaForCausalLM",
         lambda: tf.GlmMoeDsaConfig(**LATENT, **INDEXER, **MIXED_MLP, indexer_types=SHARED_INDEXER),
-        grow=False,
     ),
     "granitemoeshared": Family(
         "GraniteMoeSharedForCausalLM", lambda: tf.GraniteMoeSharedConfig(**GRANITE), block="block_sparse_moe"
@@ -255,7 +254,7 @@ WIDE: dict[str, Family] = {
     "phimoe": Family(
         "PhimoeForCausalLM", lambda: tf.PhimoeConfig(**MOE, num_local_experts=8, sliding_window=WINDOW)
     ),
-    "llama4_text": Family("Llama4ForCausalLM", llama4, block="feed_forward", experts=False),
+    "llama4_text": Family("Llama4ForCausalLM", llama4, block="feed_forward"),
     "jetmoe": Family("JetMoeForCausalLM", _jetmoe, experts=False),
     "dbrx": Family("DbrxForCausalLM", _dbrx, layers="transformer.blocks", block="ffn"),
     "longcat_flash": Family("LongcatFlashForCausalLM", _longcat),
@@ -268,7 +267,7 @@ WIDE: dict[str, Family] = {
         "Cohere2MoeForCausalLM",
         lambda: tf.Cohere2MoeConfig(**MOE, **SLIDING, num_experts=8, num_shared_experts=1, logit_scale=0.5),
     ),
-    "gemma4_text": Family("Gemma4ForCausalLM", _gemma4, block="experts", grow=False),
+    "gemma4_text": Family("Gemma4ForCausalLM", _gemma4, block="experts"),
     "mellum": Family("MellumForCausalLM", lambda: tf.MellumConfig(**MOE, **SLIDING, num_experts=8)),
     "mimo_v2_flash": Family(
         "MiMoV2FlashForCausalLM",
@@ -284,7 +283,6 @@ WIDE: dict[str, Family] = {
         "HYV4ForCausalLM",
         lambda: tf.HYV4Config(**LATENT, **INDEXER, **MIXED_MLP, head_dim=16, indexer_types=SHARED_INDEXER),
         eager=True,
-        grow=False,
     ),
     "laguna": Family(
         "LagunaForCausalLM",
@@ -312,14 +310,14 @@ WIDE: dict[str, Family] = {
     "step3p7": Family("Step3p7ForConditionalGeneration", _step3p7, layers=BESIDE_VISION),
     "deepseek_ocr2": Family("DeepseekOcr2ForConditionalGeneration", _ocr2, layers=BESIDE_VISION),
     "muse_spark": Family("MuseSparkForConditionalGeneration", _muse_spark, layers=BESIDE_VISION),
-    "deepseek_v4": Family("DeepseekV4ForCausalLM", _deepseek_v4, eager=True, tree=False),
-    "minimax_m3": Family("MiniMaxM3VLForCausalLM", minimax_m3, tree=False),
+    "deepseek_v4": Family("DeepseekV4ForCausalLM", _deepseek_v4, eager=True, grow=False),
+    "minimax_m3": Family("MiniMaxM3VLForCausalLM", minimax_m3),
 }
 
 
 def make_wide(family: str | Family, seed: int = 0) -> Any:
     """A random model with weights large enough for attention, routing and logits to be far from flat."""
-    known = WIDE[family] if isinstance(family, str) else family
+    known = family_of(family)
     torch.manual_seed(seed)
     config = known.config()
     config._attn_implementation = "eager" if known.eager else "sdpa"
@@ -336,24 +334,29 @@ def make_wide(family: str | Family, seed: int = 0) -> Any:
     return model
 
 
-def layers_of(model: Any, family: str) -> list[Any]:
+def family_of(family: str | Family) -> Family:
+    """A family by its name in WIDE, or itself."""
+    return WIDE[family] if isinstance(family, str) else family
+
+
+def layers_of(model: Any, family: str | Family) -> list[Any]:
     """Decoder layers; some releases of transformers keep a thinker's one level further down."""
     try:
-        return list(attrgetter(WIDE[family].layers)(model))
+        return list(attrgetter(family_of(family).layers)(model))
     except AttributeError:
         return list(attrgetter("model.language_model.layers")(model))
 
 
-def block_of(layer: Any, family: str) -> Any:
+def block_of(layer: Any, family: str | Family) -> Any:
     """The sparse block; in a dense layer of a sparse model its MLP."""
-    name = WIDE[family].block
+    name = family_of(family).block
     return getattr(layer, name) if hasattr(layer, name) else layer.mlp
 
 
 class Plain:
     """A model as oracle.py expects it: blocks at ``model.layers[i].mlp``, and a text config."""
 
-    def __init__(self, model: Any, family: str) -> None:
+    def __init__(self, model: Any, family: str | Family) -> None:
         blocks = [block_of(layer, family) for layer in layers_of(model, family)]
         self.model = SimpleNamespace(layers=[SimpleNamespace(mlp=block) for block in blocks])
         self.config = model.config.get_text_config(decoder=True)
@@ -385,6 +388,11 @@ def without_expert(
 
     def silence(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given = dict(zip(("hidden_states", "top_k_index", "top_k_weights"), args, strict=False)) | kwargs
+        if "top_k_index" not in given:  # llama4: every expert's inputs, weighed by the router
+            inputs = given["hidden_states"].unflatten(0, (plain.config.num_local_experts, -1)).clone()
+            routed.extend(inputs[:, -1].any(-1).nonzero().flatten().tolist())
+            inputs[[expert == silent for expert in range(len(inputs))], -1] = 0.0
+            return (), {"hidden_states": inputs.flatten(0, 1)}
         routed.extend(given["top_k_index"][-1].tolist())
         weights = given["top_k_weights"].clone()
         weights[-1, [expert == silent for expert in routed]] = 0.0
@@ -400,7 +408,7 @@ def without_expert(
     return kept[layer][-1], routed
 
 
-def expert_rescue(model: Any, family: str, case: Case, layer: int) -> dict[int, float]:
+def expert_rescue(model: Any, family: str | Family, case: Case, layer: int) -> dict[int, float]:
     """Rescue of every clean-active expert of a layer: equations 5 and 6 in whole forward passes."""
     plain = Plain(model, family)
     noise = subject_noise(plain, case)

@@ -68,7 +68,7 @@ def test_the_same_call_goes_on_and_the_folder_holds_the_result(run: Any, tmp_pat
         ("clean", lambda value: value + 1),
         ("noised", lambda value: [number + 1 for number in value]),
         ("patched", lambda value: [number + 1e-12 for number in value]),
-        ("routing.1.patched", lambda value: [0.0] * len(value)),
+        ("routing.1.0.patched", lambda value: [0.0] * len(value)),
         ("case_id", lambda value: value + 1),
     ],
 )
@@ -134,7 +134,7 @@ def test_a_run_of_an_older_format_is_refused(run: Any, tmp_path: Path) -> None:
     call = json.loads(path.read_text())
     del call["format"]
     path.write_text(json.dumps(call))
-    with pytest.raises(RunFolderError, match=r"call\.json: format is None; .* reads 3: .*remove this one"):
+    with pytest.raises(RunFolderError, match=r"call\.json: format is None; .* reads 4: .*remove this one"):
         run()
 
 

@@ -12,7 +12,7 @@ import torch
 
 from moetrace._native import _core
 from moetrace.corruptions import Corruption, Corruptor, Embedding, as_noise
-from moetrace.engines.places import LAST, Place, Position, place_at
+from moetrace.engines.places import ALL, LAST, Place, Position, places_of
 from moetrace.errors import HookError
 from moetrace.models.anatomy import Anatomy
 from moetrace.models.readout import ReadoutKind, make_readout
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from moetrace.cases import Case
     from moetrace.engines.knockout import Ablation
     from moetrace.models.ending import Ending
+    from moetrace.models.mixers import Mixer
     from moetrace.models.readout import Readout
 
 Patch = _core.Patch
@@ -38,9 +39,9 @@ class Job:
 
     ``patches``: a column of the outcome each. ``sweeps``: layers of which every routed expert is patched by
     itself. ``places``: where; patches and sweeps name them by number. ``ending``: with one, direct effects
-    are measured too. ``mode``: whether clean values go into the noised run or noised ones into the clean
-    run, as the patches' origins say, too. ``ablation``: with one, patches of experts leave from the clean run
-    and switch them off; nothing is corrupted.
+    are measured too. ``mixers``: what a tree has to unfold of the model. ``mode``: whether clean values go
+    into the noised run or noised ones into the clean run, as the patches' origins say, too. ``ablation``:
+    with one, patches of experts leave from the clean run and switch them off; nothing is corrupted.
     """
 
     anatomy: Anatomy
@@ -50,6 +51,7 @@ class Job:
     places: tuple[Place, ...] = (LAST,)
     sweeps: tuple[Sweep, ...] = ()
     ending: Ending | None = None
+    mixers: tuple[Mixer, ...] = ()
     mode: Mode = "denoise"
     ablation: Ablation | None = None
 
@@ -85,8 +87,10 @@ class Job:
         return self.core.runs
 
     @property
-    def position(self) -> Position | list[Position]:
-        """The name of the place, or those of several."""
+    def position(self) -> str | int | list[str | int]:
+        """What was asked for: the name of the place, or those of several; "all" for every token by itself."""
+        if any(place.of_all for place in self.places):
+            return ALL
         names = [place.name for place in self.places]
         return names[0] if len(names) == 1 else names
 
@@ -133,7 +137,7 @@ def make_job(
     anatomy: Anatomy,
     patches: Sequence[Patch],
     corruption: Corruption | float | None = None,
-    position: Position | Sequence[Place] = "last",
+    position: Position | tuple[Place, ...] = "last",
     sweeps: Sequence[Sweep] = (),
     readout: ReadoutKind = "exact",
     mode: Mode = "denoise",
@@ -147,7 +151,7 @@ def make_job(
     bound = Corruptor(own, embedding_of(anatomy))
     own.measure(bound.embedding)
     read = make_readout(anatomy, readout)
-    places = (place_at(position),) if isinstance(position, str | int) else tuple(position)
+    places = position if isinstance(position, tuple) else places_of(position, ())
     return Job(anatomy, tuple(patches), bound, read, places, tuple(sweeps), mode=mode, ablation=ablation)
 
 

@@ -133,14 +133,19 @@ def tolerance_of(job: Job, seen: Seen) -> float:
 
 def compare(job: Job, join: _core.Join, case: Case, rows: int) -> Comparison:
     """A tree of so many rows, forks joining there or lower, with block and expert patches of three layers."""
-    # What takes the place of knocked-out experts is known at the job's own place alone.
-    places = (LAST,) if job.ablation is None else job.places[:1]
-    probe = replace(
-        job, patches=_probe_patches(job), sweeps=(), places=places, readout=_fresh(job), ending=None
-    )
-    tree = TreeEngine(_filled(probe, case, rows), join)
+    probe = probe_of(job)
+    tree = TreeEngine(filled(probe, case, rows), join)
     expected, found = gather([partial(ReferenceEngine(probe).run, [case]), partial(tree.run, [case])])
     return Comparison(_apart(expected, found, len(probe.patches)), _size(expected), tree.join)
+
+
+def probe_of(job: Job) -> Job:
+    """The job that is compared: block and expert patches of three layers at the last token."""
+    # What takes the place of knocked-out experts is known at the job's own place alone.
+    places = (LAST,) if job.ablation is None else job.places[:1]
+    return replace(
+        job, patches=_probe_patches(job), sweeps=(), places=places, readout=_fresh(job), ending=None
+    )
 
 
 @dataclass(frozen=True)
@@ -320,7 +325,7 @@ def _probe_patches(job: Job) -> tuple[Patch, ...]:
     return tuple(patches)
 
 
-def _filled(probe: Job, case: Case, rows: int) -> Job:
+def filled(probe: Job, case: Case, rows: int) -> Job:
     """The probe with as many null forks as make its tree no smaller than the trace's own."""
     lowest = min(patch.layer for patch in probe.patches)
     missing = rows - TreeEngine(probe).rows_of(case)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from moetrace.models.experts import block_scale, routed_call
 from moetrace.models.float32 import is_wide
 from moetrace.models.forward import read_differences
 from moetrace.models.masks import TreeMask, tree_masks
+from moetrace.models.mixers import Unfolding
 from moetrace.models.state import fingerprint
 
 if TYPE_CHECKING:
@@ -170,6 +172,11 @@ class TreeEngine:
                 if _compared.get(site.experts, (None, True))[0] != state:
                     _compared[site.experts] = (state, True)
 
+    def arm_mixers(self, run: _core.Pass, scope: _core.HookScope) -> None:
+        """Hang what gives token mixers that aren't masked attention each run by itself."""
+        if self.job.mixers:
+            Unfolding(run).arm(scope, self.job.anatomy, self.job.mixers)
+
     def _forward(
         self, run: _core.Pass, cases: Sequence[Case], runs: range
     ) -> tuple[np.ndarray, dict[Any, Any], tuple[np.ndarray, np.ndarray]]:
@@ -191,6 +198,7 @@ class TreeEngine:
         tap = TreeTap(self.job, run, runs) if self.job.measures_direct and len(runs) else None
         with _core.HookScope() as scope, tree_masks(_mask(run)):
             scope.arm(run, anatomy, routed_call)
+            self.arm_mixers(run, scope)
             for index in self.job.expert_layers:
                 _measure_scale(scope, run, anatomy, index, scales)
             if tap is not None:
@@ -219,21 +227,32 @@ def _measure_scale(
 ) -> None:
     """Note what a layer's block scales its experts by, while the layer's weights are at hand, and before
     forks that join behind the layer need it."""
-    kept: list[torch.Tensor] = []
+    site = anatomy.site(layer)
+    kept: list[tuple[torch.Tensor, dict[str, torch.Tensor]]] = []
 
     def keep_row(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]
-        rows = hidden.reshape(1, -1, hidden.shape[-1])
-        kept[:] = [torch.cat([rows[:, :1], rows[:, -1:]], dim=1)]
+        beside = {
+            name: _ends(value.flatten(0, 1))
+            for name, value in kwargs.items()
+            if isinstance(value, torch.Tensor) and value.shape[:2] == hidden.shape[:2] and value is not hidden
+        }
+        kept[:] = [(_ends(hidden.reshape(-1, hidden.shape[-1])), beside)]
 
     def measure(*_: Any) -> None:
         scope.pause()
         try:
-            scale = block_scale(anatomy.site(layer), kept[0])
+            rows, beside = kept[0]
+            scale = block_scale(site, rows, partial(site.block, rows, **beside))
         finally:
             scope.resume()
         run.scale_experts(layer, scale)
         scales[layer] = abs(scale)  # of the norms of patch vectors
 
-    scope.before(anatomy.site(layer).block, keep_row)
-    scope.behind(anatomy.site(layer).block, measure)
+    scope.before(site.block, keep_row)
+    scope.behind(site.block, measure)
+
+
+def _ends(rows: torch.Tensor) -> torch.Tensor:
+    """The first and the last row, as those of one case."""
+    return torch.stack([rows[0], rows[-1]]).unsqueeze(0)

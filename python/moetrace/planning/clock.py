@@ -23,6 +23,7 @@ from moetrace._native import _core
 from moetrace.cases import Case
 from moetrace.counts import counting
 from moetrace.engines.job import Patch, Sweep
+from moetrace.engines.places import LAST
 from moetrace.engines.tree import TreeEngine
 from moetrace.models.anatomy import EXPERT_COUNTS, LAYER_COUNTS, look_over
 from moetrace.models.experts import top_k_of
@@ -144,13 +145,14 @@ def _trace(model: nn.Module, blueprint: Blueprint, stage: Stage, batch: Batch, e
     slots = sum(sweep.top_k * (1 + sweep.of_union) for sweep in sweeps)
     patches = [Patch.null(0), *[Patch.block(0)] * max(0, runs - 1 - slots)]
     samples: Samples = vars(anatomy.layers[0])["forward"].samples
+    places = job.places if len(job.places) == 1 else (LAST,)
     before = len(samples)
     with warnings.catch_warnings(), counting() as counted:
         warnings.simplefilter("ignore")  # random weights give what they give
         start = time.perf_counter()
         session = trace(
             model, cases, patches, anatomy=anatomy, corruption=job.corruptor.corruption,
-            position=job.places, metric="logit_diff", engine=engine, batch_tokens=_NO_BUDGET,
+            position=places, metric="logit_diff", engine=engine, batch_tokens=_NO_BUDGET,
             progress=False, out=None,
             final_subject="keep", readout=job.readout.asked, sweeps=sweeps, direct=stage.direct,
         )  # fmt: skip

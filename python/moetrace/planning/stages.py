@@ -12,13 +12,15 @@ from moetrace._native import _core
 from moetrace.cases import CaseSet
 from moetrace.corruptions import Corruptor, NoiseScales
 from moetrace.engines.job import Job, Patch, Sweep, embedding_of
-from moetrace.engines.places import LAST
+from moetrace.engines.places import LAST, places_of
 from moetrace.errors import ArgumentError
 from moetrace.models.experts import top_k_of
 from moetrace.models.readout import make_readout
 from moetrace.results.expert_name import Expert
 from moetrace.trace.coalitions import wanted_of
-from moetrace.trace.experts import expert_layers_of
+from moetrace.trace.experts import expert_layers_of, expert_sweeps
+from moetrace.trace.layers import layer_patches
+from moetrace.trace.maps import null_place
 from moetrace.trace.matched import matched_patches
 from moetrace.trace.select_cases import first_size, next_size
 from moetrace.trace.together import LARGEST_GAME, SAMPLED_ORDERS
@@ -55,25 +57,27 @@ class Stage:
         return len(self.job.sweeps) > 1
 
 
-def bare_job(anatomy: Anatomy, common: dict[str, Any]) -> Job:
+def bare_job(anatomy: Anatomy, common: dict[str, Any], cases: Sequence[Case], what: str) -> Job:
     """A job without patches, with checked options; the weights needn't be there."""
     readout = make_readout(anatomy, common["readout"])
     bound = Corruptor(common["corruption"], embedding_of(anatomy))
-    return Job(anatomy, (), bound, readout, common["position"])
+    places = places_of(common["position"], cases, prefix=what != "layers")
+    return Job(anatomy, (), bound, readout, places)
 
 
 def layers_stage(job: Job, cases: Sequence[Case], layers: Any = None) -> Stage:
     """:func:`moetrace.trace_layers`."""
     chosen = job.anatomy.resolve_layers(layers)
-    patches = (*(Patch.block(layer) for layer in chosen), Patch.null(min(chosen)))
+    patches = tuple(layer_patches(chosen, job.places))
     return Stage("layers", replace(job, patches=patches), [list(cases)])
 
 
 def experts_stage(job: Job, cases: Sequence[Case], layers: Any = None, union: bool = False) -> Stage:
     """:func:`moetrace.trace_experts`."""
-    chosen, top_k = expert_layers_of(job.anatomy, layers), top_k_of(job.anatomy.config)
-    sweeps = tuple(Sweep(layer, top_k, union) for layer in chosen)
-    own = replace(job, patches=(Patch.null(min(chosen)),), sweeps=sweeps)
+    chosen = expert_layers_of(job.anatomy, layers)
+    sweeps = tuple(expert_sweeps(job.anatomy, chosen, job.places, union))
+    null = Patch.null(min(chosen), null_place(job.places))
+    own = replace(job, patches=(null,), sweeps=sweeps)
     return Stage("experts", own, [list(cases)])
 
 

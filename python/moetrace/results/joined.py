@@ -12,6 +12,7 @@ import pandas as pd
 from moetrace.arguments import as_list, refuse_type, shown
 from moetrace.errors import ArgumentError, DuplicateCaseError
 from moetrace.results.base import TraceResult
+from moetrace.results.map_sites import widened
 from moetrace.results.settings import SettingsMismatchError, refuse_other_settings
 
 # What else of a provenance says what the columns are: the expert, the game of coalitions, the ablation.
@@ -35,10 +36,12 @@ def concat(traces: Iterable[_Trace]) -> _Trace:
     parts = as_list(traces, "traces", "a list of traces")
     if not parts:
         raise ArgumentError("traces is empty; expected at least one trace")
-    first: _Trace = parts[0]
     for place, part in enumerate(parts):
         if not isinstance(part, TraceResult):
             refuse_type(part, f"traces[{place}]", "a trace")
+    parts = widened(parts)
+    first: _Trace = parts[0]
+    for place, part in enumerate(parts):
         _refuse_unlike(parts[0], part, place)
     ids = Counter(case_id for part in parts for case_id in _traced(part))
     twice = [case_id for case_id, count in ids.items() if count > 1]

@@ -7,8 +7,10 @@ from pathlib import Path
 from moetrace.errors import RunFolderError
 from moetrace.results.base import TraceResult
 from moetrace.results.coalitions import CoalitionTrace
+from moetrace.results.expert_map import ExpertMap
 from moetrace.results.experts import ExpertTrace
 from moetrace.results.knockout import KnockoutTrace
+from moetrace.results.layer_map import LayerMap
 from moetrace.results.layers import LayerTrace
 from moetrace.results.matched import MatchedTrace
 from moetrace.results.saved import read_saved
@@ -18,6 +20,7 @@ _KINDS: dict[str, type[TraceResult]] = {
     kind.kind: kind
     for kind in (LayerTrace, ExpertTrace, MatchedTrace, ScaleTrace, CoalitionTrace, KnockoutTrace)
 }
+_MAPS: dict[str, type[TraceResult]] = {LayerMap.kind: LayerMap, ExpertMap.kind: ExpertMap}
 
 
 def load(folder: str | Path) -> TraceResult:
@@ -41,7 +44,8 @@ def load(folder: str | Path) -> TraceResult:
         )
     try:
         rows, cases, failed = saved.tables.values()
-        return _KINDS[saved.kind].from_files(rows, cases, failed, saved.provenance)
+        kinds = _MAPS if "position" in rows else _KINDS
+        return kinds[saved.kind].from_files(rows, cases, failed, saved.provenance)
     except Exception as failure:
         raise RunFolderError(
             f"the tables in {folder} don't make a {saved.kind} result ({failure}); save it again"

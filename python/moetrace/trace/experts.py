@@ -11,14 +11,18 @@ import torch
 from typing_extensions import Unpack
 
 from moetrace.arguments import as_flag
+from moetrace.cases import as_case_set
 from moetrace.effects import rescue
-from moetrace.engines.job import ORIGINS, Patch, Sweep
+from moetrace.engines.job import ORIGINS, Origin, Patch, Sweep
+from moetrace.engines.places import Place, is_map, places_of
 from moetrace.errors import ArgumentError, LayoutError
-from moetrace.models.anatomy import Anatomy, find_anatomy
+from moetrace.models.anatomy import Anatomy, expert_count, find_anatomy
 from moetrace.models.experts import top_k_of
 from moetrace.ranks import on_all_ranks
 from moetrace.results.expert_arrays import ExpertArrays
+from moetrace.results.expert_map import ExpertMap
 from moetrace.results.experts import ExpertTrace
+from moetrace.trace.maps import map_cases, mapped, null_place, tokens_at
 from moetrace.trace.options import TraceOptions, checked, shows_options
 from moetrace.trace.provenance import provenance
 from moetrace.trace.session import Session, case_table, keep, trace
@@ -37,7 +41,7 @@ def trace_experts(
     layers: int | Sequence[int] | None = None,
     union: bool = False,
     **options: Unpack[TraceOptions],
-) -> ExpertTrace:
+) -> ExpertTrace | ExpertMap:
     """Patch each clean-active expert's clean-minus-noised update into the noised run (section 3.4).
 
     >>> experts = mt.trace_experts(model, discovery, layer=layers.best)
@@ -47,7 +51,11 @@ def trace_experts(
     ``layer`` (or ``layers``): one, several, or None for every layer with experts. ``union``: also patch the
     experts that only the noised run routes to; they show in ``.rows``, while ``.effects`` keeps to
     clean-active experts.
-    ``options``: the common arguments of :func:`moetrace.trace_layers`.
+    ``options``: the common arguments of :func:`moetrace.trace_layers`. Of ``position="all"`` and lists of
+    positions the result is an :class:`ExpertMap`, layer x position x expert. Where a position is several
+    tokens ("subject"), an expert's patch vectors are added at each of them by that token's own routing (zero
+    where neither run routes it there): it is clean-active where it is at any of them, its weights are sums,
+    its delta_norm is over all of them, and its router logits are those of the last.
 
     An expert's contribution c_e is the ablation difference under fixed routing (equation 5), its patch vector
     delta_e = c_e(clean) - c_e(noised) (equation 6). An expert that isn't clean-active in a case has rescue
@@ -64,14 +72,21 @@ def trace_experts(
     if layer is not None and layers is not None:
         raise ArgumentError("both layer and layers are given; expected one of them")
     chosen = expert_layers_of(anatomy, layers if layer is None else layer)
-    origin = ORIGINS[common["mode"]]
-    sweeps = [Sweep(index, top_k_of(anatomy.config), union, origin=origin) for index in chosen]
-    patches = [Patch.null(min(chosen), origin=origin)]
-    details = {"union": union}
+    case_set, position = as_case_set(cases), common.pop("position")
+    places, origin = places_of(position, case_set), ORIGINS[common["mode"]]
     session = trace(
-        model, cases, patches, sweeps=sweeps, anatomy=anatomy, what="experts", details=details, **common
+        model,
+        case_set,
+        [Patch.null(min(chosen), null_place(places), origin)],
+        sweeps=expert_sweeps(anatomy, chosen, places, union, origin),
+        position=places,
+        anatomy=anatomy,
+        what="experts",
+        details={"union": union},
+        **common,
     )
-    result = expert_trace_of(session, chosen, union)
+    made = expert_map_of if is_map(position) else expert_trace_of
+    result = made(session, chosen, union)
     keep(result, common["out"])
     return result
 
@@ -89,27 +104,58 @@ def expert_layers_of(anatomy: Anatomy, layer: int | Sequence[int] | None) -> tup
     return tuple(sorted(wanted))
 
 
+def expert_sweeps(
+    anatomy: Anatomy,
+    layers: Sequence[int],
+    places: Sequence[Place],
+    union: bool,
+    origin: Origin = Origin.DENOISE,
+) -> list[Sweep]:
+    """A sweep of every layer at every place: of several tokens, the experts of any of them."""
+    top_k, found = top_k_of(anatomy.config), []
+    for layer in layers:
+        for at in mapped(places):
+            most = places[at].most
+            slots = top_k if most == 1 else min(top_k * most, expert_count(anatomy, layer))
+            found.append(Sweep(layer, slots, union, at, origin))
+    return found
+
+
 def expert_trace_of(session: Session, layers: tuple[int, ...], union: bool) -> ExpertTrace:
     """What the session's sweeps of these layers found; its last patch is the null patch."""
+    sites, arrays = _arrays_of(session, [(layer, 0) for layer in layers], union)
+    facts = provenance(session, layers)
+    return ExpertTrace(case_table(session), sites[["layer", "expert"]], arrays, session.failed, facts)
+
+
+def expert_map_of(session: Session, layers: tuple[int, ...], union: bool) -> ExpertMap:
+    """The same of sweeps at several places."""
+    places = mapped(session.job.places)
+    sites, arrays = _arrays_of(session, [(layer, at) for layer in layers for at in places], union)
+    sites["position"] = [session.job.places[at].name for at in sites.place]
+    tokens = tokens_at(session)[:, sites.place.to_numpy()]
+    sites = sites[["layer", "position", "expert"]]
+    return ExpertMap(map_cases(session), sites, arrays, session.failed, provenance(session, layers), tokens)
+
+
+def _arrays_of(
+    session: Session, where: Sequence[tuple[int, int]], union: bool
+) -> tuple[pd.DataFrame, ExpertArrays]:
+    """Sites (layer, place, expert) of layers and places one after another, and what was measured there."""
     sites, columns = [], []
-    for layer in layers:
-        count = session.outcome.routing[layer, 0].clean_active.shape[-1]
-        sites.append(pd.DataFrame({"layer": layer, "expert": np.arange(count)}))
-        columns.append(_layer_arrays(session, layer, union))
+    for layer, place in where:
+        count = session.outcome.routing[layer, place].clean_active.shape[-1]
+        sites.append(pd.DataFrame({"layer": layer, "place": place, "expert": np.arange(count)}))
+        columns.append(_layer_arrays(session, layer, place, union))
     names = [name for name in columns[0].names() if all(name in column.names() for column in columns)]
     arrays = ExpertArrays(**{n: np.concatenate([getattr(c, n) for c in columns], axis=1) for n in names})
-    return ExpertTrace(
-        case_table(session),
-        pd.concat(sites, ignore_index=True),
-        arrays,
-        session.failed,
-        provenance(session, layers),
-    )
+    return pd.concat(sites, ignore_index=True), arrays
 
 
-def _layer_arrays(session: Session, layer: int, union: bool) -> ExpertArrays:
-    """One layer of an outcome, averaged over draws; a draw in which nothing was patched counts with 0."""
-    outcome, routing = session.outcome, session.outcome.routing[layer, 0]
+def _layer_arrays(session: Session, layer: int, place: int, union: bool) -> ExpertArrays:
+    """One layer and place of an outcome, averaged over draws; a draw in which nothing was patched counts with
+    0."""
+    outcome, routing = session.outcome, session.outcome.routing[layer, place]
     base = outcome.base(session.job)
     each = rescue(routing.patched.swapaxes(1, 2), base).swapaxes(1, 2)  # (cases, draws, experts)
     effects = np.where(routing.patched_active, each, 0.0).mean(axis=1)

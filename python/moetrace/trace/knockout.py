@@ -15,18 +15,18 @@ from typing_extensions import Unpack
 from moetrace._native import _core
 from moetrace.arguments import as_choice, as_seed
 from moetrace.cases import CaseSet, as_case_set, case_columns, validate_cases
-from moetrace.engines.job import Job, Origin, Patch, Sweep
+from moetrace.engines.job import Job, Origin, Patch
 from moetrace.engines.knockout import KINDS, Ablation, Kind, donors_of
 from moetrace.engines.switches import Off, switch_off
 from moetrace.errors import EngineError, NoCasesError
 from moetrace.models.anatomy import Anatomy, expert_count, find_anatomy
-from moetrace.models.experts import top_k_of
 from moetrace.models.float32 import computing_in
 from moetrace.models.stacked import is_stacked
 from moetrace.models.state import prepared
 from moetrace.ranks import on_all_ranks
 from moetrace.results.expert_name import ExpertLike
 from moetrace.results.knockout import KnockoutTrace
+from moetrace.trace.experts import expert_sweeps
 from moetrace.trace.knockout_call import (
     NO_NOISE,
     Asked,
@@ -34,6 +34,7 @@ from moetrace.trace.knockout_call import (
     ablation_of,
     job_of,
     masks_of,
+    place_of,
     wanted_of,
 )
 from moetrace.trace.knockout_curves import runner_of
@@ -122,8 +123,8 @@ def _in_one_pass(anatomy: Anatomy, call: Call) -> KnockoutTrace:
         Patch.of_experts(one.layer, _core.Chosen.EXPERTS, experts=[one.expert], origin=Origin.NOISE)
         for one in wanted.named
     ]
-    top_k = top_k_of(anatomy.config)
-    sweeps = [Sweep(layer, top_k, origin=Origin.NOISE) for layer in wanted.layers] if not wanted.named else []
+    places = (place_of(call),)
+    sweeps = [] if wanted.named else expert_sweeps(anatomy, wanted.layers, places, False, Origin.NOISE)
     session = trace(
         anatomy.model,
         call.cases,
@@ -134,7 +135,7 @@ def _in_one_pass(anatomy: Anatomy, call: Call) -> KnockoutTrace:
         details=_details(call),
         direct=False,
         ablation=ablation,
-        **common,
+        **{**common, "position": places},
     )
     return _trace_of(session, call, sites, ablation)
 
@@ -245,7 +246,7 @@ def _plain_facts(job: Job, call: Call, case_ids: list[int], failed: list[int]) -
         "compute_dtype": call.common["compute_dtype"],
         "readout": job.readout.asked,
         "readout_by": job.readout.kind,
-        "position": call.common["position"],
+        "position": job.position,
         "metric": "logit_diff",
         "layers": list(call.wanted.layers),
         "case_ids": case_ids,

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moetrace.arguments import as_list, is_integer
+from moetrace.arguments import as_list, is_integer, shown
 from moetrace.cases import CaseSet
 from moetrace.corruptions import SubjectNoise
 from moetrace.engines.clean_contributions import ByLayer, What, capture, tokens_at
 from moetrace.engines.job import Job, make_job
 from moetrace.engines.knockout import Ablation, Kind
+from moetrace.engines.places import Place, is_map, places_of
 from moetrace.errors import ArgumentError
 from moetrace.models.anatomy import Anatomy, expert_count
 from moetrace.models.stacked import is_stacked
@@ -124,4 +125,16 @@ def masks_of(anatomy: Anatomy, sites: Sequence[tuple[int, int]]) -> dict[int, np
 def job_of(anatomy: Anatomy, call: Call) -> Job:
     """A job at the call's position that does nothing yet."""
     common = call.common
-    return make_job(anatomy, (), NO_NOISE, common["position"], (), common["readout"])
+    return make_job(anatomy, (), NO_NOISE, (place_of(call),), (), common["readout"])
+
+
+def place_of(call: Call) -> Place:
+    """Where experts are switched off in each case: one or several tokens together."""
+    position = call.common["position"]
+    if is_map(position):
+        raise ArgumentError(
+            f"position is {shown(position)}; expected one position, or 'all' for every token together; call "
+            "it once for each"
+        )
+    (found,) = places_of(position, [*call.cases, *call.reference])
+    return found

@@ -14,6 +14,7 @@ from moetrace.cases import CaseSet, as_case_set
 from moetrace.effects import SHARES
 from moetrace.engines.clean_contributions import ByLayer, capture
 from moetrace.engines.knockout import Ablation, Kind
+from moetrace.engines.places import as_positions
 from moetrace.engines.switches import Off, switch_off
 from moetrace.errors import ArgumentError
 from moetrace.models.anatomy import Anatomy, expert_count, find_anatomy
@@ -117,7 +118,7 @@ def knockout_curves(
         raise ArgumentError(
             "the reference set isn't that of the trace; give it as reference=, or the same cases"
         )
-    position = "last" if told["everywhere"] else told["position"]
+    position = "last" if told["everywhere"] else as_positions(told["position"])
     common = {"position": position, "readout": told["readout"], "compute_dtype": told["compute_dtype"]}
     asked = Asked(told["ablation"], told["everywhere"], told["seed"] or 0)
     call = Call(case_set, others, Wanted(trace.layers, tuple(trace.experts)), asked, common)

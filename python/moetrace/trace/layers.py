@@ -5,15 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 import torch
 from typing_extensions import Unpack
 
+from moetrace.cases import as_case_set
 from moetrace.effects import rescue
-from moetrace.engines.job import ORIGINS, Patch
+from moetrace.engines.job import ORIGINS, Origin, Patch
+from moetrace.engines.places import Place, is_map, places_of
 from moetrace.models.anatomy import find_anatomy
 from moetrace.ranks import on_all_ranks
+from moetrace.results.layer_map import LayerMap
 from moetrace.results.layers import LayerTrace
+from moetrace.trace.maps import map_cases, mapped, null_place, tokens_at
 from moetrace.trace.options import TraceOptions, checked, shows_options
 from moetrace.trace.provenance import provenance
 from moetrace.trace.session import Session, case_table, keep, trace
@@ -30,7 +35,7 @@ def trace_layers(
     *,
     layers: int | Sequence[int] | None = None,
     **options: Unpack[TraceOptions],
-) -> LayerTrace:
+) -> LayerTrace | LayerMap:
     """Patch the clean block output into the noised run, one layer at a time (section 3.3, equation 4).
 
     >>> layers = mt.trace_layers(model, cases)
@@ -42,7 +47,11 @@ def trace_layers(
     ``mode``: "denoise", the paper's; or "noise", the noised value into the clean run: an effect, still in
     ``rescue`` and ``effects``, is then patched minus clean, below 0 where the recall needs what was patched.
     ``noise``: the corruption, by default ``SubjectNoise(scale=3.0, seed=0, draws=1)`` (equation 2).
-    ``position``: the patched token: "last" as in the paper, "subject_last", or an index.
+    ``position``: where: "last", the final token, as in the paper; "subject_last", "subject_first";
+    "subject", all its tokens together; "after_subject", the token behind it; a token index (negative from the
+    end); a function of a Case that gives one or a list of tokens to patch together; "all", every token by
+    itself; or a list of them, all in one pass. Of "all" and lists the result is a :class:`LayerMap`, layer x
+    position.
     ``metric``: "logit_diff", true minus foil (equation 1).
     ``engine``: "tree" (one pass), "reference" (one plain forward for each patch) or "auto".
     ``batch_tokens``: token rows of one batch, or "auto"; it changes time and memory, never the numbers beyond
@@ -59,7 +68,8 @@ def trace_layers(
     What of a rescue goes straight to the logits and what through later layers, ``.direct`` and ``.indirect``,
     comes with it: see :class:`LayerTrace`.
 
-    Errors: CaseError and its children for cases, ModelError for models and layouts, LayerRangeError for
+    Errors: ArgumentError for a position that a prompt doesn't have, is unknown or named twice, CaseError and
+    its children for cases, ModelError for models and layouts, LayerRangeError for
     layers, EngineError and HookError for engines, RunFolderError for ``out``, RankError where another rank
     fails. A case with NaN or infinite
     logits is reported in ``.failed`` with a NonFiniteWarning, and the rest goes on.
@@ -67,14 +77,22 @@ def trace_layers(
     common = checked(dict(options), trace_layers)
     anatomy = find_anatomy(model)
     chosen = anatomy.resolve_layers(layers)
-    # The null fork leaves at the lowest layer, where it has the most layers to drift away in.
-    origin = ORIGINS[common["mode"]]
-    patches: list[Patch] = [Patch.block(layer, origin=origin) for layer in chosen]
-    patches.append(Patch.null(min(chosen), origin=origin))
-    session = trace(model, cases, patches, anatomy=anatomy, what="layers", **common)
-    result = layer_trace_of(session, chosen)
+    case_set, position = as_case_set(cases), common.pop("position")
+    places = places_of(position, case_set, prefix=False)
+    patches = layer_patches(chosen, places, ORIGINS[common["mode"]])
+    session = trace(model, case_set, patches, position=places, anatomy=anatomy, what="layers", **common)
+    result = layer_map_of(session, chosen) if is_map(position) else layer_trace_of(session, chosen)
     keep(result, common["out"])
     return result
+
+
+def layer_patches(
+    layers: Sequence[int], places: Sequence[Place], origin: Origin = Origin.DENOISE
+) -> list[Patch]:
+    """A block patch of every layer at every place, and last the null patch."""
+    blocks = [Patch.block(layer, place, origin) for layer in layers for place in mapped(places)]
+    # The null fork leaves at the lowest layer, where it has the most layers to drift away in.
+    return [*blocks, Patch.null(min(layers), null_place(places), origin)]
 
 
 def layer_trace_of(session: Session, layers: tuple[int, ...]) -> LayerTrace:
@@ -90,4 +108,32 @@ def layer_trace_of(session: Session, layers: tuple[int, ...]) -> LayerTrace:
         provenance(session, layers),
         direct=outcome.direct[:, :-1].mean(axis=2),
         direct_linear=outcome.direct_linear[:, :-1].mean(axis=2),
+    )
+
+
+def layer_map_of(session: Session, layers: tuple[int, ...]) -> LayerMap:
+    """The same of a session whose patches are at several places."""
+    outcome, places = session.outcome, session.job.places
+    names = [places[at].name for at in mapped(places)]
+    tokens = tokens_at(session)
+    base = outcome.base(session.job)
+    effects = rescue(outcome.patched, base).mean(axis=2)[:, :-1]
+    patched, before = outcome.patched[:, :-1].mean(axis=2), base.mean(axis=1)
+    straight = {name: getattr(outcome, name)[:, :-1].mean(axis=2) for name in ("direct", "direct_linear")}
+    # Tokens before the subject aren't run: both runs are the same there.
+    columns = np.tile(np.arange(len(names)), len(layers))
+    same = np.isnan(effects) & (tokens[:, columns] >= 0) & ~outcome.present[:, :-1]
+    effects[same] = 0.0
+    patched[same] = np.broadcast_to(before[:, None], patched.shape)[same]
+    for values in straight.values():
+        values[same] = 0.0
+    return LayerMap(
+        map_cases(session),
+        pd.DataFrame([(layer, name) for layer in layers for name in names], columns=["layer", "position"]),
+        patched,
+        effects,
+        session.failed,
+        provenance(session, layers),
+        tokens[:, columns],
+        **straight,
     )

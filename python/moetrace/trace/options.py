@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar, get_type_hints
 
-from moetrace.arguments import as_choice, as_count, as_path, is_integer, known_names, refuse_type
+from moetrace.arguments import as_choice, as_count, as_path, known_names, refuse_type
 from moetrace.corruptions import NoiseLike, as_noise
 from moetrace.engines.engine_choice import ENGINES
 from moetrace.engines.job import MODES, Mode
-from moetrace.engines.places import Position
+from moetrace.engines.places import Positions, as_positions
 from moetrace.models.float32 import COMPUTE_DTYPES, ComputeDtype
 from moetrace.models.readout import READOUTS, ReadoutKind
 from moetrace.progress import Progress
@@ -20,7 +20,7 @@ from moetrace.progress import Progress
 class ScaleOptions(TypedDict, total=False):
     """Common arguments but for the noise; see :func:`moetrace.trace_layers`."""
 
-    position: Position
+    position: Positions
     metric: str
     engine: str
     batch_tokens: int | str
@@ -52,7 +52,6 @@ DEFAULTS: dict[str, Any] = {
     "compute_dtype": None,
 }
 METRICS = ("logit_diff",)  # equation 1
-POSITIONS = ("last", "subject_last")
 FINAL_SUBJECTS = ("refuse", "keep")
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -80,7 +79,7 @@ def checked(options: dict[str, Any], function: Callable[..., Any]) -> dict[str, 
     return {
         "corruption": as_noise(given["noise"]),
         "mode": as_choice(given["mode"], "mode", MODES),
-        "position": as_position(given["position"]),
+        "position": as_positions(given["position"]),
         "metric": as_choice(given["metric"], "metric", METRICS),
         "engine": as_choice(given["engine"], "engine", ENGINES),
         "batch_tokens": as_batch_tokens(given["batch_tokens"]),
@@ -90,15 +89,6 @@ def checked(options: dict[str, Any], function: Callable[..., Any]) -> dict[str, 
         "readout": as_choice(given["readout"], "readout", READOUTS),
         "compute_dtype": as_compute_dtype(given["compute_dtype"]),
     }
-
-
-def as_position(position: Any) -> Position:
-    """Which token is patched: "last", "subject_last", or a token index, from the end where negative."""
-    if is_integer(position):
-        return int(position)
-    if not isinstance(position, str):
-        refuse_type(position, "position", "'last', 'subject_last' or a token index")
-    return as_choice(position, "position", POSITIONS)
 
 
 def as_batch_tokens(batch_tokens: Any) -> int | Literal["auto"]:

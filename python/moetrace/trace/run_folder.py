@@ -43,6 +43,7 @@ def call_facts(what: str, job: Job, cases: CaseSet, details: Mapping[str, Any] |
         **job.corruptor.corruption.facts(),
         "position": job.position,
         "mode": job.direction,
+        "tokens": json_digest([job.tokens_of(case) for case in cases]),
         "readout": job.readout.asked,
         "details": dict(details or {}),
     }

@@ -24,7 +24,7 @@ from moetrace.engines.job import (
     Sweep,
     make_job,
 )
-from moetrace.engines.places import Place, Position
+from moetrace.engines.places import Place, Positions, single_place
 from moetrace.engines.runner import Runner, make_runner
 from moetrace.errors import EngineError, EngineWarning, NoEffectWarning, NonFiniteError, NonFiniteWarning
 from moetrace.models.anatomy import Anatomy
@@ -83,7 +83,7 @@ def trace(
     *,
     anatomy: Anatomy,
     corruption: Corruption,
-    position: Position | Sequence[Place],
+    position: Positions | tuple[Place, ...],
     metric: str,
     engine: EngineName,
     batch_tokens: int | str,
@@ -101,14 +101,16 @@ def trace(
 ) -> Session:
     """Run ``patches`` on every case, with checked options. Errors: see :func:`moetrace.trace_layers`.
 
-    ``direct``: measure direct effects, too. ``ablation``: patches of experts knock them out of the clean run.
+    ``position``: one token of each case, or places as patches number them. ``direct``: measure direct
+    effects, too. ``ablation``: patches of experts knock them out of the clean run.
     """
     case_set = as_case_set(cases)
     validate_cases(case_set, anatomy.vocab_size, final_subject, anatomy.positions)
     corruption.check(case_set)
     with prepared(anatomy.model), computing_in(anatomy, compute_dtype):
         budget = resolve_budget(batch_tokens, anatomy)
-        job = make_job(anatomy, patches, corruption, position, sweeps, readout, mode, ablation)
+        places = position if isinstance(position, tuple) else single_place(position, case_set)
+        job = make_job(anatomy, patches, corruption, places, sweeps, readout, mode, ablation)
         ranks = here()
         asked = {"engine asked for": engine, "batch_tokens": budget, "out": str(out)}
         ranks.agree(what, lambda: {**call_facts(what, job, case_set, details), **asked})
@@ -150,7 +152,7 @@ def _warn_of_nothing(job: Job, cases: CaseSet) -> None:
             stacklevel=5,
         )
     patched = {*(patch.place for patch in job.patches), *(sweep.place for sweep in job.sweeps)}
-    places = [place for index, place in enumerate(job.places) if index in patched]
+    places = [p for index, p in enumerate(job.places) if index in patched and not p.of_all]
     last = len(job.anatomy.layers) - 1
     for place in places:
         tokens = [(case, place.find(case)) for case in cases]
