@@ -169,6 +169,31 @@ class _Capture:
         return Contributions(tokens, **found, scale=self._scales[layer])
 
 
+@dataclass(frozen=True)
+class BlockRows:
+    """Rows of what a block is given: ``hidden`` (rows, width), and what else is one row for each token."""
+
+    block: torch.nn.Module
+    hidden: torch.Tensor
+    beside: Mapping[str, torch.Tensor]
+
+    def rows(self, index: torch.Tensor) -> BlockRows:
+        """Some of them, as they are now."""
+        return self._each(lambda value: value[index.to(value.device)].clone())
+
+    def repeated(self, times: int) -> BlockRows:
+        """Each of them so often, one copy behind the other."""
+        return self._each(lambda value: value.repeat_interleave(times, 0))
+
+    def run(self) -> Any:
+        """What the block gives of them, as of one sequence."""
+        return self.block(self.hidden[None], **{name: value[None] for name, value in self.beside.items()})
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> BlockRows:
+        beside = {name: change(value) for name, value in self.beside.items()}
+        return BlockRows(self.block, change(self.hidden), beside)
+
+
 class _Watch:
     """One layer of a capture: reads the call of the experts, then looks again at single pairs."""
 
@@ -177,7 +202,8 @@ class _Watch:
         self._anatomy = capture._anatomy
         self._site: LayerSite = self._anatomy.site(layer)
         self._experts = self._anatomy.experts(layer)
-        self._hidden: torch.Tensor | None = None
+        self._call: BlockRows | None = None
+        self._ends: BlockRows | None = None  # rows that may tell a scale from a gate
         self._routed: tuple[torch.Tensor, ...] | None = None
         self._stacked: torch.Tensor | None = None  # what each expert adds, where that is the module's output
 
@@ -192,7 +218,13 @@ class _Watch:
     def _enter(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]
         flat = hidden.reshape(-1, hidden.shape[-1])
-        self._hidden = flat[self._capture._rows.to(flat.device)].clone()
+        beside = {
+            name: value.flatten(0, 1)
+            for name, value in kwargs.items()
+            if isinstance(value, torch.Tensor) and value.shape[:2] == hidden.shape[:2] and value is not hidden
+        }
+        call = BlockRows(self._site.block, flat, beside)
+        self._call, self._ends = call.rows(self._capture._rows), call.rows(torch.tensor([0, len(flat) - 1]))
 
     def _look(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         call = routed_call(module, args, kwargs, f"layer {self._layer}")
@@ -214,7 +246,7 @@ class _Watch:
         self._stacked = wide[index, torch.arange(len(index), device=index.device)[:, None]].clone()
 
     def _measure(self, *_: Any) -> None:
-        if self._routed is None or self._hidden is None:
+        if self._routed is None or self._call is None:
             return  # the capture says itself that they weren't called
         self._scope.pause()
         try:
@@ -223,27 +255,27 @@ class _Watch:
             if "values" in self._capture._what:
                 found["values"] = self._values(scale)
             if "rerouted" in self._capture._what:
-                found["rerouted"] = rerouted(self._anatomy, self._layer, self._hidden, found["experts"])
+                found["rerouted"] = rerouted(self._anatomy, self._layer, self._call, found["experts"])
         finally:
             self._scope.resume()
         self._capture._found[self._layer], self._capture._scales[self._layer] = found, scale
 
     def _scale(self) -> float | None:
-        assert self._hidden is not None
+        assert self._ends is not None
         if self._stacked is not None:
             return None
         try:
-            return block_scale(self._site, self._hidden[None, :1])
+            return block_scale(self._site, self._ends.hidden[None], self._ends.run)
         except ContributionError:  # a norm, say, stands behind the experts
             return None
 
     def _values(self, scale: float | None) -> torch.Tensor:
         assert self._routed is not None
-        assert self._hidden is not None
+        assert self._call is not None
         if self._stacked is not None:
             return self._stacked
         if scale is None:
-            return ablated(self._site, self._hidden, self._routed[2].shape[1])
+            return ablated(self._site, self._call, self._routed[2].shape[1])
         return pair_outputs(self._experts, *self._routed) * scale
 
 
@@ -263,13 +295,14 @@ def pair_outputs(
     return wide
 
 
-def ablated(site: LayerSite, hidden: torch.Tensor, top_k: int) -> torch.Tensor:
+def ablated(site: LayerSite, call: BlockRows, top_k: int) -> torch.Tensor:
     """Equation 5 literally: the block's output minus that with one expert's weight at zero.
 
-    ``hidden``: (rows, width), what the block is given. The block is run again: (rows, k, width).
+    ``call``: rows of what the block is given. It is run again: (rows, k, width).
     """
     assert site.experts is not None
-    kept = 1.0 - torch.eye(top_k + 1)[:, 1:].repeat(len(hidden), 1)  # of each copy of a row: who is left
+    rows = len(call.hidden)
+    kept = 1.0 - torch.eye(top_k + 1)[:, 1:].repeat(rows, 1)  # of each copy of a row: who is left
 
     def silence(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given, index, weights = routed_call(module, args, kwargs, f"layer {site.layer}")
@@ -277,17 +310,17 @@ def ablated(site: LayerSite, hidden: torch.Tensor, top_k: int) -> torch.Tensor:
 
     with _core.HookScope() as scope:
         scope.before(site.experts, silence)
-        output = first_tensor(site.block(hidden.repeat_interleave(top_k + 1, 0)[None]))
-    output = output.reshape(len(hidden), top_k + 1, -1)
+        output = first_tensor(call.repeated(top_k + 1).run())
+    output = output.reshape(rows, top_k + 1, -1)
     wide = output.to(torch.promote_types(output.dtype, torch.float32))
     return wide[:, :1] - wide[:, 1:]
 
 
-def rerouted(anatomy: Anatomy, layer: int, hidden: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+def rerouted(anatomy: Anatomy, layer: int, call: BlockRows, index: torch.Tensor) -> torch.Tensor:
     """By how much a block's output changes where its router mustn't choose one of the experts it chose.
 
-    ``hidden``: (rows, width), what the block is given; ``index``: (rows, k). The block itself is run again,
-    with the logit of the expert at minus infinity: (rows, k, width).
+    ``call``: rows of what the block is given; ``index``: (rows, k). The block itself is run again, with the
+    logit of the expert at minus infinity: (rows, k, width).
     """
     rows, top_k = index.shape
     count = expert_count(anatomy, layer)
@@ -295,10 +328,9 @@ def rerouted(anatomy: Anatomy, layer: int, hidden: torch.Tensor, index: torch.Te
     places = index.cpu().unsqueeze(-1)
     mask[:, 1:].scatter_(2, places, True)
     routers = MaskedRouters(anatomy, {layer: mask.reshape(-1, count)})
-    given = hidden.repeat_interleave(top_k + 1, 0)[None]
     with _core.HookScope() as scope, routers:
         routers.arm(scope)
-        output = first_tensor(anatomy.site(layer).block(given))
+        output = first_tensor(call.repeated(top_k + 1).run())
     routers.check()
     output = output.reshape(rows, top_k + 1, -1)
     wide = output.to(torch.promote_types(output.dtype, torch.float32))
