@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import moetrace as mt
+from moetrace.effects import variance_components
 from moetrace.engines.job import make_job
 from moetrace.errors import ArgumentError, NoEffectWarning
 from moetrace.models.anatomy import find_anatomy
@@ -358,3 +359,24 @@ def test_the_model_comes_back_as_it_was_where_a_function_fails(model: Any) -> No
         mt.trace_layers(model, CASES, position=lambda case: 99)
     assert hooks == [len(module._forward_hooks) for module in model.modules()]
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_maps_have_metrics_ratios_and_draws_of_the_cases_that_are_there(tmp_path):
+    model, cases = make_model("qwen3_moe"), make_cases(6)
+    noise = mt.SubjectNoise(draws=2)
+    found = mt.trace_layers(model, cases, position="all", metric=["logit_diff", "prob"], noise=noise)
+    found.save(tmp_path / "maps")
+    again = mt.load(tmp_path / "maps")["prob"]
+    np.testing.assert_array_equal(again.effects, found["prob"].effects)
+    ratios, parts = again.normalised(n_resamples=50), again.variance_components()
+    lengths = np.array([len(case.input_ids) for case in cases])
+    for at, site in enumerate(again.sites.itertuples()):
+        who = np.flatnonzero(lengths > site.position)
+        assert ratios.n[at] == parts.n[at] == len(who)
+        alone = variance_components(again.by_draw[who][:, [at]])
+        np.testing.assert_array_equal(parts.within[at], alone.within[0])
+        if len(who) > 1:
+            drops = (again.cases.clean - again.cases.noised).to_numpy()[who]
+            assert ratios.ratio[at] == pytest.approx(again.effects[who, at].sum() / drops.sum())
+        else:
+            assert np.isnan(ratios.ratio[at])

@@ -4,8 +4,9 @@
 >>> effects.specificity(effects.rescue(patched, noised), star=69, controls=controls)
 
 Equations 3, 4, 7, 9 and 11 to 13 and the ratios of Table 7 are in :mod:`contrasts`, the controls of Table 2
-in :mod:`active_random`, the selection of section 3.4 in :mod:`recurrence`. Faithfulness of circuits, CPR and
-CMD of the MIB benchmark and rankings are in :mod:`circuits`.
+in :mod:`active_random`, the selection of section 3.4 in :mod:`recurrence`; :mod:`variance` splits the
+variance of several draws. Faithfulness of circuits, CPR and CMD of the MIB benchmark and rankings are in
+:mod:`circuits`.
 """
 
 from moetrace.effects.active_random import control_count, draw_controls
@@ -33,12 +34,14 @@ from moetrace.effects.contrasts import (
     specificity,
 )
 from moetrace.effects.recurrence import MEANS, Mean, mean_rescue, recurrence_first, required_cases
+from moetrace.effects.variance import VarianceComponents, variance_components
 
 __all__ = [
     "MEANS",
     "ORDERS",
     "SHARES",
     "Mean",
+    "VarianceComponents",
     "all_active",
     "all_active_ranks",
     "all_active_rescue",
@@ -61,4 +64,5 @@ __all__ = [
     "required_cases",
     "rescue",
     "specificity",
+    "variance_components",
 ]

@@ -74,7 +74,6 @@ class _Forward:
 
     def run(self) -> tuple[np.ndarray, np.ndarray]:
         """Logit differences, and tokens of the highest logit."""
-        objects = torch.tensor([(case.true_id, case.foil_id) for case in self._cases])
         inputs = plain_inputs(self._anatomy, self._cases)
         last = [self._length - 1]
         masks = {layer: self._off(layer) for layer in self._layers}
@@ -84,7 +83,7 @@ class _Forward:
                 routers = MaskedRouters(self._anatomy, masks)
                 routers.arm(scope)
                 with routers:
-                    found = self._read(inputs, last, objects, routers.reset)
+                    found = self._read(inputs, last, routers.reset)
                 routers.check()
             else:
                 for layer in self._layers:
@@ -94,16 +93,14 @@ class _Forward:
                     else:
                         scope.before(experts, partial(self._silence, layer, masks[layer]))
                     scope.behind(block, partial(self._replace, layer))
-                found = self._read(inputs, last, objects, self._calls.clear)
+                found = self._read(inputs, last, self._calls.clear)
                 self._check()
         assert self._head is not None
         top = first_tensor(self._anatomy.head(self._head))[:, -1].argmax(dim=-1)
         return found[:, 0].cpu().numpy(), top.cpu().numpy()
 
-    def _read(
-        self, inputs: dict[str, Any], last: Sequence[int], objects: torch.Tensor, again: Callable[[], None]
-    ) -> torch.Tensor:
-        return read_differences(self._anatomy, self._job.readout, inputs, last, objects, again)
+    def _read(self, inputs: dict[str, Any], last: Sequence[int], again: Callable[[], None]) -> torch.Tensor:
+        return read_differences(self._anatomy, self._job.readout, inputs, last, self._cases, again)
 
     def _keep_head(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else next(iter(kwargs.values()))

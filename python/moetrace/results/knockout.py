@@ -13,10 +13,11 @@ from moetrace.arguments import as_choice, as_count, as_list
 from moetrace.cases import case_keys
 from moetrace.effects import ORDERS, SHARES, auroc, importance_order
 from moetrace.errors import ArgumentError
-from moetrace.results.base import TraceResult, read_only, summarise_first
+from moetrace.results.base import TraceResult, summarise_first
 from moetrace.results.display import result_html
 from moetrace.results.expert_arrays import Bools, Counts, Floats
 from moetrace.results.expert_name import Expert, ExpertLike, ExpertRangeError
+from moetrace.results.further import read_only
 from moetrace.results.knockout_curves import CurveRuns, KnockoutCurves, curves_of
 from moetrace.results.knockout_pictures import KINDS, draw
 

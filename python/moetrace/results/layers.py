@@ -11,9 +11,10 @@ import pandas as pd
 
 from moetrace.arguments import as_choice, as_count, shown
 from moetrace.errors import ArgumentError
-from moetrace.results.base import TraceResult, read_only
+from moetrace.results.base import TraceResult
 from moetrace.results.display import LEVEL, result_html, table_note, tested_label
-from moetrace.results.pictures import CellMap, plot_layers, plot_map, plot_panels, plot_strips
+from moetrace.results.further import read_only
+from moetrace.results.pictures import CellMap, of_its_metric, plot_layers, plot_map, plot_panels, plot_strips
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,17 +113,16 @@ class LayerTrace(TraceResult):
 
     @property
     def best(self) -> int:
-        """The layer with the highest mean rescue; of equal ones the lowest. With ``mode="noise"`` the one
-        whose noised output takes most away.
-        """
-        means = self.strength.mean(axis=0)
+        """The layer with the highest mean rescue (for kl and rank, and with ``mode="noise"``, the lowest); of
+        equal ones the lowest."""
+        means = self._toward_recall * self.effects.mean(axis=0)
         return min(layer for layer, mean in zip(self.layers, means, strict=True) if mean == means.max())
 
     def sharpness(self) -> Sharpness:
         """Top layer, next-highest layer and the gap between their mean rescues (Table 6), or between what
         noising them takes away.
         """
-        means = self.strength.mean(axis=0)
+        means = self._toward_recall * self.effects.mean(axis=0)
         order = sorted(range(len(means)), key=lambda i: (-means[i], self.layers[i]))
         top = order[0]
         if len(order) == 1:
@@ -136,6 +136,7 @@ class LayerTrace(TraceResult):
             float(means[top] - means[runner_up]),
         )
 
+    @of_its_metric
     def plot(
         self,
         ax: Axes | None = None,

@@ -9,9 +9,7 @@ from moetrace.errors import ArgumentError
 from moetrace.results.base import TraceResult
 
 # What of the provenance changes the numbers beyond floating point: not the engine, batches or versions.
-SETTINGS = ("model", "mode", "noise", "position", "metric", "readout", "compute_dtype")
-
-
+SETTINGS = ("model", "mode", "noise", "corruption", "position", "metric", "readout", "compute_dtype")
 _EARLIER = {"mode": "denoise"}  # of results that an earlier version saved
 
 

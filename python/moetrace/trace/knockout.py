@@ -13,12 +13,13 @@ import torch
 from typing_extensions import Unpack
 
 from moetrace._native import _core
-from moetrace.arguments import as_choice, as_seed
+from moetrace.arguments import as_choice, as_seed, shown
 from moetrace.cases import CaseSet, as_case_set, case_columns, validate_cases
 from moetrace.engines.job import Job, Origin, Patch
 from moetrace.engines.knockout import KINDS, Ablation, Kind, donors_of
 from moetrace.engines.switches import Off, switch_off
-from moetrace.errors import EngineError, NoCasesError
+from moetrace.errors import ArgumentError, EngineError, NoCasesError
+from moetrace.metrics import LOGIT_DIFF
 from moetrace.models.anatomy import Anatomy, expert_count, find_anatomy
 from moetrace.models.float32 import computing_in
 from moetrace.models.stacked import is_stacked
@@ -45,7 +46,7 @@ from moetrace.trace.session import Session, case_table, keep, say_failed, trace
 if TYPE_CHECKING:
     from moetrace.cases import Case
 
-_WITHOUT = ("noise", "mode", "final_subject")
+_WITHOUT = ("noise", "corruption", "mode", "final_subject")
 
 
 @on_all_ranks
@@ -94,6 +95,10 @@ def trace_knockout(
     if everywhere:
         given["position"] = "last"
     common = checked(given, trace_knockout) | {"corruption": NO_NOISE, "final_subject": "keep"}
+    if common["metric"].metrics != (LOGIT_DIFF,):
+        raise ArgumentError(
+            f"metric is {shown(given.get('metric'))}; knock-outs are measured by 'logit_diff' alone"
+        )
     anatomy = find_anatomy(model)
     wanted = wanted_of(anatomy, experts, layers)
     asked = Asked(as_choice(ablation, "ablation", KINDS), everywhere, as_seed(seed))
