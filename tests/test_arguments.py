@@ -74,6 +74,7 @@ def parts() -> dict[str, Any]:
     experts = mt.trace_experts(model, cases, layer=1)
     star = experts.select(min_active=1)
     demo, tokenizer = mt.load_demo()
+    knockout = mt.trace_knockout(model, cases[:2], layers=1)
     return {
         "demo": demo,
         "tokenizer": tokenizer,
@@ -88,6 +89,8 @@ def parts() -> dict[str, Any]:
         "specificity": experts.specificity(star, controls=1),
         "ranks": experts.ranks(star),
         "coalitions": mt.trace_coalitions(model, cases, layer=1, sets="all"),
+        "knockout": knockout,
+        "curves": knockout.greedy(1, draws=1, shares=[0.5]),
         "planted": planted.plant("single", n=4),
         "report": mt.run_protocol(model, None, cases, "quick", **PROTOCOL),
         "x": np.linspace(-1, 2, 12).reshape(6, 2),
@@ -110,6 +113,7 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "engine": "auto", "batch_tokens": "auto", "progress": False, "out": None, "final_subject": "refuse",
         "readout": "exact", "compute_dtype": None,
     }  # fmt: skip
+    silent = {key: options[key] for key in options if key not in ("noise", "corruption", "final_subject")}
     plain = {key: value for key, value in options.items() if key not in ("noise", "corruption")}
     summary = {
         "by": None, "ci": "percentile", "n_resamples": 20, "n_flips": 20, "seed": 0, "cluster": None,
@@ -155,8 +159,13 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "select_cases": (mt.select_cases, {**every, "n": 1, "margin": -99.0, "drop": -99.0, "seed": 0,
                                            "noise": None, "batch_tokens": "auto", "engine": "auto",
                                            "progress": False, "corruption": None}),
-        "trace_layers": (mt.trace_layers, {**every, "layers": None, **options}),
+        "trace_layers": (mt.trace_layers, {**every, "layers": None, "mode": "denoise", **options}),
         "trace_experts": (mt.trace_experts, {**every, "layer": 1, "union": False, **options}),
+        "trace_knockout": (mt.trace_knockout, {**every, "cases": cases[:2], "experts": [star], "layers": None,
+                                               "ablation": "zero", "reference": None, "seed": 0, **silent}),
+        "knockout_curves": (mt.knockout_curves, {"trace": p["knockout"], "model": model, "cases": cases[:2],
+                                                 "n": 1, "by": "effect", "draws": 1, "shares": (0, 1),
+                                                 "seed": 0, "reference": None}),
         "trace_matched": (mt.trace_matched, {**every, "cases": cases, "star": star, **options}),
         "trace_noise_scales": (mt.trace_noise_scales, {**every, "star": star, "scales": (1.0,), "seed": 0,
                                                        **plain}),
@@ -217,6 +226,11 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "ScaleTrace.table": (p["scales"].table, {"patch": "expert", **summary}),
         "CoalitionTrace.summary": (p["coalitions"].summary, summary),
         "CoalitionTrace.smallest": (p["coalitions"].smallest, {"share": 0.8}),
+        "KnockoutTrace.order": (p["knockout"].order, {"by": "effect"}),
+        "KnockoutTrace.important": (p["knockout"].important, {"n": 2, "by": "effect"}),
+        "KnockoutTrace.auroc": (p["knockout"].auroc, {"experts": [(1, 2)], "by": "effect"}),
+        "KnockoutTrace.plot": (p["knockout"].plot, {"ax": None, "kind": "heatmap", "limit": 3}),
+        "KnockoutCurves.plot": (p["curves"].plot, {"curve": "off", "value": "accuracy", "ax": None}),
         "report.write_html": (report.write_html, {"report": SimpleNamespace(traces={"layers": layers}),
                                                   "path": "report.html", "compare": None}),
         "report.write_folder": (report.write_folder, {"folder": "run", "path": None, "compare": None}),

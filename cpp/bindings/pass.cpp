@@ -168,6 +168,15 @@ void bind_job(py::module_& m) {
            py::arg("layers"), py::arg("draws"), py::arg("patches"), py::arg("sweeps"),
            py::arg("place_tokens") = std::vector<std::int64_t>(), py::arg("corruption") = RowChange::kAdded,
            "`place_tokens`: of each place, in any case of the trace: tokens at most; 1 where unsaid.")
+      .def(
+          "knocking_out",
+          [](Job job, bool taken, bool named) {
+            job.knock_out = moetrace::experts::KnockOut{taken, named, {}};
+            return job;
+          },
+          py::arg("taken"), py::arg("named"),
+          "The same with patches that switch experts off. `taken`: their own contributions are taken away; "
+          "`named`: cases say what comes instead.")
       .def_property_readonly(
           "runs",
           [](const Job& job) {
@@ -182,7 +191,16 @@ void bind_job(py::module_& m) {
           py::init(&make_case), py::arg("tokens"), py::arg("subject_start"), py::arg("subject_stop"),
           py::arg("places"), py::arg("vectors"),
           "`places`: of each place its positions, ascending; none where the case doesn't have it. `vectors`: "
-          "float32 (draws, subject tokens, width), which change the subject's embeddings.");
+          "float32 (draws, subject tokens, width), which change the subject's embeddings.")
+      .def(
+          "replace",
+          [](Case& self, std::int64_t layer, std::int64_t position, std::vector<std::int64_t> experts,
+             const In<float>& vectors) {
+            self.instead[layer][position] = {std::move(experts), vector_of(vectors)};
+          },
+          py::arg("layer"), py::arg("position"), py::arg("experts"), py::arg("vectors"),
+          "What experts of a layer contribute instead at a token, at the experts' output: float32 (experts, "
+          "width).");
 
   py::class_<LayerFacts>(m, "LayerFacts", "What a pass has to know of a layer of the model.")
       .def(py::init([](bool experts, std::int64_t expert_count, std::int64_t fused_from, std::int64_t checked,

@@ -55,6 +55,8 @@ if TYPE_CHECKING:
     from moetrace.results.expert_name import Expert as Expert
     from moetrace.results.experts import ExpertTrace as ExpertTrace
     from moetrace.results.joined import concat as concat
+    from moetrace.results.knockout import KnockoutTrace as KnockoutTrace
+    from moetrace.results.knockout_curves import KnockoutCurves as KnockoutCurves
     from moetrace.results.layer_map import LayerMap as LayerMap
     from moetrace.results.layers import LayerTrace as LayerTrace
     from moetrace.results.matched import MatchedTrace as MatchedTrace
@@ -65,6 +67,8 @@ if TYPE_CHECKING:
     from moetrace.results.screen import ScreenTrace as ScreenTrace
     from moetrace.trace.coalitions import trace_coalitions as trace_coalitions
     from moetrace.trace.experts import trace_experts as trace_experts
+    from moetrace.trace.knockout import trace_knockout as trace_knockout
+    from moetrace.trace.knockout_curves import knockout_curves as knockout_curves
     from moetrace.trace.layers import trace_layers as trace_layers
     from moetrace.trace.matched import trace_matched as trace_matched
     from moetrace.trace.paths import trace_paths as trace_paths
@@ -84,6 +88,8 @@ _HOMES = {
     "ExpertMap": "results.expert_map",
     "ExpertTrace": "results.experts",
     "Force": "pipeline.routing",
+    "KnockoutCurves": "results.knockout_curves",
+    "KnockoutTrace": "results.knockout",
     "LayerMap": "results.layer_map",
     "LayerTrace": "results.layers",
     "MatchedTrace": "results.matched",
@@ -107,6 +113,7 @@ _HOMES = {
     "capture": "pipeline.capture",
     "concat": "results.joined",
     "demo_records": "demo",
+    "knockout_curves": "trace.knockout_curves",
     "layer_protocol": "protocol.layers",
     "load": "protocol.loading",
     "load_demo": "demo",
@@ -121,6 +128,7 @@ _HOMES = {
     "select_cases": "trace.select_cases",
     "trace_coalitions": "trace.coalitions",
     "trace_experts": "trace.experts",
+    "trace_knockout": "trace.knockout",
     "trace_layers": "trace.layers",
     "trace_matched": "trace.matched",
     "trace_noise_scales": "trace.scales",

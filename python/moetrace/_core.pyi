@@ -327,6 +327,10 @@ class Job:
         """
         `place_tokens`: of each place, in any case of the trace: tokens at most; 1 where unsaid.
         """
+    def knocking_out(self, taken: bool, named: bool) -> Job:
+        """
+        The same with patches that switch experts off. `taken`: their own contributions are taken away; `named`: cases say what comes instead.
+        """
     @property
     def runs(self) -> Runs:
         """
@@ -339,6 +343,10 @@ class PassCase:
     def __init__(self, tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], subject_start: typing.SupportsInt | typing.SupportsIndex, subject_stop: typing.SupportsInt | typing.SupportsIndex, places: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]], vectors: typing.Annotated[numpy.typing.ArrayLike, numpy.float32]) -> None:
         """
         `places`: of each place its positions, ascending; none where the case doesn't have it. `vectors`: float32 (draws, subject tokens, width), which change the subject's embeddings.
+        """
+    def replace(self, layer: typing.SupportsInt | typing.SupportsIndex, position: typing.SupportsInt | typing.SupportsIndex, experts: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], vectors: typing.Annotated[numpy.typing.ArrayLike, numpy.float32]) -> None:
+        """
+        What experts of a layer contribute instead at a token, at the experts' output: float32 (experts, width).
         """
 class LayerFacts:
     """

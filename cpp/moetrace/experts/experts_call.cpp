@@ -195,7 +195,8 @@ std::vector<Tensor> ExpertsCall::leave(const std::vector<Tensor>& given) {
   watched_output_ = ops::index_select(flat, watched_.on(flat));
   check_sums(name(), contribution, *watched_output_, watched_.rows());
   unite_routings(index, weight);
-  const Tensor delta = patch_vectors(contribution);
+  const Tensor delta =
+      knock_out_ ? knock_out_->vectors(contribution, routing_, clean_, name()) : patch_vectors(contribution);
   const auto squares =
       ops::to_vector<float>(ops::sqrt(ops::sum(ops::mul(delta, delta), 2)), ScalarType::Float);
   const auto slots = static_cast<std::size_t>(2 * top_k);

@@ -5,6 +5,7 @@
 
 #include "moetrace/experts/expert_patch.h"
 #include "moetrace/experts/fused_experts.h"
+#include "moetrace/experts/knock_out.h"
 #include "moetrace/hooks/layer_exit.h"
 
 namespace moetrace::experts {
@@ -47,6 +48,9 @@ class ExpertsCall final : public hooks::Site, public hooks::PatchedOutputs {
   /// weights, wherever they are given.
   ExpertsCall(std::string name, Rows rows, std::vector<ExpertPatch> patches, std::int64_t fused_from,
               const Layout& layout = {});
+
+  /// Patch vectors switch experts off instead. Called before the site fires.
+  void knock_out(KnockOut how) { knock_out_ = std::move(how); }
 
   /// Whether patches are asked for, so that the site must fire.
   bool patches() const noexcept { return !clean_.empty(); }
@@ -100,6 +104,7 @@ class ExpertsCall final : public hooks::Site, public hooks::PatchedOutputs {
   hooks::RowIndex origin_, written_;  ///< of each written row the row that it goes on from, and itself
   std::vector<std::int64_t> clean_, noised_items_;  ///< by item, into watched_
   std::int64_t fused_calls_ = 0;
+  std::optional<KnockOut> knock_out_;
 
   bool skipped_ = false;
   std::vector<std::int64_t> left_;  ///< rows of the call that the module computes where fused

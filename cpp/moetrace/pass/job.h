@@ -1,11 +1,13 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "moetrace/experts/expert_patch.h"
+#include "moetrace/experts/knock_out.h"
 #include "moetrace/experts/layout.h"
 #include "moetrace/hooks/row_sites.h"
 #include "moetrace/tree/case_shape.h"
@@ -53,6 +55,8 @@ struct Job {
   std::vector<Sweep> sweeps;
   hooks::RowChange corruption = hooks::RowChange::kAdded;  ///< what becomes of the subject's embeddings
   std::vector<std::int64_t> place_tokens{};  ///< of each place, in any case: tokens at most; 1 where unsaid
+  /// Patches of experts switch them off in the clean run; what comes instead is the cases' to say.
+  std::optional<experts::KnockOut> knock_out{};
 
   std::int64_t tokens_of(std::int64_t place) const noexcept {
     const auto at = static_cast<std::size_t>(place);
@@ -77,6 +81,8 @@ struct Case {
   tree::CaseShape shape;
   std::vector<std::int64_t> tokens;
   std::vector<float> vectors;  ///< (draws, subject tokens, width), what changes the subject's embeddings
+  /// By layer and position, where experts are knocked out.
+  std::map<std::int64_t, std::map<std::int64_t, experts::Replacements>> instead{};
 };
 
 /// What a pass has to know of a layer of the model.

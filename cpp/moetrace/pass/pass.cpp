@@ -234,6 +234,26 @@ experts::ExpertsCall::Rows Pass::rows_of_experts(std::int64_t layer,
   return rows;
 }
 
+experts::KnockOut Pass::knock_out_of(std::int64_t layer) const {
+  experts::KnockOut how = *job_.knock_out;
+  if (!how.named) return how;
+  for (const Case& own : cases_) {  // in the order of the items
+    std::set<std::int64_t> positions;
+    for (const std::int64_t place : places_.at(layer)) {
+      const auto& where = own.shape.positions(place);
+      positions.insert(where.begin(), where.end());
+    }
+    const auto known = own.instead.find(layer);
+    for (std::int64_t draw = 0; draw < job_.draws; ++draw) {
+      for (const std::int64_t position : positions) {
+        const bool there = known != own.instead.end() && known->second.contains(position);
+        how.instead.push_back(there ? known->second.at(position) : experts::Replacements());
+      }
+    }
+  }
+  return how;
+}
+
 void Pass::add_experts(std::int64_t layer) {
   const auto runs = runs_at(layer, true);
   const std::int64_t inside = layout_.rows_inside(layer), before = layout_.rows_before(layer);
@@ -255,6 +275,7 @@ void Pass::add_experts(std::int64_t layer) {
   auto call = std::make_shared<experts::ExpertsCall>(at_layer("experts of layer ", layer), std::move(rows),
                                                      std::move(patches), facts(layer).fused_from,
                                                      facts(layer).layout.value_or(experts::Layout()));
+  if (job_.knock_out && !runs.empty()) call->knock_out(knock_out_of(layer));
   calls_[layer] = call;
   if (call->patches()) routed_[layer] = call;
   const bool spared = facts(layer).fused_from > 0 || inside > before;

@@ -96,6 +96,7 @@ class Pass {
   void add_corruption();
   std::shared_ptr<hooks::Site> add_entry(std::int64_t layer);
   void add_routing(std::int64_t layer);
+  experts::KnockOut knock_out_of(std::int64_t layer) const;
   void add_experts(std::int64_t layer);
   void add_exit(std::int64_t layer);
   void add_block(std::int64_t layer);

@@ -5,10 +5,22 @@
 
 Equations 3, 4, 7, 9 and 11 to 13 and the ratios of Table 7 are in :mod:`contrasts`, the controls of Table 2
 in :mod:`active_random`, the selection of section 3.4 in :mod:`recurrence`; :mod:`variance` splits the
-variance of several draws.
+variance of several draws. Faithfulness of circuits, CPR and CMD of the MIB benchmark and rankings are in
+:mod:`circuits`.
 """
 
 from moetrace.effects.active_random import control_count, draw_controls
+from moetrace.effects.circuits import (
+    ORDERS,
+    SHARES,
+    auroc,
+    cmd,
+    cpr,
+    faithfulness,
+    frequency_matched_sets,
+    importance_order,
+    random_sets,
+)
 from moetrace.effects.contrasts import (
     all_active,
     all_active_ranks,
@@ -26,18 +38,27 @@ from moetrace.effects.variance import VarianceComponents, variance_components
 
 __all__ = [
     "MEANS",
+    "ORDERS",
+    "SHARES",
     "Mean",
     "VarianceComponents",
     "all_active",
     "all_active_ranks",
     "all_active_rescue",
     "all_active_specificity",
+    "auroc",
+    "cmd",
     "control_count",
+    "cpr",
     "draw_controls",
     "drop",
+    "faithfulness",
+    "frequency_matched_sets",
     "gate_specificity",
+    "importance_order",
     "mean_over_set",
     "mean_rescue",
+    "random_sets",
     "ratio_of_means",
     "recurrence_first",
     "required_cases",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from moetrace.weights.stored import aligning_hook, execution_device
 
 if TYPE_CHECKING:
     from moetrace.cases import Case
+    from moetrace.engines.knockout import Ablation
     from moetrace.models.ending import Ending
     from moetrace.models.mixers import Mixer
     from moetrace.models.readout import Readout
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 Patch = _core.Patch
 Sweep = _core.Sweep
 Origin = _core.Origin
+Mode = Literal["denoise", "noise"]
+MODES: tuple[Mode, ...] = ("denoise", "noise")
+ORIGINS = {"denoise": Origin.DENOISE, "noise": Origin.NOISE}
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,9 @@ class Job:
     itself. ``places``: where; patches and sweeps name them by number. ``ending``: with one, direct effects
     are measured too. ``mixers``: what a tree has to unfold of the model. ``metrics``: what is read off every
     run; the first is the logit difference (of another token where a case has no foil), by which engines are
-    compared.
+    compared. ``mode``: whether clean values go into the noised run or noised ones into the clean run, as the
+    patches' origins say, too. ``ablation``: with one, patches of experts leave from the clean run and switch
+    them off; nothing is corrupted.
     """
 
     anatomy: Anatomy
@@ -50,6 +56,18 @@ class Job:
     ending: Ending | None = None
     mixers: tuple[Mixer, ...] = ()
     metrics: tuple[Metric, ...] = (LOGIT_DIFF,)
+    mode: Mode = "denoise"
+    ablation: Ablation | None = None
+
+    @property
+    def from_clean(self) -> bool:
+        """Whether patched runs leave from the clean run."""
+        return self.mode == "noise" or self.ablation is not None
+
+    @property
+    def direction(self) -> str:
+        """ "denoise", "noise" or "knockout", as a record of the call has it."""
+        return self.mode if self.ablation is None else "knockout"
 
     @cached_property
     def core(self) -> _core.Job:
@@ -57,7 +75,10 @@ class Job:
         kind = _core.Corruption.REPLACED if self.corruptor.replaces else _core.Corruption.ADDED
         most = [place.most for place in self.places]
         patches, sweeps = list(self.patches), list(self.sweeps)
-        return _core.Job(len(self.anatomy.layers), self.draws, patches, sweeps, most, kind)
+        job = _core.Job(len(self.anatomy.layers), self.draws, patches, sweeps, most, kind)
+        if self.ablation is None:
+            return job
+        return job.knocking_out(self.ablation.kind != "reroute", self.ablation.kind != "zero")
 
     @property
     def draws(self) -> int:
@@ -105,7 +126,15 @@ class Job:
 
     def shape_of(self, case: Case) -> _core.CaseShape:
         """What the tree has to know of a case."""
-        return _core.CaseShape(len(case.input_ids), *case.subject, self.tokens_of(case))
+        return _core.CaseShape(len(case.input_ids), *self.apart(case), self.tokens_of(case))
+
+    def apart(self, case: Case) -> tuple[int, int]:
+        """Where the clean and the other runs part: the subject, or where nothing is corrupted the first
+        patched token (the other run is then the clean one again)."""
+        if self.ablation is None:
+            return case.subject
+        places = [own[0] for own in self.tokens_of(case) if own]
+        return min(places, default=len(case.input_ids) - 1), len(case.input_ids)
 
 
 def make_job(
@@ -116,6 +145,8 @@ def make_job(
     sweeps: Sequence[Sweep] = (),
     readout: ReadoutKind = "exact",
     metrics: Sequence[Metric] = (),
+    mode: Mode = "denoise",
+    ablation: Ablation | None = None,
 ) -> Job:
     """A job with its corruption bound to the model. Call it with the model in eval mode.
 
@@ -128,7 +159,18 @@ def make_job(
     read = make_readout(anatomy, readout)
     further = tuple(metric for metric in metrics if metric != LOGIT_DIFF)
     places = position if isinstance(position, tuple) else places_of(position, ())
-    return Job(anatomy, tuple(patches), bound, read, places, tuple(sweeps), metrics=(LOGIT_DIFF, *further))
+    chosen = (LOGIT_DIFF, *further)
+    return Job(
+        anatomy,
+        tuple(patches),
+        bound,
+        read,
+        places,
+        tuple(sweeps),
+        metrics=chosen,
+        mode=mode,
+        ablation=ablation,
+    )
 
 
 def embedding_of(anatomy: Anatomy) -> Embedding:
@@ -276,6 +318,10 @@ class Outcome:
     present: np.ndarray
     routing: Mapping[tuple[int, int], LayerRouting] = field(default_factory=dict)
     others: tuple[Values, ...] = ()
+
+    def base(self, job: Job) -> np.ndarray:
+        """The run that patched runs leave from: logit differences (cases, draws)."""
+        return np.broadcast_to(self.clean[:, None], self.noised.shape) if job.from_clean else self.noised
 
     @staticmethod
     def plain(values: Sequence[Values]) -> Outcome:

@@ -84,7 +84,10 @@ class ReferenceEngine:
         watched = [
             partial(self._watched, case, draw, kept, tap) for draw, tap in zip(draws, taps, strict=True)
         ]
-        if any(metric.needs_clean for metric in job.metrics):  # the others are compared with it
+        if job.ablation is not None:
+            clean = clean_run()
+            of_noised = [self._switched_off(case, clean) for _ in draws]
+        elif any(metric.needs_clean for metric in job.metrics):  # the others are compared with it
             clean, *of_noised = [clean_run(), *gather(watched)]
         else:
             clean, *of_noised = gather([clean_run, *watched])
@@ -127,6 +130,15 @@ class ReferenceEngine:
             routing,
             tuple(others),
         )
+
+    def _switched_off(self, case: Case, clean: Watched) -> Watched:
+        """The clean run again, in which every expert contributes what takes its place."""
+        assert self.job.ablation is not None
+        experts = {
+            layer: {at: self.job.ablation.switched_off(case, layer, at, own) for at, own in tokens.items()}
+            for layer, tokens in clean.experts.items()
+        }
+        return replace(clean, experts=experts)
 
     def _swept_values(
         self, swept: Sequence[Written], values: np.ndarray
@@ -197,6 +209,8 @@ class ReferenceEngine:
             finally:
                 inside = False
             watched = [Watched({layer: rows[own]}, {layer: routed[own]}, np.zeros(0)) for own in (0, 1)]
+            if self.job.ablation is not None:
+                watched[1] = self._switched_off(case, watched[0])
             for sequence, run in runs.items():
                 if isinstance(run, Sweep):
                     routed_to = clean_of(tokens_of(watched[0], watched[1], layer, places[run.place]))

@@ -177,11 +177,13 @@ def compare(job: Job, join: _core.Join, case: Case, rows: int) -> Comparison:
 
 def probe_of(job: Job) -> Job:
     """The job that is compared: block and expert patches of three layers at the last token."""
+    # What takes the place of knocked-out experts is known at the job's own place alone.
+    places = (LAST,) if job.ablation is None else job.places[:1]
     return replace(
         job,
         patches=_probe_patches(job),
         sweeps=(),
-        places=(LAST,),
+        places=places,
         readout=_fresh(job),
         ending=None,
         metrics=job.metrics[:1],
@@ -366,9 +368,10 @@ def _probe_patches(job: Job) -> tuple[Patch, ...]:
     experts = job.expert_layers
     layers = experts or job.anatomy.default_layers()
     chosen = sorted({layers[0], layers[len(layers) // 2], layers[-1]})
-    patches: list[Patch] = [Patch.block(layer) for layer in chosen]
+    origin = Origin.NOISE if job.from_clean else Origin.DENOISE
+    patches: list[Patch] = [Patch.block(layer, origin=origin) for layer in chosen]
     if experts:
-        patches += [Patch.of_experts(layer, _core.Chosen.CLEAN) for layer in chosen]
+        patches += [Patch.of_experts(layer, _core.Chosen.CLEAN, origin=origin) for layer in chosen]
     return tuple(patches)
 
 

@@ -38,6 +38,7 @@ from moetrace.models.state import fingerprint
 
 if TYPE_CHECKING:
     from moetrace.cases import Case
+    from moetrace.engines.knockout import Ablation
 
 FUSED_FROM = 256  # rows of a call below which the experts module itself is as fast
 FIRST_CHECK, LATER_CHECK = 16, 2  # rows that the module computes all the same, for comparison
@@ -97,8 +98,22 @@ class TreeEngine:
         return Outcome(**{name: getattr(outcome, name) for name in OUTCOME}, routing=routing, others=others)
 
     def _pass_case(self, case: Case) -> _core.PassCase:
+        if self.job.ablation is not None:
+            return self._knocked_out(case, self.job.ablation)
         values = self.job.corruptor.values(case).numpy()
         return _core.PassCase(list(case.input_ids), *case.subject, self.job.tokens_of(case), values)
+
+    def _knocked_out(self, case: Case, ablation: Ablation) -> _core.PassCase:
+        """A case whose other run is the clean one again."""
+        start, stop = self.job.apart(case)
+        width = self.job.anatomy.hidden_size
+        nothing = np.zeros((self.job.draws, stop - start, width), np.float32)
+        found = _core.PassCase(list(case.input_ids), start, stop, self.job.tokens_of(case), nothing)
+        for layer, place in self.job.expert_places if ablation.kind != "zero" else ():
+            for position in self.job.tokens_of(case)[place]:
+                experts, vectors = ablation.instead(case, layer, position, width)
+                found.replace(layer, position, experts, vectors.numpy())
+        return found
 
     def _run(
         self,

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from moetrace.cases import Case
 
 
-@partial(shows_options, without=("metric", "progress", "out"))
+@partial(shows_options, without=("metric", "progress", "out", "mode"))
 def plan(
     model: nn.Module | str | os.PathLike[str],
     cases: Sequence[Case] | CaseSet,

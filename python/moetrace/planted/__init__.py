@@ -8,8 +8,19 @@ True
 """
 
 from moetrace.planted.design import FAMILIES, KINDS
+from moetrace.planted.necessity import Necessity
 from moetrace.planted.plant import Planted, plant
 from moetrace.planted.routes import PlantedRoutes, RouteTruth, plant_routes
 from moetrace.planted.truth import Truth
 
-__all__ = ["FAMILIES", "KINDS", "Planted", "PlantedRoutes", "RouteTruth", "Truth", "plant", "plant_routes"]
+__all__ = [
+    "FAMILIES",
+    "KINDS",
+    "Necessity",
+    "Planted",
+    "PlantedRoutes",
+    "RouteTruth",
+    "Truth",
+    "plant",
+    "plant_routes",
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from moetrace.cases import CaseSet
 from moetrace.corruptions import NoiseLike, SubjectNoise, as_noise
 from moetrace.planted.closed_form import truth_of
 from moetrace.planted.design import BASE, Design, make_design
+from moetrace.planted.necessity import Necessity, necessity_of
 from moetrace.planted.signal import Prompts, make_prompts
 from moetrace.planted.truth import Truth
 from moetrace.planted.weights import EPS, build_model
@@ -72,6 +74,12 @@ class Planted:
         found = self.truth.layers.copy()
         found[:, self.layer] = self.truth.linear.sum(axis=1)
         return found
+
+    @cached_property
+    def necessity(self) -> Necessity:
+        """The answer of a knock-out, and of noised values in the clean run under the default noise."""
+        signals = (self.prompts.signal(EPS), self.prompts.signal(EPS, SubjectNoise()))
+        return necessity_of(self.design, self.prompts.relation, *signals)
 
     def truth_under(self, noise: NoiseLike) -> Truth:
         """The answer under another noise.

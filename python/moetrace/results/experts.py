@@ -389,7 +389,10 @@ class ExpertTrace(TraceResult):
         """
         found = self.candidates(layer, mean="all")
         asked = Asked(layer, min_active, limit, kind, by, {"correction": "max_t", **summary})
-        return draw(self, found, self._columns_of(found), asked, ax)
+        drawn = draw(self, found, self._columns_of(found), asked, ax)
+        if self.noises:
+            drawn.set_ylabel(drawn.get_ylabel().replace("rescue", "effect"))
+        return drawn
 
     def __repr__(self) -> str:
         layers = f"layer {self.layers[0]}" if len(self.layers) == 1 else f"{len(self.layers)} layers"

@@ -46,9 +46,11 @@ class FurtherFigures:
 
     @property
     def _toward_recall(self) -> int:
-        """1, or -1 where a smaller value of the metric is nearer to the clean run (kl, rank)."""
+        """1, or -1 where a smaller value of the metric is nearer to the clean run (kl, rank); the other way
+        round where noised values were put into the clean run, and the largest loss is what matters."""
         known = METRICS.get(self.metric)
-        return -1 if known is not None and not known.upward else 1
+        toward = -1 if known is not None and not known.upward else 1
+        return -toward if self.provenance.get("mode") == "noise" else toward
 
     def normalised(self, **options: Any) -> pd.DataFrame:
         """How much of what the corruption took is given back: (patched - noised) / (clean - noised).

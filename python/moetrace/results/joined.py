@@ -16,8 +16,8 @@ from moetrace.results.by_metric import MetricTraces
 from moetrace.results.map_sites import widened
 from moetrace.results.settings import SettingsMismatchError, refuse_other_settings
 
-# What else of a provenance says what the columns are: the expert, and the game of coalitions.
-_SAME = ("star", "masks", "players", "orders")
+# What else of a provenance says what the columns are: the expert, the game of coalitions, the ablation.
+_SAME = ("star", "masks", "players", "orders", "ablation", "everywhere", "reference")
 _FLOORS = ("self_check", "null_floor")
 _Trace = TypeVar("_Trace", bound=TraceResult | MetricTraces)
 

@@ -113,13 +113,16 @@ class LayerTrace(TraceResult):
 
     @property
     def best(self) -> int:
-        """The layer with the highest mean rescue (for kl and rank the lowest); of equal ones the lowest."""
+        """The layer with the highest mean rescue (for kl and rank, and with ``mode="noise"``, the lowest); of
+        equal ones the lowest."""
         means = self._toward_recall * self.effects.mean(axis=0)
         return min(layer for layer, mean in zip(self.layers, means, strict=True) if mean == means.max())
 
     def sharpness(self) -> Sharpness:
-        """Top layer, next-highest layer and the gap between their mean rescues (Table 6)."""
-        means = self.effects.mean(axis=0)
+        """Top layer, next-highest layer and the gap between their mean rescues (Table 6), or between what
+        noising them takes away.
+        """
+        means = self._toward_recall * self.effects.mean(axis=0)
         order = sorted(range(len(means)), key=lambda i: (-means[i], self.layers[i]))
         top = order[0]
         if len(order) == 1:
@@ -165,12 +168,18 @@ class LayerTrace(TraceResult):
         if by is not None:
             return self._panels(ax, kind, limit, options)
         if kind == "curve":
-            return plot_layers(self.summary(**options), self.noise_floor, ax, options)
+            title = f"{self._what}, {len(self)} cases"
+            return plot_layers(self.summary(**options), self.noise_floor, ax, options, title, self.noises)
         order = np.argsort(self.layers)
         table = self.summary(**options).iloc[order]
-        title = f"Clean block output restored at one layer, each of {len(self)} cases"
+        title = f"{self._what}, each of {len(self)} cases"
         names, effects = [self.layers[column] for column in order], self.effects[:, order]
         return plot_strips(effects, table, names, title, self.noise_floor, ax, None, "layer", options)
+
+    @property
+    def _what(self) -> str:
+        done = "Noised block output put in" if self.noises else "Clean block output restored"
+        return f"{done} at one layer"
 
     def _panels(self, ax: Axes | None, kind: str, limit: int, options: dict[str, Any]) -> Axes:
         if kind != "curve" or ax is not None:
@@ -182,7 +191,7 @@ class LayerTrace(TraceResult):
         shown_relations, title = self._relations(limit)
         table = self.summary(by="relation_id", **options)
         panels = [(name, table[table.relation_id == name]) for name in shown_relations]
-        title = f"Clean block output restored at one layer, {title}"
+        title = f"{self._what}, {title}"
         return plot_panels(panels, self.summary(**options), title, self.noise_floor, options)
 
     def _relation_map(self, ax: Axes | None, limit: int, options: dict[str, Any]) -> Axes:

@@ -10,6 +10,7 @@ from moetrace.results.by_metric import MetricTraces, read_tables
 from moetrace.results.coalitions import CoalitionTrace
 from moetrace.results.expert_map import ExpertMap
 from moetrace.results.experts import ExpertTrace
+from moetrace.results.knockout import KnockoutTrace
 from moetrace.results.layer_map import LayerMap
 from moetrace.results.layers import LayerTrace
 from moetrace.results.matched import MatchedTrace
@@ -30,6 +31,7 @@ _KINDS: dict[str, type[TraceResult]] = {
         ScreenTrace,
         RouteTrace,
         PathTrace,
+        KnockoutTrace,
     )
 }
 _MAPS: dict[str, type[TraceResult]] = {LayerMap.kind: LayerMap, ExpertMap.kind: ExpertMap}

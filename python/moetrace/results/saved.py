@@ -102,7 +102,7 @@ def refuse_other_content(path: Path, kind: str, provenance: Mapping[str, Any] | 
 def _differing(call: Mapping[str, Any], provenance: Mapping[str, Any]) -> list[str]:
     """In what a run's call and a result differ, of what both tell."""
     found = []
-    for field in ("model", "noise", "corruption", "position"):
+    for field in ("model", "mode", "noise", "corruption", "position"):
         asked, told = call.get(field), provenance.get(field)
         if isinstance(asked, dict) and isinstance(told, dict):
             differ = any(asked[key] != told[key] for key in asked.keys() & told.keys())

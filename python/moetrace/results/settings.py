@@ -9,7 +9,8 @@ from moetrace.errors import ArgumentError
 from moetrace.results.base import TraceResult
 
 # What of the provenance changes the numbers beyond floating point: not the engine, batches or versions.
-SETTINGS = ("model", "noise", "corruption", "position", "metric", "readout", "compute_dtype")
+SETTINGS = ("model", "mode", "noise", "corruption", "position", "metric", "readout", "compute_dtype")
+_EARLIER = {"mode": "denoise"}  # of results that an earlier version saved
 
 
 class SettingsMismatchError(ArgumentError):
@@ -24,7 +25,8 @@ def refuse_other_settings(mine: TraceResult, name: str, other: Any, other_name: 
     if not isinstance(other, TraceResult):
         refuse_type(other, other_name, "a result of moetrace")
     for setting in SETTINGS:
-        own, others = mine.provenance.get(setting), other.provenance.get(setting)
+        known = _EARLIER.get(setting)
+        own, others = (trace.provenance.get(setting, known) for trace in (mine, other))
         if own != others:
             raise SettingsMismatchError(
                 f"{name} and {other_name} differ in {setting}: {_difference(own, others)} against "

@@ -15,7 +15,7 @@ from moetrace import coalition
 from moetrace._native import _core
 from moetrace.arguments import as_choice, as_count, as_integer, as_list, as_seed, nearest, shown
 from moetrace.effects import rescue
-from moetrace.engines.job import Patch
+from moetrace.engines.job import ORIGINS, Origin, Patch
 from moetrace.errors import ArgumentError
 from moetrace.models.anatomy import Anatomy, expert_count, find_anatomy
 from moetrace.models.experts import top_k_of
@@ -82,8 +82,9 @@ def trace_coalitions(
     seed, limit = as_seed(seed), as_count(limit, "limit")
     n_permutations = as_count(n_permutations, "n_permutations", 1, MOST_PERMUTATIONS)
     sampled_players = as_choice(sampled_players, "sampled_players", tuple(NAMED))
-    wanted = wanted_of(anatomy, chosen, sets, n_permutations, sampled_players, limit, seed)
-    patches: list[Patch] = [*wanted.patches, Patch.null(chosen)]
+    origin = ORIGINS[common["mode"]]
+    wanted = wanted_of(anatomy, chosen, sets, n_permutations, sampled_players, limit, seed, origin)
+    patches: list[Patch] = [*wanted.patches, Patch.null(chosen, origin=origin)]
     details = {"sets": wanted.labels, "seed": seed}
     session = trace(
         model, cases, patches, anatomy=anatomy, what="coalitions", details=details, direct=False, **common
@@ -92,44 +93,53 @@ def trace_coalitions(
 
 
 def wanted_of(
-    anatomy: Anatomy, layer: int, sets: Any, n_permutations: int, players: str, limit: int, seed: int
+    anatomy: Anatomy,
+    layer: int,
+    sets: Any,
+    n_permutations: int,
+    players: str,
+    limit: int,
+    seed: int,
+    origin: Origin = Origin.DENOISE,
 ) -> Wanted:
     """The coalitions of a layer that a user asks for by ``sets``."""
     top_k = top_k_of(anatomy.config)
     if isinstance(sets, str) and sets == "all":
         coalition.check_count(top_k, limit)
-        return _subsets(layer, [int(mask) for mask in coalition.subsets(top_k)], top_k, None)
+        return _subsets(layer, [int(mask) for mask in coalition.subsets(top_k)], top_k, None, origin)
     if isinstance(sets, str) and sets == "sampled":
         count = top_k * (2 if players == "union" else 1)
         orders = coalition.sample_permutations(count, n_permutations, seed, layer)
         masks = sorted(
             {int(m) for m in coalition.prefix_coalitions(orders)} - {0} | {1 << j for j in range(count)}
         )
-        return _subsets(layer, masks, count, orders)
+        return _subsets(layer, masks, count, orders, origin)
     named: list[Any] = [sets] if isinstance(sets, str) else as_list(sets, "sets", EXPECTED)
     if named and all(isinstance(name, str) for name in named):
         unknown = [name for name in named if name not in NAMED]
         if unknown or len(set(named)) != len(named):
             near = nearest(next(iter(unknown), None), [*NAMED, "all", "sampled"])
             raise ArgumentError(f"sets is {shown(sets)}{near}; expected {EXPECTED}")
-        patches = [Patch.of_experts(layer, NAMED[name]) for name in named]
+        patches = [Patch.of_experts(layer, NAMED[name], origin=origin) for name in named]
         return Wanted(named, patches, [0] * len(named), 0, None)
     lists = coalition.checked_sets(named, expert_count(anatomy, layer))
     labels = ["+".join(f"E{expert:03d}" for expert in experts) for experts in lists]
-    patches = [Patch.of_experts(layer, _core.Chosen.EXPERTS, experts=list(experts)) for experts in lists]
+    chosen = _core.Chosen.EXPERTS
+    patches = [Patch.of_experts(layer, chosen, experts=list(own), origin=origin) for own in lists]
     return Wanted(labels, patches, [0] * len(lists), 0, None)
 
 
-def _subsets(layer: int, masks: list[int], players: int, orders: np.ndarray | None) -> Wanted:
+def _subsets(layer: int, masks: list[int], players: int, orders: np.ndarray | None, origin: Origin) -> Wanted:
     labels = ["slots " + "+".join(str(j) for j in range(players) if mask >> j & 1) for mask in masks]
-    patches = [Patch.of_experts(layer, _core.Chosen.SUBSET, subset=mask) for mask in masks]
+    chosen = _core.Chosen.SUBSET
+    patches = [Patch.of_experts(layer, chosen, subset=mask, origin=origin) for mask in masks]
     return Wanted(labels, patches, masks, players, orders)
 
 
 def coalition_trace_of(session: Session, layer: int, wanted: Wanted) -> CoalitionTrace:
     """The first patches of the session are the coalitions', the last is the null patch."""
     outcome, routing = session.outcome, session.outcome.routing[layer, 0]
-    each = rescue(outcome.patched, outcome.noised)[:, :-1]
+    each = rescue(outcome.patched, outcome.base(session.job))[:, :-1]
     cases = case_table(session)
     # Of the first draw: the clean slots are the same in every draw.
     cases["experts"] = [line.tolist() for line in routing.routed[:, 0]]

@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 from moetrace.arguments import as_flag
 from moetrace.cases import as_case_set
 from moetrace.effects import rescue
-from moetrace.engines.job import Patch, Sweep
+from moetrace.engines.job import ORIGINS, Origin, Patch, Sweep
 from moetrace.engines.places import Place, is_map, places_of
 from moetrace.errors import ArgumentError, LayoutError
 from moetrace.metrics import LOGIT_DIFF
@@ -60,8 +60,9 @@ def trace_experts(
 
     An expert's contribution c_e is the ablation difference under fixed routing (equation 5), its patch vector
     delta_e = c_e(clean) - c_e(noised) (equation 6). An expert that isn't clean-active in a case has rescue
-    exactly 0 there, and the row counts. ``.direct`` and ``.indirect`` say what of a rescue goes straight to
-    the logits and what through later layers: see :class:`ExpertTrace`.
+    exactly 0 there, and the row counts. With ``mode="noise"`` the vector's negative is added to the clean
+    run, and an effect is patched minus clean. ``.direct`` and ``.indirect`` say what of a rescue goes
+    straight to the logits and what through later layers: see :class:`ExpertTrace`.
 
     Errors: as trace_layers; LayerRangeError for a layer without experts that can be traced one by one;
     ContributionError where the contributions don't sum to the block's routed output.
@@ -73,12 +74,12 @@ def trace_experts(
         raise ArgumentError("both layer and layers are given; expected one of them")
     chosen = expert_layers_of(anatomy, layers if layer is None else layer)
     case_set, position = as_case_set(cases), common.pop("position")
-    places = places_of(position, case_set)
+    places, origin = places_of(position, case_set), ORIGINS[common["mode"]]
     session = trace(
         model,
         case_set,
-        [Patch.null(min(chosen), null_place(places))],
-        sweeps=expert_sweeps(anatomy, chosen, places, union),
+        [Patch.null(min(chosen), null_place(places), origin)],
+        sweeps=expert_sweeps(anatomy, chosen, places, union, origin),
         position=places,
         anatomy=anatomy,
         what="experts",
@@ -103,7 +104,11 @@ def expert_layers_of(anatomy: Anatomy, layer: int | Sequence[int] | None) -> tup
 
 
 def expert_sweeps(
-    anatomy: Anatomy, layers: Sequence[int], places: Sequence[Place], union: bool
+    anatomy: Anatomy,
+    layers: Sequence[int],
+    places: Sequence[Place],
+    union: bool,
+    origin: Origin = Origin.DENOISE,
 ) -> list[Sweep]:
     """A sweep of every layer at every place: of several tokens, the experts of any of them."""
     top_k, found = top_k_of(anatomy.config), []
@@ -111,7 +116,7 @@ def expert_sweeps(
         for at in mapped(places):
             most = places[at].most
             slots = top_k if most == 1 else min(top_k * most, expert_count(anatomy, layer))
-            found.append(Sweep(layer, slots, union, at))
+            found.append(Sweep(layer, slots, union, at, origin))
     return found
 
 
@@ -167,7 +172,8 @@ def _layer_arrays(session: Session, layer: int, place: int, union: bool) -> Expe
     """One layer and place of an outcome, averaged over draws; a draw in which nothing was patched counts with
     0."""
     outcome, routing = session.outcome, session.outcome.routing[layer, place]
-    each = rescue(routing.patched.swapaxes(1, 2), outcome.noised).swapaxes(1, 2)  # (cases, draws, experts)
+    base = outcome.base(session.job)
+    each = rescue(routing.patched.swapaxes(1, 2), base).swapaxes(1, 2)  # (cases, draws, experts)
     effects = np.where(routing.patched_active, each, 0.0).mean(axis=1)
     patched = routing.patched_active
     straight = {
@@ -181,7 +187,7 @@ def _layer_arrays(session: Session, layer: int, place: int, union: bool) -> Expe
         clean_weight=routing.clean_weight.mean(axis=1),
         noised_weight=routing.noised_weight.mean(axis=1),
         delta_norm=np.where(patched, routing.delta_norm, 0.0).mean(axis=1),
-        patched=outcome.noised.mean(axis=1)[:, None] + effects,
+        patched=base.mean(axis=1)[:, None] + effects,
         rescue=effects,
         **straight,
         patched_active=np.any(patched, axis=1) if union else None,

@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 
 from moetrace.cases import as_case_set
 from moetrace.effects import rescue
-from moetrace.engines.job import Patch
+from moetrace.engines.job import ORIGINS, Origin, Patch
 from moetrace.engines.places import Place, is_map, places_of
 from moetrace.metrics import LOGIT_DIFF
 from moetrace.models.anatomy import find_anatomy
@@ -45,6 +45,8 @@ def trace_layers(
     ``model``: a decoder-only language model of transformers, wherever it is placed; it is used through hooks
     and left as it was. ``cases``: a CaseSet or any sequence of Case.
     ``layers``: which; None is every layer with routed experts, or every layer of a model without any.
+    ``mode``: "denoise", the paper's; or "noise", the noised value into the clean run: an effect, still in
+    ``rescue`` and ``effects``, is then patched minus clean, below 0 where the recall needs what was patched.
     ``noise``: the corruption, by default ``SubjectNoise(scale=3.0, seed=0, draws=1)`` (equation 2).
     ``corruption``: another one in its place: ``mt.SwapSubject(cases)``, ``mt.MeanEmbedding()``,
     ``mt.ZeroEmbedding()``, ``mt.UniformNoise()``, or a function of (case, embeddings of its subject).
@@ -83,23 +85,25 @@ def trace_layers(
     chosen = anatomy.resolve_layers(layers)
     case_set, position = as_case_set(cases), common.pop("position")
     places = places_of(position, case_set, prefix=False)
-    patches = layer_patches(chosen, places)
+    patches = layer_patches(chosen, places, ORIGINS[common["mode"]])
     session = trace(model, case_set, patches, position=places, anatomy=anatomy, what="layers", **common)
     made = layer_map_of if is_map(position) else layer_trace_of
     return finished(session, lambda own: made(own, chosen), common["out"])
 
 
-def layer_patches(layers: Sequence[int], places: Sequence[Place]) -> list[Patch]:
+def layer_patches(
+    layers: Sequence[int], places: Sequence[Place], origin: Origin = Origin.DENOISE
+) -> list[Patch]:
     """A block patch of every layer at every place, and last the null patch."""
-    blocks = [Patch.block(layer, place) for layer in layers for place in mapped(places)]
+    blocks = [Patch.block(layer, place, origin) for layer in layers for place in mapped(places)]
     # The null fork leaves at the lowest layer, where it has the most layers to drift away in.
-    return [*blocks, Patch.null(min(layers), null_place(places))]
+    return [*blocks, Patch.null(min(layers), null_place(places), origin)]
 
 
 def layer_trace_of(session: Session, layers: tuple[int, ...]) -> LayerTrace:
     """The first patches of the session are the layers', the last is the null patch."""
     outcome = session.outcome
-    each = rescue(outcome.patched, outcome.noised)[:, :-1]
+    each = rescue(outcome.patched, outcome.base(session.job))[:, :-1]
     straight = {
         "direct": outcome.direct[:, :-1].mean(axis=2),
         "direct_linear": outcome.direct_linear[:, :-1].mean(axis=2),
@@ -120,14 +124,15 @@ def layer_map_of(session: Session, layers: tuple[int, ...]) -> LayerMap:
     outcome, places = session.outcome, session.job.places
     names = [places[at].name for at in mapped(places)]
     tokens = tokens_at(session)
-    each = rescue(outcome.patched, outcome.noised)[:, :-1]
-    patched, noised = outcome.patched[:, :-1].mean(axis=2), outcome.noised.mean(axis=1)
+    base = outcome.base(session.job)
+    each = rescue(outcome.patched, base)[:, :-1]
+    patched, before = outcome.patched[:, :-1].mean(axis=2), base.mean(axis=1)
     straight = {name: getattr(outcome, name)[:, :-1].mean(axis=2) for name in ("direct", "direct_linear")}
     # Tokens before the subject aren't run: both runs are the same there.
     columns = np.tile(np.arange(len(names)), len(layers))
     same = np.isnan(each).all(axis=2) & (tokens[:, columns] >= 0) & ~outcome.present[:, :-1]
     each[same] = 0.0
-    patched[same] = np.broadcast_to(noised[:, None], patched.shape)[same]
+    patched[same] = np.broadcast_to(before[:, None], patched.shape)[same]
     for values in straight.values():
         values[same] = 0.0
     return LayerMap(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,7 +30,7 @@ ROLES = {"selected": _core.Chosen.ANCHOR, "matched": _core.Chosen.MATCHED}
 
 
 @on_all_ranks
-@shows_options
+@partial(shows_options, without=("mode",))
 def trace_matched(
     model: torch.nn.Module,
     cases: Sequence[Case] | CaseSet,

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypedDict, TypeVar, get_type_hints
 from moetrace.arguments import as_choice, as_count, as_path, known_names, refuse_type
 from moetrace.corruptions import CorruptionLike, NoiseLike, as_corruption
 from moetrace.engines.engine_choice import ENGINES
+from moetrace.engines.job import MODES, Mode
 from moetrace.engines.places import Positions, as_positions
 from moetrace.metrics import MetricLike, as_metrics
 from moetrace.models.float32 import COMPUTE_DTYPES, ComputeDtype
@@ -35,11 +36,13 @@ class TraceOptions(ScaleOptions, total=False):
     """Common arguments; see :func:`moetrace.trace_layers`."""
 
     noise: NoiseLike
+    mode: Mode
     corruption: CorruptionLike
 
 
 DEFAULTS: dict[str, Any] = {
     "noise": None,
+    "mode": "denoise",
     "corruption": None,
     "position": "last",
     "metric": "logit_diff",
@@ -77,6 +80,7 @@ def checked(options: dict[str, Any], function: Callable[..., Any]) -> dict[str, 
     given = DEFAULTS | options
     return {
         "corruption": as_corruption(given["noise"], given["corruption"]),
+        "mode": as_choice(given["mode"], "mode", MODES),
         "position": as_positions(given["position"]),
         "metric": as_metrics(given["metric"]),
         "engine": as_choice(given["engine"], "engine", ENGINES),

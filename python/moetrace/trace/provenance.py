@@ -104,6 +104,7 @@ def provenance(session: Session, layers: tuple[int, ...]) -> dict[str, Any]:
         "readout_by": job.readout.kind,
         **job.corruptor.corruption.facts(job.corruptor.embedding),
         "position": job.position,
+        "mode": job.direction,
         "direct": _direct_note(session),
         "metric": session.metric.name,
         **({"metric_code": session.metric.code} if session.metric.code else {}),

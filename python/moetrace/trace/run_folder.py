@@ -49,6 +49,7 @@ def call_facts(
         "patches": hashlib.sha256(repr((job.patches, job.sweeps)).encode()).hexdigest(),
         **job.corruptor.corruption.facts(),
         "position": job.position,
+        "mode": job.direction,
         "tokens": json_digest([job.tokens_of(case) for case in cases]),
         "metric": [own.facts() for own in metric.metrics],
         "several_metrics": metric.several,

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @on_all_ranks
-@partial(shows_options, without=("noise", "corruption"))
+@partial(shows_options, without=("noise", "corruption", "mode"))
 def trace_noise_scales(
     model: torch.nn.Module,
     cases: Sequence[Case] | CaseSet,

@@ -18,6 +18,7 @@ from moetrace.effects import rescue
 from moetrace.engines.engine_choice import EngineChoice, EngineName
 from moetrace.engines.job import (
     Job,
+    Mode,
     Outcome,
     Patch,
     Sweep,
@@ -41,6 +42,7 @@ from moetrace.trace.run_folder import RunFolder, call_facts
 
 if TYPE_CHECKING:
     from moetrace.cases import Case
+    from moetrace.engines.knockout import Ablation
 
 T = TypeVar("T", bound=TraceResult)
 
@@ -79,9 +81,9 @@ class Session:
 
 
 def case_table(session: Session, null: int = -1) -> pd.DataFrame:
-    """One row for each case: ids, logit differences averaged over draws, rescue of the null patch."""
+    """One row for each case: ids, logit differences averaged over draws, effect of the null patch."""
     outcome = session.outcome
-    drift = rescue(outcome.patched[:, null], outcome.noised)
+    drift = rescue(outcome.patched[:, null], outcome.base(session.job))
     return pd.DataFrame(
         {
             **case_columns(session.cases),
@@ -107,17 +109,19 @@ def trace(
     out: Path | None,
     final_subject: Literal["refuse", "keep"],
     readout: ReadoutKind,
+    mode: Mode = "denoise",
     compute_dtype: ComputeDtype | None = None,
     sweeps: Sequence[Sweep] = (),
     what: str = "trace",
     details: dict[str, Any] | None = None,
     direct: bool = True,
+    ablation: Ablation | None = None,
 ) -> Session:
     """Run ``patches`` on every case, with checked options. Errors: see :func:`moetrace.trace_layers`.
 
     ``position``: one token of each case, or places as patches number them. ``direct``: measure direct
     effects, too, where the logit difference is asked for. The session's outcome is of the first metric;
-    :func:`finished` makes a result of each.
+    :func:`finished` makes a result of each. ``ablation``: patches of experts knock them out of the clean run.
     """
     case_set = as_case_set(cases)
     validate_cases(case_set, anatomy.vocab_size, final_subject, anatomy.positions)
@@ -125,7 +129,7 @@ def trace(
     with prepared(anatomy.model), computing_in(anatomy, compute_dtype):
         budget = resolve_budget(batch_tokens, anatomy)
         places = position if isinstance(position, tuple) else single_place(position, case_set)
-        job = make_job(anatomy, patches, corruption, places, sweeps, readout, metric.metrics)
+        job = make_job(anatomy, patches, corruption, places, sweeps, readout, metric.metrics, mode, ablation)
         job.corruptor.corruption.check(case_set)
         ranks = here()
         asked = {"engine asked for": engine, "batch_tokens": budget, "out": str(out)}
@@ -169,7 +173,8 @@ def keep(result: TraceResult | MetricTraces, out: Path | None) -> None:
 
 def _warn_of_nothing(job: Job, cases: CaseSet) -> None:
     """Say where what is asked for can't have an effect."""
-    if not job.corruptor.replaces and job.corruptor.embedding.std == 0:
+    corrupts = job.ablation is None
+    if corrupts and not job.corruptor.replaces and job.corruptor.embedding.std == 0:
         warnings.warn(
             "the embedding is zero everywhere, and so is the noise, whose scale is its standard deviation: "
             "clean and noised runs are the same",
@@ -182,7 +187,7 @@ def _warn_of_nothing(job: Job, cases: CaseSet) -> None:
     for place in places:
         tokens = [(case, place.find(case)) for case in cases]
         before = [case.case_id for case, own in tokens if own and own[-1] < case.subject[0]]
-        if before:
+        if corrupts and before:
             warnings.warn(
                 f"position {place.name!r} lies before the subject in {len(before)} of {len(cases)} cases: "
                 f"clean and noised runs are the same and every rescue is 0: case ids {before[:20]}",
@@ -247,18 +252,23 @@ def _without_failed(
             "reason": "non-finite logits",
         }
     )
-    if not finite.any():
-        raise NonFiniteError(
-            f"all {len(cases)} cases gave NaN or infinite logits; try another dtype (bfloat16 or float32 "
-            "where float16 overflows), and check that the checkpoint loaded whole"
-        )
-    if len(failed):
-        warnings.warn(
-            f"{len(failed)} of {len(cases)} cases gave NaN or infinite logits and are left out of every "
-            f"figure; they are listed in .failed: case ids {failed.case_id.tolist()[:20]}",
-            NonFiniteWarning,
-            stacklevel=5,
-        )
+    say_failed(failed.case_id.tolist(), len(cases))
     kept = cases if finite.all() else CaseSet([c for c, good in zip(cases, finite, strict=True) if good])
     found = outcome.select(np.flatnonzero(finite))
     return Session(kept, found, choice, attention, job, failed, ranks=here().size)
+
+
+def say_failed(case_ids: Sequence[int], total: int) -> None:
+    """Warn of cases with a logit that is NaN or infinite. NonFiniteError where all of them have one."""
+    if len(case_ids) == total:
+        raise NonFiniteError(
+            f"all {total} cases gave NaN or infinite logits; try another dtype (bfloat16 or float32 "
+            "where float16 overflows), and check that the checkpoint loaded whole"
+        )
+    if case_ids:
+        warnings.warn(
+            f"{len(case_ids)} of {total} cases gave NaN or infinite logits and are left out of every "
+            f"figure; they are listed in .failed: case ids {list(case_ids)[:20]}",
+            NonFiniteWarning,
+            stacklevel=6,
+        )

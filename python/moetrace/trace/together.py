@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -46,7 +47,7 @@ class Around:
 
 
 @on_all_ranks
-@shows_options
+@partial(shows_options, without=("mode",))
 def trace_around(
     model: torch.nn.Module,
     cases: Sequence[Case] | CaseSet,

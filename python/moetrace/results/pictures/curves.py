@@ -30,11 +30,17 @@ if TYPE_CHECKING:
 
 
 def plot_layers(
-    summary: pd.DataFrame, floor: float, ax: Axes | None = None, options: Mapping[str, Any] | None = None
+    summary: pd.DataFrame,
+    floor: float,
+    ax: Axes | None = None,
+    options: Mapping[str, Any] | None = None,
+    title: str = "",
+    noises: bool = False,
 ) -> Axes:
     """Mean rescue by layer with the interval as a band; filled marks where the test is below 0.05.
 
-    ``options``: what the summary was asked for, as its labels say.
+    ``options``: what the summary was asked for, as its labels say. ``noises``: effects of noised values, the
+    lowest of which is named.
     """
     given = dict(options or {})
     summary = summary.sort_values("layer", ignore_index=True)
@@ -53,7 +59,7 @@ def plot_layers(
         (np.isnan(p), "#cccccc", "too few cases for a test"),
     ]
     mark(ax, layer, mean, marks)
-    top = int(mean.argmax())
+    top = int((-mean if noises else mean).argmax())
     height = summary.ci_high.iloc[top]
     ax.annotate(
         f"L{layer[top]}", (layer[top], mean[top] if np.isnan(height) else height), xytext=(0, 3),
@@ -61,7 +67,8 @@ def plot_layers(
     )  # fmt: skip
     ax.set_xlabel("layer", fontsize=9)
     whole_numbers(ax)
-    return finish(ax, f"Clean block output restored at one layer, {int(summary.n.iloc[0])} cases", floor)
+    title = title or f"Clean block output restored at one layer, {int(summary.n.iloc[0])} cases"
+    return finish(ax, title, floor, "mean effect (logits)" if noises else "mean rescue (logits)")
 
 
 def plot_lines(
