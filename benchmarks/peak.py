@@ -84,8 +84,8 @@ def work_of(job: Job, cases: list[mt.Case]) -> int:
     runs, layers = job.runs, len(job.anatomy.layers)
     rows = 0
     for case in cases:
-        own = _core.tree_rows(job.shape_of(case), runs, 0, 0, job.noise.draws)
-        rows += layers * own + sum(layers - 1 - layer for layer in runs.layers) * job.noise.draws
+        own = _core.tree_rows(job.shape_of(case), runs, 0, 0, job.draws)
+        rows += layers * own + sum(layers - 1 - layer for layer in runs.layers) * job.draws
     return rows * work_of_row(job.anatomy.config)
 
 

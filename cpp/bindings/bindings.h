@@ -6,6 +6,7 @@
 void init_tree(pybind11::module_& m);
 void init_experts(pybind11::module_& m);
 void init_pass(pybind11::module_& m);
+void init_forward(pybind11::module_& m);
 void init_scope(pybind11::module_& m);
 void init_coalition(pybind11::module_& m);
 void init_weights(pybind11::module_& m);

@@ -9,6 +9,7 @@ PYBIND11_MODULE(_core, m) {
   init_experts(m);
   init_pass(m);
   init_scope(m);
+  init_forward(m);
   init_coalition(m);
   init_weights(m);
 }

@@ -8,6 +8,7 @@
 #include "bindings.h"
 #include "moetrace/pass/outcome.h"
 #include "moetrace/pass/pass.h"
+#include "moetrace/tree/paths.h"
 #include "moetrace/tree/visibility.h"
 #include "runs.h"
 
@@ -15,6 +16,7 @@ using namespace moetrace::bindings;
 using namespace moetrace::pass;
 using moetrace::experts::Chosen;
 using moetrace::experts::Layout;
+using moetrace::hooks::RowChange;
 using moetrace::hooks::Trouble;
 
 namespace {
@@ -22,9 +24,9 @@ namespace {
 using Release = py::call_guard<py::gil_scoped_release>;
 
 Case make_case(std::vector<std::int64_t> tokens, std::int64_t start, std::int64_t stop,
-               std::vector<moetrace::tree::Positions> places, const In<float>& noise) {
+               std::vector<moetrace::tree::Positions> places, const In<float>& vectors) {
   const auto length = static_cast<std::int64_t>(tokens.size());
-  return {{length, start, stop, std::move(places)}, std::move(tokens), vector_of(noise)};
+  return {{length, start, stop, std::move(places)}, std::move(tokens), vector_of(vectors)};
 }
 
 /// One layer of an outcome as arrays by case, draw and expert (or slot) that share its memory.
@@ -140,14 +142,22 @@ void bind_job(py::module_& m) {
                     self.attr("origin").attr("name"));
       });
 
+  py::native_enum<RowChange>(m, "Corruption", "enum.Enum",
+                             "What a corruption's vectors do to the subject's embeddings.")
+      .value("ADDED", RowChange::kAdded, "They are added (equation 2).")
+      .value("REPLACED", RowChange::kReplaced, "They take their place.")
+      .finalize();
+
   py::class_<Job>(m, "Job",
                   "What a trace does to every case: patches, and sweeps over the experts of layers.")
       .def(py::init([](std::int64_t layers, std::int64_t draws, std::vector<Patch> patches,
-                       std::vector<Sweep> sweeps, std::vector<std::int64_t> place_tokens) {
-             return Job{layers, draws, std::move(patches), std::move(sweeps), std::move(place_tokens)};
+                       std::vector<Sweep> sweeps, std::vector<std::int64_t> place_tokens,
+                       RowChange corruption) {
+             return Job{
+                 layers, draws, std::move(patches), std::move(sweeps), corruption, std::move(place_tokens)};
            }),
            py::arg("layers"), py::arg("draws"), py::arg("patches"), py::arg("sweeps"),
-           py::arg("place_tokens") = std::vector<std::int64_t>(),
+           py::arg("place_tokens") = std::vector<std::int64_t>(), py::arg("corruption") = RowChange::kAdded,
            "`place_tokens`: of each place, in any case of the trace: tokens at most; 1 where unsaid.")
       .def_property_readonly(
           "runs",
@@ -159,10 +169,11 @@ void bind_job(py::module_& m) {
           "Where each run is patched: the patches, then the slots of the sweeps.");
 
   py::class_<Case>(m, "PassCase", "A case as a pass sees it.")
-      .def(py::init(&make_case), py::arg("tokens"), py::arg("subject_start"), py::arg("subject_stop"),
-           py::arg("places"), py::arg("noise"),
-           "`places`: of each place its positions, ascending; none where the case doesn't have it. `noise`: "
-           "float32 (draws, subject tokens, width), added to the embeddings (equation 2).");
+      .def(
+          py::init(&make_case), py::arg("tokens"), py::arg("subject_start"), py::arg("subject_stop"),
+          py::arg("places"), py::arg("vectors"),
+          "`places`: of each place its positions, ascending; none where the case doesn't have it. `vectors`: "
+          "float32 (draws, subject tokens, width), which change the subject's embeddings.");
 
   py::class_<LayerFacts>(m, "LayerFacts", "What a pass has to know of a layer of the model.")
       .def(py::init([](bool experts, std::int64_t expert_count, std::int64_t fused_from, std::int64_t checked,
@@ -223,6 +234,12 @@ void init_pass(py::module_& m) {
             return grid(cells, {plan.cases, plan.rows, plan.rows});
           },
           "uint8 (cases, rows, rows): 1 where the second row is the first or its ancestor")
+      .def(
+          "paths",
+          [](const Pass& pass, std::int64_t rows) {
+            return moetrace::tree::make_paths(pass.layout().plan(), rows);
+          },
+          py::arg("rows"), Release(), "Every run as a sequence, while so many rows of each case are there.")
       .def_property_readonly("final_rows", &Pass::final_rows,
                              "Rows that are read out: clean, noised for each draw, then every fork.")
       .def_property_readonly("fused_calls", &Pass::fused_calls,
@@ -257,7 +274,9 @@ void init_pass(py::module_& m) {
             return found;
           },
           "Their modules, as in `troubled_module`.")
-      .def("reset", &Pass::reset, "Forget what was seen: the model is run again.");
+      .def("reset", &Pass::reset, "Forget what was seen: the model is run again.")
+      .def("scale_experts", &Pass::scale_experts, py::arg("layer"), py::arg("factor"),
+           "Say what a layer's block multiplies its experts' output by, before the layer ends.");
 
   py::class_<Outcome>(m, "Outcome", "What the passes of one batch gave, in arrays.")
       .def(py::init<const Job&, std::int64_t>(), py::arg("job"), py::arg("cases"))

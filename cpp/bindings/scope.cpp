@@ -1,25 +1,21 @@
-// The one file that touches Python's modules: it arms hooks, takes tensors out of calls and puts them back.
+// What a pass hangs on Python's modules: it arms hooks, takes tensors out of calls and puts them back.
 
 #include <pybind11/stl.h>
 
 #include <algorithm>
 #include <array>
-#include <exception>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
+#include "armed.h"
 #include "bindings.h"
+#include "hook_scope.h"
 #include "moetrace/pass/pass.h"
 
-namespace py = pybind11;
-using moetrace::experts::Layout;
-using moetrace::hooks::Failure;
-using moetrace::hooks::Site;
-using moetrace::hooks::Step;
-using moetrace::hooks::Trouble;
+using namespace moetrace::bindings;
 using moetrace::pass::Hook;
 using moetrace::pass::Pass;
 using moetrace::pass::Place;
@@ -34,62 +30,6 @@ constexpr std::array<std::string_view, 2> kPerRow{"position_ids", "position_embe
 template <std::size_t N>
 bool contains(const std::array<std::string_view, N>& names, std::string_view name) {
   return std::find(names.begin(), names.end(), name) != names.end();
-}
-
-/// What every hook of a scope needs of torch.
-struct Torch {
-  py::object fire = py::module_::import("torch").attr("ops").attr("moetrace").attr("fire").attr("default");
-  py::object tensor = py::module_::import("torch").attr("Tensor");
-
-  bool is_tensor(py::handle value) const { return py::isinstance(value, tensor); }
-};
-
-/// One hook: a site and what it is fired with.
-class Armed {
- public:
-  Armed(std::shared_ptr<Torch> torch, std::shared_ptr<Site> site)
-      : torch_(std::move(torch)), site_(std::move(site)) {}
-
- protected:
-  py::list fire(Step step, py::list given) const {
-    return torch_->fire(site_->number(), static_cast<std::int64_t>(step), std::move(given));
-  }
-  py::list fire(Step step, py::handle value) const {
-    if (!is_tensor(value)) {
-      const std::string kind = py::str(py::type::handle_of(value).attr("__name__"));
-      site_->refuse(
-          Failure(Trouble::kShape, name() + ": expected a tensor of hidden states, found a " + kind), step);
-    }
-    py::list given;
-    given.append(value);
-    return fire(step, std::move(given));
-  }
-  bool is_tensor(py::handle value) const { return torch_->is_tensor(value); }
-  [[noreturn]] void refuse(const std::string& why) const {
-    site_->refuse(Failure(Trouble::kCannotJoin, why));
-  }
-  const std::string& name() const { return site_->name(); }
-
- private:
-  std::shared_ptr<Torch> torch_;
-  std::shared_ptr<Site> site_;
-};
-
-/// The hidden states that a module returns, alone or first in a tuple.
-py::object first_of(const py::object& output) {
-  return py::isinstance<py::tuple>(output) ? py::object(output.cast<py::tuple>()[0]) : output;
-}
-
-py::object with_first(const py::object& output, const py::object& value) {
-  if (!py::isinstance<py::tuple>(output)) return value;
-  py::list items(output);
-  items[0] = value;
-  return py::tuple(items);
-}
-
-py::object hidden_of(const py::tuple& args, const py::dict& kwargs) {
-  if (!args.empty()) return args[0];
-  return kwargs.contains("hidden_states") ? py::object(kwargs["hidden_states"]) : py::none();
 }
 
 /// Behind a module whose output a site may replace.
@@ -210,33 +150,6 @@ struct Router : Armed {
   std::int64_t experts_;
 };
 
-/// Around an experts module. `call`: reads hidden states, index and weights from its arguments, or raises.
-struct Experts : Armed {
-  Experts(const Armed& armed, py::object call, std::optional<Layout> layout)
-      : Armed(armed), call_(std::move(call)), layout_(layout) {}
-
- protected:
-  py::list routed_call(const py::object& module, const py::tuple& args, const py::dict& kwargs) const {
-    return py::list(call_(module, args, kwargs, name()));
-  }
-  void append_weights(py::list& given, const py::object& module) const {
-    const std::string up = layout_->gate.gated ? "gate_up_proj" : "up_proj";
-    given.append(module.attr(up.c_str()));
-    given.append(module.attr("down_proj"));
-    if (!layout_->biased) return;
-    given.append(module.attr((up + "_bias").c_str()));
-    given.append(module.attr("down_proj_bias"));
-  }
-  /// Whether the compiled routines can read the module's weights now: offloaded ones aren't in memory.
-  bool readable(const py::object& module) const {
-    return layout_ && !module.attr("down_proj").attr("is_meta").cast<bool>();
-  }
-
- private:
-  py::object call_;
-  std::optional<Layout> layout_;
-};
-
 /// Before the experts; `fused`: whether the fused routine may compute them.
 struct ExpertsEntry : Experts {
   ExpertsEntry(const Experts& experts, bool fused) : Experts(experts), fused_(fused) {}
@@ -309,122 +222,47 @@ struct ExpertsExit : Experts {
   bool patches_;
 };
 
-/// Hooks on modules, armed in order and removed in reverse, also after an exception or an interrupt.
-class HookScope {
- public:
-  py::object hook(const py::object& module, const char* kind, const py::object& function, bool kwargs) {
-    try {
-      handles_.append(module.attr(kind)(function, py::arg("with_kwargs") = kwargs));
-    } catch (const py::error_already_set&) {  // an interrupt may come when the hook hangs already
-      forget(module, function);
-      throw;
-    }
-    return function;
-  }
-
-  void arm(const Pass& pass, const py::object& anatomy, const py::object& routed_call) {
-    const auto torch = std::make_shared<Torch>();
-    for (const Hook& own : pass.hooks()) arm_one(pass, own, Armed(torch, own.site), anatomy, routed_call);
-  }
-
-  /// Take every hook off for a time, so that a module runs as it does by itself.
-  void pause() {
-    for (const py::handle handle : handles_) {
-      const py::object hooks = handle.attr("hooks_dict_ref")();
-      const py::object key = handle.attr("id");
-      paused_.append(py::make_tuple(hooks, key, hooks.attr("pop")(key)));
-    }
-  }
-
-  void resume() {
-    for (const py::handle own : std::exchange(paused_, py::list())) {
-      const auto hook = own.cast<py::tuple>();
-      hook[0][hook[1]] = hook[2];
-    }
-  }
-
-  /// The last armed goes first. A hook that can't be removed doesn't keep the others.
-  void close() {
-    std::exception_ptr failure;
-    while (!handles_.empty()) {
-      const py::object last = handles_.attr("pop")();
-      try {
-        last.attr("remove")();
-      } catch (const py::error_already_set& error) {
-        if (!failure) failure = std::current_exception();
-        if (error.matches(PyExc_KeyboardInterrupt)) remove_again(last);
+void arm_one(HookScope& scope, const Pass& pass, const Hook& own, const Armed& armed,
+             const py::object& anatomy, const py::object& routed_call) {
+  if (own.place == Place::kEmbedding) return scope.behind(anatomy.attr("embedding"), Output(armed));
+  const auto at = static_cast<std::size_t>(own.layer);
+  const py::object layer = anatomy.attr("layers").cast<py::tuple>()[at];
+  if (own.place == Place::kLayerEntry) return scope.before(layer, LayerEntry(armed));
+  if (own.place == Place::kLayerExit) return scope.behind(layer, LayerExit(armed, own.joins));
+  const py::object site = anatomy.attr("sites").cast<py::tuple>()[at];
+  const py::object block = site.attr("block");
+  const auto experts = [&] { return Experts(armed, routed_call, pass.facts(own.layer).layout); };
+  switch (own.place) {
+    case Place::kNorm:
+      for (const py::handle child : layer.attr("children")()) {
+        if (!child.is(block)) scope.behind(py::reinterpret_borrow<py::object>(child), Beside(armed));
       }
-    }
-    if (failure) std::rethrow_exception(failure);
-  }
-
- private:
-  /// Once more after an interrupt, which may have come before the hook was gone. What fails twice stays.
-  static void remove_again(const py::object& handle) {
-    try {
-      handle.attr("remove")();
-    } catch (const py::error_already_set&) {  // the first failure is the one that is told
-    }
-  }
-
-  /// Take a hook without a handle off a module.
-  static void forget(const py::object& module, const py::object& function) {
-    for (const char* name : {"_forward_hooks", "_forward_pre_hooks"}) {
-      const py::object hooks = module.attr(name);
-      for (const py::handle key : py::list(hooks)) {
-        const py::object own = hooks[key];
-        if (!own.is(function)) continue;
-        hooks.attr("pop")(key);
-        module.attr((std::string(name) + "_with_kwargs").c_str()).attr("pop")(key, py::none());
+      return;
+    case Place::kBlockEntry:
+      return scope.before(block, BlockEntry(armed));
+    case Place::kBlockExit:
+      return scope.behind(block, Watched(armed));
+    case Place::kBlockOutput:
+      return scope.behind(block, Output(armed));
+    case Place::kExpertsEntry:
+      return scope.before(site.attr("experts"),
+                          ExpertsEntry(experts(), pass.facts(own.layer).fused_from > 0));
+    case Place::kExpertsExit:
+      return scope.behind(site.attr("experts"), ExpertsExit(experts(), pass.routed().count(own.layer) > 0),
+                          true);
+    default:
+      if (!site.attr("router").is_none()) {
+        scope.behind(site.attr("router"), Router(armed, pass.facts(own.layer).expert_count));
       }
-    }
   }
+}
 
-  template <typename Function>
-  void behind(const py::object& module, Function function, bool kwargs = false) {
-    hook(module, "register_forward_hook", py::cpp_function(std::move(function)), kwargs);
-  }
-  template <typename Function>
-  void before(const py::object& module, Function function) {
-    hook(module, "register_forward_pre_hook", py::cpp_function(std::move(function)), true);
-  }
-
-  void arm_one(const Pass& pass, const Hook& own, const Armed& armed, const py::object& anatomy,
-               const py::object& routed_call) {
-    if (own.place == Place::kEmbedding) return behind(anatomy.attr("embedding"), Output(armed));
-    const auto at = static_cast<std::size_t>(own.layer);
-    const py::object layer = anatomy.attr("layers").cast<py::tuple>()[at];
-    if (own.place == Place::kLayerEntry) return before(layer, LayerEntry(armed));
-    if (own.place == Place::kLayerExit) return behind(layer, LayerExit(armed, own.joins));
-    const py::object site = anatomy.attr("sites").cast<py::tuple>()[at];
-    const py::object block = site.attr("block");
-    const auto experts = [&] { return Experts(armed, routed_call, pass.facts(own.layer).layout); };
-    switch (own.place) {
-      case Place::kNorm:
-        for (const py::handle child : layer.attr("children")()) {
-          if (!child.is(block)) behind(py::reinterpret_borrow<py::object>(child), Beside(armed));
-        }
-        return;
-      case Place::kBlockEntry:
-        return before(block, BlockEntry(armed));
-      case Place::kBlockExit:
-        return behind(block, Watched(armed));
-      case Place::kBlockOutput:
-        return behind(block, Output(armed));
-      case Place::kExpertsEntry:
-        return before(site.attr("experts"), ExpertsEntry(experts(), pass.facts(own.layer).fused_from > 0));
-      case Place::kExpertsExit:
-        return behind(site.attr("experts"), ExpertsExit(experts(), pass.routed().count(own.layer) > 0), true);
-      default:
-        if (!site.attr("router").is_none()) {
-          behind(site.attr("router"), Router(armed, pass.facts(own.layer).expert_count));
-        }
-    }
-  }
-
-  py::list handles_;
-  py::list paused_;  ///< (registry, key, hook)
-};
+/// Every hook of a pass, on the modules of an anatomy.
+void arm(HookScope& scope, const Pass& pass, const py::object& anatomy, const py::object& routed_call) {
+  const auto torch = std::make_shared<Torch>();
+  for (const Hook& own : pass.hooks())
+    arm_one(scope, pass, own, Armed(torch, own.site), anatomy, routed_call);
+}
 
 }  // namespace
 
@@ -454,7 +292,7 @@ void init_scope(py::module_& m) {
           },
           py::arg("module"), py::arg("function"),
           "function(module, args, kwargs, output) behind each call of a module.")
-      .def("arm", &HookScope::arm, py::arg("run"), py::arg("anatomy"), py::arg("routed_call"),
+      .def("arm", &arm, py::arg("run"), py::arg("anatomy"), py::arg("routed_call"),
            "Every hook of a pass, on the modules of an anatomy. `routed_call` reads hidden states, index and "
            "weights from the call of an experts module.");
 }

@@ -6,6 +6,7 @@
 #include "moetrace/tree/cost.h"
 #include "moetrace/tree/layout.h"
 #include "moetrace/tree/packing.h"
+#include "moetrace/tree/paths.h"
 #include "runs.h"
 
 using namespace moetrace::bindings;
@@ -17,6 +18,13 @@ auto per_row(std::vector<std::int64_t> Plan::* cells) {
   return [cells](py::object self) {
     const auto& plan = self.cast<const Plan&>();
     return view(plan.*cells, {plan.cases, plan.rows}, self);
+  };
+}
+
+auto per_sequence(std::vector<std::int64_t> Paths::* cells) {
+  return [cells](py::object self) {
+    const auto& paths = self.cast<const Paths&>();
+    return view(paths.*cells, {paths.sequences()}, self);
   };
 }
 
@@ -80,6 +88,31 @@ void init_tree(py::module_& m) {
       .def_property_readonly("branch", per_row(&Plan::branch),
                              "(cases, rows): -2 padding, -1 prefix and clean, else the noised branch.")
       .def_property_readonly("fork", per_row(&Plan::fork), "(cases, rows): fork of a row, -1 for none.");
+
+  py::class_<Paths>(m, "Paths", "Every run of a batch as a sequence: base runs first, then forks.")
+      .def_readonly("rows", &Paths::rows, "Rows of each case that are there.")
+      .def_readonly("bases", &Paths::bases, "Sequences before the first fork.")
+      .def_readonly("longest", &Paths::longest, "Tokens of the longest sequence.")
+      .def_property_readonly("length", per_sequence(&Paths::length), "(sequences,): tokens.")
+      .def_property_readonly("origin", per_sequence(&Paths::origin),
+                             "(sequences,): the sequence that a fork goes on from, its own elsewhere.")
+      .def_property_readonly("cut", per_sequence(&Paths::cut),
+                             "(sequences,): position of a fork's first own row, 0 elsewhere.")
+      .def_property_readonly(
+          "row",
+          [](py::object self) {
+            const auto& paths = self.cast<const Paths&>();
+            return view(paths.row, {paths.sequences(), paths.longest}, self);
+          },
+          "(sequences, longest): row of each token as case * rows + row; behind the end the last again.")
+      .def_property_readonly(
+          "place",
+          [](py::object self) {
+            const auto& paths = self.cast<const Paths&>();
+            const auto cells = static_cast<py::ssize_t>(paths.place.size());
+            return view(paths.place, {paths.rows == 0 ? 0 : cells / paths.rows, paths.rows}, self);
+          },
+          "(cases, rows): token that a row is, as sequence * longest + position; 0 for padding.");
 
   m.def("pack", &pack, py::arg("rows"), py::arg("budget"), py::call_guard<py::gil_scoped_release>(),
         "Cut items into batches so that items x rows of the longest stays within the budget.");

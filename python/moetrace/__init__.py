@@ -24,11 +24,22 @@ if TYPE_CHECKING:
     from moetrace.cases import CaseSet as CaseSet
     from moetrace.cases import load_records as load_records
     from moetrace.cases import make_cases as make_cases
+    from moetrace.corruptions import SubjectNoise as SubjectNoise
     from moetrace.demo import demo_records as demo_records
     from moetrace.demo import load_demo as load_demo
     from moetrace.errors import MoetraceError as MoetraceError
     from moetrace.models.load import load_model as load_model
-    from moetrace.noise import SubjectNoise as SubjectNoise
+    from moetrace.pipeline.capture import capture as capture
+    from moetrace.pipeline.patch import patch as patch
+    from moetrace.pipeline.routing import Force as Force
+    from moetrace.pipeline.routing import Suppress as Suppress
+    from moetrace.pipeline.sites import Attention as Attention
+    from moetrace.pipeline.sites import Block as Block
+    from moetrace.pipeline.sites import Residual as Residual
+    from moetrace.pipeline.sites import Router as Router
+    from moetrace.pipeline.sites import Routing as Routing
+    from moetrace.pipeline.sites import SharedExpert as SharedExpert
+    from moetrace.pipeline.values import Ablate as Ablate
     from moetrace.planning.plan import plan as plan
     from moetrace.planning.result import Plan as Plan
     from moetrace.protocol.layers import layer_protocol as layer_protocol
@@ -51,18 +62,28 @@ if TYPE_CHECKING:
     from moetrace.trace.select_cases import select_cases as select_cases
 
 _HOMES = {
+    "Ablate": "pipeline.values",
+    "Attention": "pipeline.sites",
+    "Block": "pipeline.sites",
     "Case": "cases",
     "CaseSet": "cases",
     "CoalitionTrace": "results.coalitions",
     "Expert": "results.expert_name",
     "ExpertMap": "results.expert_map",
     "ExpertTrace": "results.experts",
+    "Force": "pipeline.routing",
     "LayerMap": "results.layer_map",
     "LayerTrace": "results.layers",
     "MatchedTrace": "results.matched",
     "MoetraceError": "errors",
+    "Residual": "pipeline.sites",
+    "Router": "pipeline.sites",
+    "Routing": "pipeline.sites",
     "ScaleTrace": "results.scales",
-    "SubjectNoise": "noise",
+    "SharedExpert": "pipeline.sites",
+    "SubjectNoise": "corruptions",
+    "Suppress": "pipeline.routing",
+    "capture": "pipeline.capture",
     "concat": "results.joined",
     "demo_records": "demo",
     "layer_protocol": "protocol.layers",
@@ -72,6 +93,7 @@ _HOMES = {
     "load_records": "cases",
     "make_cases": "cases",
     "Plan": "planning.result",
+    "patch": "pipeline.patch",
     "plan": "planning.plan",
     "run_protocol": "protocol.run",
     "select_cases": "trace.select_cases",
@@ -91,7 +113,9 @@ def __getattr__(name: str) -> Any:
     elif name in ("coalition", "errors", "planted", "ranks", "stats"):
         value = import_module(f"moetrace.{name}")
     else:
-        raise AttributeError(f"module 'moetrace' has no attribute {name!r}")
+        from moetrace.arguments import nearest
+
+        raise AttributeError(f"module 'moetrace' has no attribute {name!r}{nearest(name, __all__)}")
     globals()[name] = value
     return value
 

@@ -8,7 +8,7 @@ import numpy
 import numpy.typing
 import typing
 import typing_extensions
-__all__: list[str] = ['Activation', 'Buffer', 'CaseShape', 'Chosen', 'ExpertLayout', 'Gate', 'HookScope', 'Job', 'Join', 'LayerFacts', 'LayerReader', 'Origin', 'Outcome', 'Pass', 'PassCase', 'Patch', 'PatchKind', 'Plan', 'ReadError', 'ReadOptions', 'Runs', 'Segment', 'Sweep', 'Trouble', 'additivity', 'banzhaf', 'banzhaf_interaction', 'cut', 'layer_rows', 'matched_control', 'pack', 'prefix_coalitions', 'sample_permutations', 'sampled_shapley', 'shapley', 'shapley_interaction', 'smallest_coalition', 'subsets', 'tree_cost', 'tree_rows']
+__all__: list[str] = ['Activation', 'Buffer', 'CaseShape', 'Chosen', 'ContributionTap', 'Corruption', 'ExpertLayout', 'Forward', 'Gate', 'HookScope', 'Job', 'Join', 'LayerFacts', 'LayerReader', 'Origin', 'Outcome', 'Pass', 'PassCase', 'Patch', 'PatchKind', 'Paths', 'Plan', 'ReadError', 'ReadOptions', 'Runs', 'Segment', 'Step', 'Sweep', 'Tap', 'TokenPatch', 'TokensKind', 'Trouble', 'additivity', 'banzhaf', 'banzhaf_interaction', 'cut', 'is_quiet', 'layer_rows', 'matched_control', 'pack', 'prefix_coalitions', 'quietly', 'sample_permutations', 'sampled_shapley', 'shapley', 'shapley_interaction', 'smallest_coalition', 'subsets', 'tree_cost', 'tree_rows']
 class CaseShape:
     """
     What the tree has to know of a case: places in its prompt, in tokens.
@@ -98,6 +98,50 @@ class Plan:
     def source(self) -> numpy.ndarray:
         """
         (cases, rows): base row that a row copies.
+        """
+class Paths:
+    """
+    Every run of a batch as a sequence: base runs first, then forks.
+    """
+    @property
+    def bases(self) -> int:
+        """
+        Sequences before the first fork.
+        """
+    @property
+    def cut(self) -> numpy.ndarray:
+        """
+        (sequences,): position of a fork's first own row, 0 elsewhere.
+        """
+    @property
+    def length(self) -> numpy.ndarray:
+        """
+        (sequences,): tokens.
+        """
+    @property
+    def longest(self) -> int:
+        """
+        Tokens of the longest sequence.
+        """
+    @property
+    def origin(self) -> numpy.ndarray:
+        """
+        (sequences,): the sequence that a fork goes on from, its own elsewhere.
+        """
+    @property
+    def place(self) -> numpy.ndarray:
+        """
+        (cases, rows): token that a row is, as sequence * longest + position; 0 for padding.
+        """
+    @property
+    def row(self) -> numpy.ndarray:
+        """
+        (sequences, longest): row of each token as case * rows + row; behind the end the last again.
+        """
+    @property
+    def rows(self) -> int:
+        """
+        Rows of each case that are there.
         """
 class Activation(enum.Enum):
     """
@@ -259,11 +303,20 @@ class Sweep:
     @property
     def top_k(self) -> int:
         ...
+class Corruption(enum.Enum):
+    """
+    What a corruption's vectors do to the subject's embeddings.
+    """
+    ADDED: typing.ClassVar[Corruption]
+    REPLACED: typing.ClassVar[Corruption]
+    @classmethod
+    def __new__(cls, value):
+        ...
 class Job:
     """
     What a trace does to every case: patches, and sweeps over the experts of layers.
     """
-    def __init__(self, layers: typing.SupportsInt | typing.SupportsIndex, draws: typing.SupportsInt | typing.SupportsIndex, patches: collections.abc.Sequence[Patch], sweeps: collections.abc.Sequence[Sweep], place_tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = []) -> None:
+    def __init__(self, layers: typing.SupportsInt | typing.SupportsIndex, draws: typing.SupportsInt | typing.SupportsIndex, patches: collections.abc.Sequence[Patch], sweeps: collections.abc.Sequence[Sweep], place_tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [], corruption: Corruption = ...) -> None:
         """
         `place_tokens`: of each place, in any case of the trace: tokens at most; 1 where unsaid.
         """
@@ -276,9 +329,9 @@ class PassCase:
     """
     A case as a pass sees it.
     """
-    def __init__(self, tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], subject_start: typing.SupportsInt | typing.SupportsIndex, subject_stop: typing.SupportsInt | typing.SupportsIndex, places: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]], noise: typing.Annotated[numpy.typing.ArrayLike, numpy.float32]) -> None:
+    def __init__(self, tokens: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex], subject_start: typing.SupportsInt | typing.SupportsIndex, subject_stop: typing.SupportsInt | typing.SupportsIndex, places: collections.abc.Sequence[collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]], vectors: typing.Annotated[numpy.typing.ArrayLike, numpy.float32]) -> None:
         """
-        `places`: of each place its positions, ascending; none where the case doesn't have it. `noise`: float32 (draws, subject tokens, width), added to the embeddings (equation 2).
+        `places`: of each place its positions, ascending; none where the case doesn't have it. `vectors`: float32 (draws, subject tokens, width), which change the subject's embeddings.
         """
 class LayerFacts:
     """
@@ -315,6 +368,10 @@ class Pass:
         """
         Says which sites didn't fire exactly once; empty if all did.
         """
+    def paths(self, rows: typing.SupportsInt | typing.SupportsIndex) -> Paths:
+        """
+        Every run as a sequence, while so many rows of each case are there.
+        """
     def position_ids(self) -> numpy.typing.NDArray[numpy.int64]:
         """
         int64 (cases, start rows): a row's depth in the tree
@@ -322,6 +379,10 @@ class Pass:
     def reset(self) -> None:
         """
         Forget what was seen: the model is run again.
+        """
+    def scale_experts(self, layer: typing.SupportsInt | typing.SupportsIndex, factor: typing.SupportsFloat | typing.SupportsIndex) -> None:
+        """
+        Say what a layer's block multiplies its experts' output by, before the layer ends.
         """
     def visibility(self) -> numpy.typing.NDArray[numpy.uint8]:
         """
@@ -444,6 +505,154 @@ class HookScope:
         """
         Put on again what `pause` took off, in the same order.
         """
+class Step(enum.IntEnum):
+    """
+    What torch.ops.moetrace.fire asks of a tap.
+    """
+    KEEP: typing.ClassVar[Step]
+    READ: typing.ClassVar[Step]
+    VALUE: typing.ClassVar[Step]
+    @classmethod
+    def __new__(cls, value):
+        ...
+    def __format__(self, format_spec):
+        ...
+class TokensKind(enum.Enum):
+    """
+    Which tokens of a user's forwards are meant.
+    """
+    ALL: typing.ClassVar[TokensKind]
+    COLUMNS: typing.ClassVar[TokensKind]
+    LAST: typing.ClassVar[TokensKind]
+    ROWS: typing.ClassVar[TokensKind]
+    @classmethod
+    def __new__(cls, value):
+        ...
+class Forward:
+    """
+    The forward of a user's own that is in progress, and which of its tokens are chosen.
+    """
+    def __init__(self, kind: TokensKind, numbers: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex] = [], sequences: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
+        ...
+    def begin(self, batch: typing.SupportsInt | typing.SupportsIndex, tokens: typing.SupportsInt | typing.SupportsIndex, past: typing.SupportsInt | typing.SupportsIndex, last: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex]) -> None:
+        """
+        A forward of (batch, tokens) starts behind `past` cached tokens. `last`: of each sequence the token of this forward that is its last; empty for the end. IndexError for a token before the first one, ValueError for tokens that the batch hasn't.
+        """
+    def end(self) -> None:
+        """
+        The forward is over.
+        """
+    def unreached(self) -> list[int]:
+        """
+        Tokens that were asked for and that no forward held.
+        """
+    @property
+    def batch(self) -> int:
+        """
+        Sequences of the forward.
+        """
+    @property
+    def chosen(self) -> int:
+        """
+        Chosen tokens of each sequence.
+        """
+    @property
+    def longest(self) -> int:
+        """
+        The most tokens that a sequence has had.
+        """
+    @property
+    def number(self) -> int:
+        """
+        Forwards so far.
+        """
+    @property
+    def past(self) -> int:
+        """
+        Tokens before them in a cache.
+        """
+    @property
+    def rows(self) -> list[int]:
+        """
+        Chosen rows of (batch * tokens).
+        """
+    @property
+    def running(self) -> bool:
+        """
+        Whether one is in progress in this thread.
+        """
+    @property
+    def running_elsewhere(self) -> bool:
+        """
+        Whether one is in progress in another thread.
+        """
+    @property
+    def tokens(self) -> int:
+        """
+        Tokens of each.
+        """
+class Tap:
+    """
+    Keeps what passes a place at the chosen tokens.
+    """
+    def __init__(self, name: str, forward: Forward) -> None:
+        ...
+    def hook(self, forward: Forward) -> typing.Any:
+        """
+        To hang behind a module.
+        """
+    def reset(self) -> None:
+        """
+        Forget what was kept.
+        """
+    def routing_hook(self, forward: Forward, routed_call: typing.Any) -> typing.Any:
+        """
+        To hang before an experts module.
+        """
+    @property
+    def fired(self) -> int:
+        """
+        How often something passed.
+        """
+    @property
+    def number(self) -> int:
+        """
+        By which torch.ops.moetrace.fire reaches it.
+        """
+    @property
+    def steps(self) -> list[int]:
+        """
+        Tokens of each forward that is kept.
+        """
+class TokenPatch:
+    """
+    Replaces what passes a place at the chosen tokens.
+    """
+    def __init__(self, name: str, forward: Forward) -> None:
+        ...
+    def hook(self, forward: Forward, function: typing.Any) -> typing.Any:
+        """
+        To hang behind a module: function(rows) gives what stands in their place.
+        """
+    def routing_hook(self, forward: Forward, routed_call: typing.Any, function: typing.Any) -> typing.Any:
+        """
+        To hang before an experts module: function(index, weights) gives what it is called with.
+        """
+    @property
+    def fired(self) -> int:
+        """
+        How often it replaced something.
+        """
+class ContributionTap:
+    """
+    What experts contribute to their sum at the chosen tokens.
+    """
+    def __init__(self, name: str, forward: Forward, expert: typing.SupportsInt | typing.SupportsIndex = -1) -> None:
+        ...
+    def hook(self, forward: Forward, routed_call: typing.Any, layout: ExpertLayout | None, function: typing.Any) -> typing.Any:
+        """
+        To hang behind an experts module: function(*found) is told what was found.
+        """
 class ReadError(OSError):
     pass
 class Buffer:
@@ -511,6 +720,10 @@ def cut(shape: CaseShape, runs: Runs, draws: typing.SupportsInt | typing.Support
     """
     Ranges of a case's runs that keep each tree within the budget; 0 for no budget.
     """
+def is_quiet() -> bool:
+    """
+    Whether hooks of users' forwards in this thread do nothing now.
+    """
 def layer_rows(cases: collections.abc.Sequence[CaseShape], runs: Runs, begin: typing.SupportsInt | typing.SupportsIndex, end: typing.SupportsInt | typing.SupportsIndex, draws: typing.SupportsInt | typing.SupportsIndex, layers: typing.SupportsInt | typing.SupportsIndex, join: Join) -> list[int]:
     """
     Token rows of each case of a batch while each layer runs, and last all of them.
@@ -526,6 +739,10 @@ def pack(rows: collections.abc.Sequence[typing.SupportsInt | typing.SupportsInde
 def prefix_coalitions(permutations: typing.Annotated[numpy.typing.ArrayLike, numpy.int64]) -> numpy.typing.NDArray[numpy.uint64]:
     """
     The distinct coalitions that form while players join, ascending.
+    """
+def quietly(function: typing.Any, *args, **kwargs) -> typing.Any:
+    """
+    Call a function; hooks of users' forwards in this thread do nothing for the time.
     """
 def sample_permutations(players: typing.SupportsInt | typing.SupportsIndex, count: typing.SupportsInt | typing.SupportsIndex, seed: typing.SupportsInt | typing.SupportsIndex, stream: typing.SupportsInt | typing.SupportsIndex, antithetic: bool) -> numpy.typing.NDArray[numpy.int64]:
     """

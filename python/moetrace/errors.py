@@ -116,6 +116,14 @@ class ArgumentTypeError(ArgumentError, TypeError):
     """An argument of a public function is of another kind than it takes."""
 
 
+class TokenRangeError(ArgumentError, IndexError):
+    """A token that no forward of a capture or patch holds."""
+
+
+class PatchError(MoetraceError, ValueError):
+    """What a patch puts in a place doesn't fit there: another shape or dtype, or no tensor at all."""
+
+
 class LayerRangeError(ArgumentError, IndexError):
     """A layer that the model doesn't have, or that has no site to patch."""
 

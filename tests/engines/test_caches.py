@@ -7,13 +7,13 @@ import copy
 import pytest
 import torch
 
+from moetrace.corruptions import embedding_std
 from moetrace.engines import engine_choice, tree
 from moetrace.engines.job import Patch, make_job
 from moetrace.engines.tree import TreeEngine
 from moetrace.models.anatomy import find_anatomy
 from moetrace.models.experts import block_scale
 from moetrace.models.state import prepared
-from moetrace.noise import embedding_std
 from tests.engines.tiny import make_cases, make_model
 
 

@@ -103,7 +103,7 @@ def noise_of(family: str, case: mt.Case) -> torch.Tensor:
     model = model_of(family)
     if family in WIDE:
         return subject_noise(Plain(model, family), case)
-    vectors = make_job(find_anatomy(model), []).noise_vectors(case)
+    vectors = make_job(find_anatomy(model), []).corruptor.values(case)
     return vectors[0]
 
 

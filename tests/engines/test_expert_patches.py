@@ -57,9 +57,9 @@ def test_tree_equals_literal_ablation(family, join, of_union):
         expected = ReferenceEngine(job).run(cases)
         engine = TreeEngine(job, join)
         found = engine.run(cases)
-    # Where forks join behind the layer, its block must be its routed experts and nothing else.
-    alone = family in ("qwen3_moe", "mixtral_window", "olmoe", "gpt_oss")
-    assert engine.join is (join if alone or join is not Join.AFTER_LAYER else Join.BEFORE_LAYER)
+    # A factor or a norm stands between these blocks and the stream; shared experts don't matter.
+    scaled = family in ("granitemoe", "flex_olmo")
+    assert engine.join is (Join.BEFORE_LAYER if scaled and join is Join.AFTER_LAYER else join)
     assert_same(found, expected)
     for own in expected.routing.values():
         either = own.clean_active | own.noised_active
@@ -75,6 +75,44 @@ def test_positions_before_the_last(position):
         expected = ReferenceEngine(job).run(cases)
         found = TreeEngine(job).run(cases)
     assert_same(found, expected)
+
+
+def gated(model: torch.nn.Module, layer: int) -> None:
+    """Let a block end with a gate of each token's own."""
+    block = model.model.layers[layer].mlp
+    kind = type(block)
+
+    def forward(self, hidden):
+        return kind.forward(self, hidden) * torch.sigmoid(hidden[..., :1])
+
+    block.__class__ = type("Gated", (kind,), {"forward": forward})
+
+
+def test_a_factor_that_differs_between_tokens_is_no_scale():
+    """Contributions at such a block's output aren't those at its experts', times anything."""
+    model, cases = make_model("qwen2_moe"), make_cases(2)
+    gated(model, 2)
+    with pytest.raises(mt.errors.EngineError, match="does more with the sum of its experts than scale it"):
+        mt.trace_experts(model, cases, engine="tree")
+    found = mt.trace_experts(model, cases)
+    assert found.provenance["engine"] == "reference"
+    blocks = mt.trace_layers(model, cases)  # which need no contributions
+    assert "after their layer" in blocks.provenance["engine_reason"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_beside_shared_experts_in_other_precisions(dtype):
+    """Behind the layer a patched row is rounded once, before it at each of the block's steps."""
+    model, cases = make_model("qwen2_moe").to(dtype), make_cases(3)
+    with prepared(model):
+        job = make_job(find_anatomy(model), every_patch(1) + every_patch(3), None, sweeps=[Sweep(1, 2)])
+        engine = TreeEngine(job)
+        found, before = engine.run(cases), TreeEngine(job, Join.BEFORE_LAYER).run(cases)
+    assert engine.join is Join.AFTER_LAYER
+    for layer, own in before.routing.items():
+        np.testing.assert_array_equal(found.routing[layer].routed, own.routed)
+    allowed = 1e-6 if dtype is torch.float64 else 0.03 * np.abs(before.patched).max()
+    np.testing.assert_allclose(found.patched, before.patched, atol=allowed)
 
 
 def test_compiled_contributions_equal_a_loop_and_the_modules_own():

@@ -69,19 +69,6 @@ def test_auto_takes_the_tree(family):
     assert choice.difference < 2e-4
 
 
-def test_jamba_is_served_by_the_reference_engine():
-    model = make_model("jamba")
-    cases = make_cases(3)
-    result = mt.trace_layers(model, cases)
-    assert result.provenance["engine"] == "reference"
-    assert "Mamba" in result.provenance["engine_reason"]
-    assert result.layers == (1, 3)
-    expected = np.stack([oracle.rescue(model, case, [1, 3]) for case in cases])
-    np.testing.assert_allclose(result.effects, expected, atol=2e-4)
-    with pytest.raises(mt.errors.EngineError, match="Mamba"):
-        mt.trace_layers(model, cases, engine="tree")
-
-
 def test_doge_is_refused_with_the_reason():
     with pytest.raises(mt.errors.TokenMixingError, match="across the batch"):
         mt.trace_layers(make_model("doge"), make_cases(2))

@@ -93,7 +93,7 @@ def test_reference_is_the_definition(family):
         patches = [Patch.block(2, place, origin) for origin in Origin for place in (0, 1, 2, 4)]
         job = make_job(anatomy, patches, mt.SubjectNoise(draws=2), PLACES)
         found = ReferenceEngine(job).run([case])
-        for draw, noise in enumerate(job.noise_vectors(case)):
+        for draw, noise in enumerate(job.corruptor.values(case)):
             _, clean = run_by_hand(model, case, None, 2, {})
             _, noised = run_by_hand(model, case, noise, 2, {})
             for column, patch in enumerate(patches):

@@ -312,14 +312,14 @@ WIDE: dict[str, Family] = {
     "step3p7": Family("Step3p7ForConditionalGeneration", _step3p7, layers=BESIDE_VISION),
     "deepseek_ocr2": Family("DeepseekOcr2ForConditionalGeneration", _ocr2, layers=BESIDE_VISION),
     "muse_spark": Family("MuseSparkForConditionalGeneration", _muse_spark, layers=BESIDE_VISION),
-    "deepseek_v4": Family("DeepseekV4ForCausalLM", _deepseek_v4, eager=True, tree=False),
-    "minimax_m3": Family("MiniMaxM3VLForCausalLM", minimax_m3, tree=False),
+    "deepseek_v4": Family("DeepseekV4ForCausalLM", _deepseek_v4, eager=True, grow=False),
+    "minimax_m3": Family("MiniMaxM3VLForCausalLM", minimax_m3),
 }
 
 
 def make_wide(family: str | Family, seed: int = 0) -> Any:
     """A random model with weights large enough for attention, routing and logits to be far from flat."""
-    known = WIDE[family] if isinstance(family, str) else family
+    known = family_of(family)
     torch.manual_seed(seed)
     config = known.config()
     config._attn_implementation = "eager" if known.eager else "sdpa"
@@ -336,24 +336,29 @@ def make_wide(family: str | Family, seed: int = 0) -> Any:
     return model
 
 
-def layers_of(model: Any, family: str) -> list[Any]:
+def family_of(family: str | Family) -> Family:
+    """A family by its name in WIDE, or itself."""
+    return WIDE[family] if isinstance(family, str) else family
+
+
+def layers_of(model: Any, family: str | Family) -> list[Any]:
     """Decoder layers; some releases of transformers keep a thinker's one level further down."""
     try:
-        return list(attrgetter(WIDE[family].layers)(model))
+        return list(attrgetter(family_of(family).layers)(model))
     except AttributeError:
         return list(attrgetter("model.language_model.layers")(model))
 
 
-def block_of(layer: Any, family: str) -> Any:
+def block_of(layer: Any, family: str | Family) -> Any:
     """The sparse block; in a dense layer of a sparse model its MLP."""
-    name = WIDE[family].block
+    name = family_of(family).block
     return getattr(layer, name) if hasattr(layer, name) else layer.mlp
 
 
 class Plain:
     """A model as oracle.py expects it: blocks at ``model.layers[i].mlp``, and a text config."""
 
-    def __init__(self, model: Any, family: str) -> None:
+    def __init__(self, model: Any, family: str | Family) -> None:
         blocks = [block_of(layer, family) for layer in layers_of(model, family)]
         self.model = SimpleNamespace(layers=[SimpleNamespace(mlp=block) for block in blocks])
         self.config = model.config.get_text_config(decoder=True)
@@ -400,7 +405,7 @@ def without_expert(
     return kept[layer][-1], routed
 
 
-def expert_rescue(model: Any, family: str, case: Case, layer: int) -> dict[int, float]:
+def expert_rescue(model: Any, family: str | Family, case: Case, layer: int) -> dict[int, float]:
     """Rescue of every clean-active expert of a layer: equations 5 and 6 in whole forward passes."""
     plain = Plain(model, family)
     noise = subject_noise(plain, case)

@@ -17,11 +17,11 @@ from torch import nn
 
 import moetrace as mt
 from moetrace import errors
+from moetrace.corruptions import embedding_std
 from moetrace.models.anatomy import find_anatomy
 from moetrace.models.quantised import explained, method_of
 from moetrace.models.readout import plain_weight
 from moetrace.models.state import fingerprint
-from moetrace.noise import embedding_std
 from moetrace.trace.provenance import model_facts
 from moetrace.weights.tensors import few_entries, is_plain, parts_of
 from tests.engines.tiny import FAMILIES, MOE, make_cases, make_model

@@ -130,7 +130,7 @@ def test_the_reference_engine_costs_a_forward_for_each_patch() -> None:
     found = mt.plan(make_model("llama"), CASES, timed=False, engine="reference")
     assert found.rows_by_layer.tolist() == [sum(7 * len(case.input_ids) for case in CASES)] * 4
     assert found.frame().forwards.sum() == 3 * len(CASES)
-    assert mt.plan(make_model("jamba"), CASES, timed=False).engine == "reference"
+    assert mt.plan(make_model("jamba"), CASES, timed=False).engine == "tree"
 
 
 def test_a_timed_plan_has_seconds_and_says_how(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def expected_rescue(model: Any, case: mt.Case, tokens: list[int], layer: int) ->
     """Mean over draws of patched minus noised (equation 4), by hooks written by hand."""
     job = make_job(find_anatomy(model), [], NOISE)
     found = []
-    for noise in job.noise_vectors(case):
+    for noise in job.corruptor.values(case):
         _, clean = run_by_hand(model, case, None, layer, {})
         noised, _ = run_by_hand(model, case, noise, layer, {})
         patched, _ = run_by_hand(model, case, noise, layer, {at: clean[at] for at in tokens})

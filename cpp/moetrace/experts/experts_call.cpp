@@ -1,51 +1,17 @@
 #include "moetrace/experts/experts_call.h"
 
 #include <algorithm>
-#include <cmath>
 #include <numeric>
+
+#include "moetrace/experts/pairs.h"
 
 namespace moetrace::experts {
 
 namespace {
 
-/// How far sums of contributions, and the fused routine, may lie from the module: in units of a row's size.
-double tolerance(ScalarType dtype) {
-  switch (dtype) {
-    case ScalarType::Double:
-      return 1e-6;
-    case ScalarType::Float:
-      return 2e-4;
-    case ScalarType::Half:
-      return 2e-2;
-    default:
-      return 8e-2;
-  }
-}
-
 bool is_computed(ScalarType dtype) {
   return dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::BFloat16 ||
          dtype == ScalarType::Half;
-}
-
-/// Largest absolute number of each row of (n, …).
-std::vector<double> row_sizes(const Tensor& value) {
-  const Tensor flat =
-      ops::reshape(value, {value.size(0), value.numel() / std::max<std::int64_t>(1, value.size(0))});
-  return ops::to_vector<double>(torch::stable::amax(ops::abs(flat), 1), ScalarType::Double);
-}
-
-/// The first row whose difference exceeds its own size times the tolerance; -1 where all agree. Rows that are
-/// not finite in the model itself say nothing.
-std::int64_t first_difference(const Tensor& found, const Tensor& expected, const std::vector<double>& sizes) {
-  const auto differences = row_sizes(ops::sub(found, ops::to(expected, found.scalar_type())));
-  const auto own = row_sizes(expected);
-  const double allowed = tolerance(expected.scalar_type());
-  for (std::size_t row = 0; row < own.size(); ++row) {
-    if (!std::isfinite(own[row])) continue;
-    const double size = std::max({own[row], sizes.empty() ? 0.0 : sizes[row], 1e-30});
-    if (!(differences[row] <= allowed * size)) return static_cast<std::int64_t>(row);
-  }
-  return -1;
 }
 
 }  // namespace
@@ -103,7 +69,7 @@ void ExpertsCall::reset() {
   skipped_ = false;
   left_.clear();
   fused_.reset();
-  fused_index_ = fused_weight_ = watched_output_ = patched_output_ = std::nullopt;
+  fused_index_ = fused_weight_ = watched_output_ = patched_output_ = added_ = std::nullopt;
   routing_.clear();
   norms_.clear();
   place_routing_.clear();
@@ -194,19 +160,7 @@ bool ExpertsCall::serves(const FusedExperts& experts, const Tensor& index) const
 std::vector<Tensor> ExpertsCall::pairs(const Routed& call) const {
   if (fused_ || watched_.empty()) return {};
   const hooks::RowIndex wanted(in_call(watched_.rows()));
-  const std::int64_t top_k = call.index.size(1);
-  std::vector<std::int64_t> repeated;
-  for (std::int64_t row = 0; row < wanted.size(); ++row) repeated.insert(repeated.end(), top_k, row);
-  const hooks::RowIndex lines(std::move(repeated));
-  const auto chosen = [&](const Tensor& value) { return ops::index_select(value, wanted.on(value)); };
-  const Tensor hidden = chosen(call.hidden);
-  const Tensor one = ops::reshape(chosen(call.index), {-1, 1}),
-               weight = ops::reshape(chosen(call.weight), {-1, 1});
-  // A second slot of weight 0: some experts squeeze a single one away.
-  Tensor nothing = torch::stable::empty_like(weight);
-  torch::stable::zero_(nothing);
-  return {ops::index_select(hidden, lines.on(hidden)), ops::cat({one, one}, 1),
-          ops::cat({weight, nothing}, 1)};
+  return pairs_of(call, wanted);
 }
 
 std::vector<Tensor> ExpertsCall::leave(const std::vector<Tensor>& given) {
@@ -239,7 +193,7 @@ std::vector<Tensor> ExpertsCall::leave(const std::vector<Tensor>& given) {
   }
   fused_.reset();
   watched_output_ = ops::index_select(flat, watched_.on(flat));
-  check_sums(contribution, *watched_output_);
+  check_sums(name(), contribution, *watched_output_, watched_.rows());
   unite_routings(index, weight);
   const Tensor delta = patch_vectors(contribution);
   const auto squares =
@@ -256,6 +210,7 @@ std::vector<Tensor> ExpertsCall::leave(const std::vector<Tensor>& given) {
   const Tensor added = gains(delta);
   const Tensor base = ops::to(ops::index_select(flat, origin_.on(flat)), added.scalar_type());
   patched_output_ = ops::to(ops::add(base, added), whole.scalar_type());
+  added_ = added;
   if (!rows_.writes) return replaced ? std::vector<Tensor>{whole} : std::vector<Tensor>();
   return {ops::reshape(ops::index_copy(flat, written_.on(flat), *patched_output_), ops::shape_of(whole))};
 }
@@ -272,16 +227,6 @@ void ExpertsCall::check_fused(const Tensor& output) const {
 Tensor ExpertsCall::whole_output(const Tensor& output) const {
   const Tensor& all = fused_ ? fused_->output : output;
   return skipped_ ? ops::index_select(all, place_.on(all)) : all;
-}
-
-void ExpertsCall::check_sums(const Tensor& contribution, const Tensor& output) const {
-  const Tensor sums = ops::sum(contribution, 1);
-  const std::int64_t row = first_difference(sums, output, row_sizes(contribution));
-  if (row < 0) return;
-  throw hooks::Failure(hooks::Trouble::kContribution,
-                       name() + ": the experts' contributions don't sum to the experts' output in row " +
-                           std::to_string(watched_.rows()[static_cast<std::size_t>(row)]) +
-                           "; this layout of experts isn't understood, so no patch vector would be right");
 }
 
 void ExpertsCall::unite_routings(const Tensor& index, const Tensor& weight) {

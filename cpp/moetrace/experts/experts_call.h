@@ -65,6 +65,10 @@ class ExpertsCall final : public hooks::Site, public hooks::PatchedOutputs {
   const hooks::RowIndex& watched_rows() const override { return watched_; }
   const Tensor& watched_output() const override { return *watched_output_; }
   const Tensor& patched() const override { return *patched_output_; }
+  const Tensor& added() const override { return *added_; }
+  std::optional<double> scale() const override { return scale_; }
+  /// Say what the block multiplies its experts' output by.
+  void scale_by(double factor) noexcept { scale_ = factor; }
   void reset() override;
 
  private:
@@ -79,7 +83,6 @@ class ExpertsCall final : public hooks::Site, public hooks::PatchedOutputs {
   void check_fused(const Tensor& output) const;
   Tensor whole_output(const Tensor& output) const;
   std::vector<std::int64_t> in_call(const std::vector<std::int64_t>& rows) const;
-  void check_sums(const Tensor& contribution, const Tensor& output) const;
   void unite_routings(const Tensor& index, const Tensor& weight);
   /// delta_e = c_e(clean) - c_e(noised) of every slot (equation 6): (items, 2k, width).
   Tensor patch_vectors(const Tensor& contribution) const;
@@ -102,7 +105,8 @@ class ExpertsCall final : public hooks::Site, public hooks::PatchedOutputs {
   std::vector<std::int64_t> left_;  ///< rows of the call that the module computes where fused
   std::optional<FusedOutput> fused_;
   std::optional<Tensor> fused_index_, fused_weight_;  ///< of the watched rows
-  std::optional<Tensor> watched_output_, patched_output_;
+  std::optional<Tensor> watched_output_, patched_output_, added_;
+  std::optional<double> scale_;
   std::vector<RoutingUnion> routing_, place_routing_;  ///< by item and by group
   std::vector<std::vector<float>> norms_, place_norms_;
 };

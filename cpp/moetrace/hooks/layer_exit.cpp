@@ -24,6 +24,9 @@ LayerExit::LayerExit(std::string name, Rows rows, const PatchedOutputs* experts)
   if (patched_.size() != stream_rows_.size() || block_rows_.size() > patched_.size()) {
     throw std::invalid_argument(this->name() + ": a row to go on from is needed for each patched row");
   }
+  const std::vector<std::int64_t>& stream = stream_rows_.rows();
+  going_on_ =
+      RowIndex({stream.begin() + static_cast<std::ptrdiff_t>(block_rows_.rows().size()), stream.end()});
 }
 
 void LayerExit::reset() {
@@ -65,12 +68,22 @@ Tensor LayerExit::own_outputs() const {
   const Tensor flat = as_rows(*block_, cases_ * inside_, name());
   Tensor own = ops::index_select(flat, block_rows_.on(flat));
   if (experts_ == nullptr) return own;
+  return ops::cat({own, of_experts(flat)}, 0);
+}
+
+Tensor LayerExit::of_experts(const Tensor& flat) const {
   const RowIndex& watched = experts_->watched_rows();
   const Tensor routed = ops::to_device(experts_->watched_output(), flat);
-  if (!ops::equal(routed, ops::index_select(flat, watched.on(flat)))) {
+  if (ops::equal(routed, ops::index_select(flat, watched.on(flat)))) {
+    return ops::to_device(experts_->patched(), flat);
+  }
+  if (!experts_->scale()) {
     throw Failure(Trouble::kCannotJoin, "a block that gives more than its experts' output");
   }
-  return ops::cat({own, ops::to_device(experts_->patched(), flat)}, 0);
+  const Tensor added = ops::to_device(experts_->added(), flat);
+  const Tensor base = ops::to(ops::index_select(flat, going_on_.on(flat)), added.scalar_type());
+  // base + scale * added: the stable ABI's subtraction takes a factor
+  return ops::to(torch::stable::subtract(base, added, -*experts_->scale()), flat.scalar_type());
 }
 
 Tensor LayerExit::joined(const Tensor& output) {

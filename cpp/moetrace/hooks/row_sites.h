@@ -21,19 +21,26 @@ class OverwriteRows final : public Site {
   RowIndex destination_, source_;
 };
 
-/// Add vectors to rows: subject noise on the embedding's output (equation 2). Added in float32, then cast
-/// back.
-class AddRows final : public Site {
+/// What becomes of rows that are given vectors.
+enum class RowChange {
+  kAdded,    ///< added in float32, then cast back: subject noise on the embedding's output (equation 2)
+  kReplaced  ///< written in their place: the embedding of another token
+};
+
+/// Change rows by vectors that come with the case: subject noise on the embedding's output (equation 2), or
+/// the embeddings of other tokens.
+class ChangeRows final : public Site {
  public:
-  /// `addend`: row-major (destination, width).
-  AddRows(std::string name, std::int64_t rows, std::vector<std::int64_t> destination,
-          std::vector<float> addend);
+  /// `vectors`: row-major (destination, width).
+  ChangeRows(std::string name, std::int64_t rows, std::vector<std::int64_t> destination,
+             std::vector<float> vectors, RowChange change);
 
  private:
   std::vector<Tensor> apply(Step step, const std::vector<Tensor>& given) override;
   std::int64_t rows_;
   RowIndex destination_;
-  std::vector<float> addend_;
+  std::vector<float> vectors_;
+  RowChange change_;
 };
 
 }  // namespace moetrace::hooks

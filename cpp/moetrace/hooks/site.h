@@ -21,6 +21,9 @@ enum class Step : std::int64_t {
   kEnter,       ///< experts are called
   kPairs,       ///< what the module must compute for contributions
   kLeave,       ///< experts return
+  kRead,        ///< what was kept is asked for
+  kWrite,       ///< what a value is replaced by: [values, rows]
+  kKeep,        ///< rows of chosen tokens alone are to be kept: [rows]
 };
 
 /// One armed place in a model: it sees values there, may replace them, and counts how often it fired.

@@ -7,6 +7,7 @@
 
 #include "moetrace/experts/expert_patch.h"
 #include "moetrace/experts/layout.h"
+#include "moetrace/hooks/row_sites.h"
 #include "moetrace/tree/case_shape.h"
 #include "moetrace/tree/fork.h"
 
@@ -49,6 +50,7 @@ struct Job {
   std::int64_t draws = 1;
   std::vector<Patch> patches;
   std::vector<Sweep> sweeps;
+  hooks::RowChange corruption = hooks::RowChange::kAdded;  ///< what becomes of the subject's embeddings
   std::vector<std::int64_t> place_tokens{};  ///< of each place, in any case: tokens at most; 1 where unsaid
 
   std::int64_t tokens_of(std::int64_t place) const noexcept {
@@ -73,7 +75,7 @@ tree::Fork fork_of(const Run& run, std::int64_t draw);
 struct Case {
   tree::CaseShape shape;
   std::vector<std::int64_t> tokens;
-  std::vector<float> noise;  ///< (draws, subject tokens, width), added to the embeddings (equation 2)
+  std::vector<float> vectors;  ///< (draws, subject tokens, width), what changes the subject's embeddings
 };
 
 /// What a pass has to know of a layer of the model.

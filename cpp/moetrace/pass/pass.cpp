@@ -66,7 +66,7 @@ Pass::Pass(Job job, std::vector<LayerFacts> layers, std::vector<Case> cases, std
     throw std::invalid_argument("facts of every layer are needed");
   }
   const bool joins = join != tree::Join::kStart;
-  add_noise();
+  add_corruption();
   for (std::int64_t layer = 0; layer < job_.layers; ++layer) {
     const auto entry = joins ? add_entry(layer) : nullptr;
     if (facts(layer).experts) add_experts(layer);
@@ -84,30 +84,30 @@ void Pass::add(Place place, std::int64_t layer, std::shared_ptr<hooks::Site> sit
   if (must_fire) must_fire_.push_back(hooks_.back());
 }
 
-void Pass::add_noise() {
+void Pass::add_corruption() {
   const tree::Plan& plan = layout_.plan();
   const std::int64_t rows = layout_.start_rows();
   std::vector<std::int64_t> destination;
-  std::vector<float> addend;
+  std::vector<float> vectors;
   for (std::int64_t index = 0; index < layout_.cases(); ++index) {
     const Case& own = cases_[static_cast<std::size_t>(index)];
     const std::int64_t tokens = own.shape.subject_stop - own.shape.subject_start;
-    const auto width = static_cast<std::int64_t>(own.noise.size()) / (job_.draws * tokens);
-    if (width * job_.draws * tokens != static_cast<std::int64_t>(own.noise.size()) || width < 1) {
-      throw std::invalid_argument("noise needs a vector for each draw and subject token");
+    const auto width = static_cast<std::int64_t>(own.vectors.size()) / (job_.draws * tokens);
+    if (width * job_.draws * tokens != static_cast<std::int64_t>(own.vectors.size()) || width < 1) {
+      throw std::invalid_argument("a corruption needs a vector for each draw and subject token");
     }
     for (std::int64_t row = 0; row < rows; ++row) {
       const auto at = static_cast<std::size_t>(index * plan.rows + row);
       const std::int64_t position = plan.position[at], branch = plan.branch[at];
       if (branch < 0 || position < own.shape.subject_start || position >= own.shape.subject_stop) continue;
       destination.push_back(index * rows + row);
-      const auto first = own.noise.begin() + (branch * tokens + position - own.shape.subject_start) * width;
-      addend.insert(addend.end(), first, first + width);
+      const auto first = own.vectors.begin() + (branch * tokens + position - own.shape.subject_start) * width;
+      vectors.insert(vectors.end(), first, first + width);
     }
   }
   add(Place::kEmbedding, -1,
-      std::make_shared<hooks::AddRows>("embedding noise", layout_.cases() * rows, std::move(destination),
-                                       std::move(addend)),
+      std::make_shared<hooks::ChangeRows>("embedding of subjects", layout_.cases() * rows,
+                                          std::move(destination), std::move(vectors), job_.corruption),
       true);
 }
 
@@ -379,6 +379,11 @@ void Pass::reset() {
   for (const Hook& hook : hooks_) {
     if (hook.site) hook.site->reset();
   }
+}
+
+void Pass::scale_experts(std::int64_t layer, double factor) {
+  const auto call = routed_.find(layer);
+  if (call != routed_.end()) call->second->scale_by(factor);
 }
 
 }  // namespace moetrace::pass

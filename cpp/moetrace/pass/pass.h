@@ -86,10 +86,13 @@ class Pass {
   std::string misfired() const;
   /// Forget what was seen: the model is run again.
   void reset();
+  /// Say what a layer's block multiplies its experts' output by, before the layer ends: forks of blocks with
+  /// shared experts join behind it by that.
+  void scale_experts(std::int64_t layer, double factor);
 
  private:
   void add(Place place, std::int64_t layer, std::shared_ptr<hooks::Site> site, bool must_fire);
-  void add_noise();
+  void add_corruption();
   std::shared_ptr<hooks::Site> add_entry(std::int64_t layer);
   void add_experts(std::int64_t layer);
   void add_exit(std::int64_t layer);

@@ -49,15 +49,24 @@ LayerExit::Rows rows() {
 
 class Experts final : public PatchedOutputs {
  public:
-  Experts(std::vector<std::int64_t> watched, Tensor output, Tensor patched)
-      : watched_(std::move(watched)), output_(std::move(output)), patched_(std::move(patched)) {}
+  Experts(std::vector<std::int64_t> watched, Tensor output, Tensor patched,
+          std::optional<Tensor> added = std::nullopt, std::optional<double> scale = std::nullopt)
+      : watched_(std::move(watched)),
+        output_(std::move(output)),
+        patched_(std::move(patched)),
+        added_(std::move(added)),
+        scale_(scale) {}
   const RowIndex& watched_rows() const override { return watched_; }
   const Tensor& watched_output() const override { return output_; }
   const Tensor& patched() const override { return patched_; }
+  const Tensor& added() const override { return *added_; }
+  std::optional<double> scale() const override { return scale_; }
 
  private:
   RowIndex watched_;
   Tensor output_, patched_;
+  std::optional<Tensor> added_;
+  std::optional<double> scale_;
 };
 
 std::optional<Trouble> trouble_of(const Layer& layer, LayerExit& site) {
@@ -113,6 +122,38 @@ TEST_CASE("block outputs of patched experts come from the experts") {
   watched[0] += 1.0F;  // a block that adds something to its experts' output
   const Experts more({2, kRows + 2}, tensor(watched, {2, kWidth}), tensor(given, {2, kWidth}));
   LayerExit refusing("forks that join behind layer 0", own, &more);
+  CHECK(trouble_of(layer, refusing) == Trouble::kCannotJoin);
+}
+
+TEST_CASE(
+    "beside shared experts a patched row has the block output that it goes on from, and what is added") {
+  const Layer layer;
+  auto own = rows();
+  own.patched.insert(own.patched.end(), {1, 3});
+  own.stream.insert(own.stream.end(), {2, kRows + 2});
+  const Numbers routed = varied(2 * kWidth, 5.0), added = varied(2 * kWidth, 2.2);  // not the block's output
+  const auto with_scale = [&](std::optional<double> scale) {
+    return Experts({2, kRows + 2}, tensor(routed, {2, kWidth}), tensor(routed, {2, kWidth}),
+                   tensor(added, {2, kWidth}), scale);
+  };
+  for (const float scale : {1.0F, 0.5F, -2.0F}) {
+    const Experts experts = with_scale(static_cast<double>(scale));
+    LayerExit site("forks that join behind layer 0", own, &experts);
+    const Numbers found = numbers(layer.run(site));
+    for (std::int64_t at = 0; at < kCases; ++at) {
+      CHECK(line(found, at * 5 + 3, kWidth) ==
+            plus(line(layer.stream, at * kRows + 1, kWidth), line(layer.block, at * kRows, kWidth)));
+      Numbers part = line(added, at, kWidth);
+      for (float& own_part : part) own_part *= scale;
+      const Numbers expected = plus(line(layer.stream, at * kRows + 2, kWidth),
+                                    plus(line(layer.block, at * kRows + 2, kWidth), part));
+      for (std::size_t i = 0; i < kWidth; ++i) {
+        CHECK(line(found, at * 5 + 4, kWidth)[i] == doctest::Approx(expected[i]));
+      }
+    }
+  }
+  const Experts unmeasured = with_scale(std::nullopt);
+  LayerExit refusing("forks that join behind layer 0", own, &unmeasured);
   CHECK(trouble_of(layer, refusing) == Trouble::kCannotJoin);
 }
 

@@ -49,7 +49,7 @@ TEST_CASE("rows are overwritten by other rows as they were given") {
 
 TEST_CASE("noise is added to the rows of subjects alone") {
   const Numbers given = varied(kRows * kWidth), noise = varied(2 * kWidth, 0.3);
-  AddRows site("embedding noise", kRows, {4, 1}, noise);
+  ChangeRows site("embedding noise", kRows, {4, 1}, noise, RowChange::kAdded);
   Numbers expected = given;
   for (std::size_t i = 0; i < kWidth; ++i) {
     expected[4 * kWidth + i] += noise[i];
@@ -62,10 +62,27 @@ TEST_CASE("noise is added to the rows of subjects alone") {
 
 TEST_CASE("noise is added in float32 and rounded once") {
   // Rounded to bfloat16 first, 1 + 2^-9 would be 1, and the sum 0.
-  AddRows site("embedding noise", 1, {0}, {1.0F + 0x1p-9F});
+  ChangeRows site("embedding noise", 1, {0}, {1.0F + 0x1p-9F}, RowChange::kAdded);
   const auto found = site.fire(Step::kValue, {ops::to(tensor({-1.0F}, {1, 1}), ScalarType::BFloat16)});
   CHECK((found[0].scalar_type() == ScalarType::BFloat16));
   CHECK(numbers(found[0]) == Numbers{0x1p-9F});
+}
+
+TEST_CASE("rows are replaced in the precision of the value") {
+  const Numbers given = varied(kRows * kWidth), vectors = varied(2 * kWidth, 0.3);
+  ChangeRows site("embedding of subjects", kRows, {4, 1}, vectors, RowChange::kReplaced);
+  Numbers expected = given;
+  for (std::size_t i = 0; i < kWidth; ++i) {
+    expected[4 * kWidth + i] = vectors[i];
+    expected[1 * kWidth + i] = vectors[kWidth + i];
+  }
+  const Tensor value = tensor(given, {2, 3, kWidth});
+  CHECK(numbers(site.fire(Step::kValue, {value})[0]) == expected);
+  CHECK(numbers(value) == given);
+  ChangeRows half("embedding of subjects", 1, {0}, {1.0F + 0x1p-9F}, RowChange::kReplaced);
+  const auto found = half.fire(Step::kValue, {ops::to(tensor({-1.0F}, {1, 1}), ScalarType::BFloat16)});
+  CHECK((found[0].scalar_type() == ScalarType::BFloat16));
+  CHECK(numbers(found[0]) == Numbers{1.0F});
 }
 
 TEST_CASE("another shape than was planned is a failure that names the site") {
@@ -73,15 +90,15 @@ TEST_CASE("another shape than was planned is a failure that names the site") {
   CHECK(trouble_of(write, tensor(varied(15), {5, kWidth})) == Trouble::kShape);
   CHECK(trouble_of(write, tensor(varied(6), {6})) == Trouble::kShape);
   CHECK(trouble_of(write, tensor({}, {6, 0})) == Trouble::kShape);
-  AddRows add("embedding noise", kRows, {1}, varied(kWidth));
+  ChangeRows add("embedding noise", kRows, {1}, varied(kWidth), RowChange::kAdded);
   CHECK(trouble_of(add, tensor(varied(15), {1, 5, kWidth})) == Trouble::kShape);
   CHECK(trouble_of(add, tensor(varied(12), {kRows, 2})) == Trouble::kShape);
 }
 
 TEST_CASE("sites that could never fire rightly aren't made") {
   CHECK_THROWS_AS(OverwriteRows("own", kRows, {1, 2}, {0}), std::invalid_argument);
-  CHECK_THROWS_AS(AddRows("own", kRows, {1, 2}, varied(3)), std::invalid_argument);
-  CHECK_THROWS_AS(AddRows("own", kRows, {}, {}), std::invalid_argument);
+  CHECK_THROWS_AS(ChangeRows("own", kRows, {1, 2}, varied(3), RowChange::kAdded), std::invalid_argument);
+  CHECK_THROWS_AS(ChangeRows("own", kRows, {}, {}, RowChange::kReplaced), std::invalid_argument);
 }
 
 TEST_CASE("rows of each case, from lines of its own or from one that all share") {

@@ -23,7 +23,7 @@ std::vector<Case> cases_of(bool last) {
   found[1].tokens = {3, 8, 5, 6};
   found[1].shape = {4, 0, 2, {{last ? 3 : 2}}};
   double phase = 0.0;
-  for (Case& own : found) own.noise = varied(kDraws * 2 * kWidth, phase += 1.0);
+  for (Case& own : found) own.vectors = varied(kDraws * 2 * kWidth, phase += 1.0);
   return found;
 }
 
@@ -79,7 +79,7 @@ struct Plain {
   Plain(const ToyModel& toy, const Case& given, std::int64_t draw)
       : model(toy),
         own(given),
-        noise(line(given.noise, draw, 2 * kWidth)),
+        noise(line(given.vectors, draw, 2 * kWidth)),
         clean(toy, given.tokens, 0, {}),
         noised(toy, given.tokens, given.shape.subject_start, noise) {}
 

@@ -15,7 +15,7 @@ Case one_case() {
   Case own;
   own.tokens = {1, 4, 7, 2, 9};
   own.shape = {5, 1, 3, {{4}}};
-  own.noise = varied(2 * kWidth);
+  own.vectors = varied(2 * kWidth);
   return own;
 }
 
@@ -59,7 +59,7 @@ TEST_CASE("runs are a job's patches, then the slots of its sweeps") {
 TEST_CASE("a site that never fires, or fires twice, is named with its layer") {
   const ToyModel model;
   const Pass whole = pass_of(Join::kStart);
-  CHECK(names(whole.misfired(), "never fired: embedding noise, block of layer 0"));
+  CHECK(names(whole.misfired(), "never fired: embedding of subjects, block of layer 0"));
   HookedModel(model, whole).run();
   CHECK(whole.misfired().empty());
 
@@ -127,7 +127,7 @@ TEST_CASE("what can't be laid out is refused") {
   CHECK_THROWS_AS(Pass(job(), {}, {one_case()}, 0, 3, Join::kStart), std::invalid_argument);
   CHECK_THROWS_AS(Pass(job(), facts(), {}, 0, 3, Join::kStart), std::invalid_argument);
   Case odd = one_case();
-  odd.noise.pop_back();
+  odd.vectors.pop_back();
   CHECK_THROWS_AS(Pass(job(), facts(), {odd}, 0, 3, Join::kStart), std::invalid_argument);
   Case outside = one_case();
   outside.shape.places = {{5}};

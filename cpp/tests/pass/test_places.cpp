@@ -24,7 +24,7 @@ std::vector<Case> cases_of_places() {
   found[1].tokens = {3, 8, 5, 6};
   found[1].shape = {4, 0, 2, {{3}, {0, 1}, {1}, {}}};
   double phase = 0.0;
-  for (Case& own : found) own.noise = varied(kDraws * 2 * kWidth, phase += 1.0);
+  for (Case& own : found) own.vectors = varied(kDraws * 2 * kWidth, phase += 1.0);
   return found;
 }
 

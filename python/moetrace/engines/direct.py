@@ -32,7 +32,7 @@ class TreeTap:
     """Reads one tree pass: rows of its forks behind their own layers, and noised rows at the final norm."""
 
     def __init__(self, job: Job, run: _core.Pass, runs: range) -> None:
-        self._job, self._draws = job, job.noise.draws
+        self._job, self._draws = job, job.draws
         final = run.final_rows
         self._clean_row, forks = final[0], final[1 + self._draws :]
         self._noised_rows = final[1 : 1 + self._draws]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +14,7 @@ from torch import nn
 from moetrace._native import _core
 from moetrace.engines.job import Engine, Job, Outcome
 from moetrace.engines.lockstep import gather
+from moetrace.engines.mixers import classes_of, likely_mixers, look_for_mixers
 from moetrace.engines.reference import ReferenceEngine
 from moetrace.engines.self_check import (
     MOST_APART,
@@ -36,6 +36,7 @@ from moetrace.engines.tree import TreeEngine, lower
 from moetrace.errors import EngineError
 from moetrace.models.ending import Ending
 from moetrace.models.float32 import is_half, is_wide
+from moetrace.models.mixers import Mixer, Way
 from moetrace.models.state import fingerprint, settings_of
 
 if TYPE_CHECKING:
@@ -48,10 +49,6 @@ _JOINS = {
     _core.Join.BEFORE_LAYER: "forks join before their layer",
     _core.Join.START: "forks join before the first layer",
 }
-_OTHER_MIXERS = re.compile(
-    r"Mamba|DeltaNet|DeltaAttention|LightningAttention|LinearAttention|ShortConv|ShortConvolution|Rwkv|"
-    r"Recurrent|SSM|Hyena|Retention|xLSTM|mLSTM|sLSTM"
-)
 
 
 @dataclass(frozen=True)
@@ -80,6 +77,7 @@ class Verdict:
     join: _core.Join = _core.Join.START
     difference: float = 0.0
     tolerance: float = TOLERANCE
+    mixers: tuple[Mixer, ...] = ()
 
 
 _verdicts: weakref.WeakKeyDictionary[nn.Module, dict[Any, Verdict]] = weakref.WeakKeyDictionary()
@@ -99,9 +97,10 @@ def choose_engine(
 
     ``direct``: whether it is to measure direct effects, too, where the model allows it.
 
-    "auto" takes the tree engine where token mixing is masked attention, found by structure and confirmed on
-    the longest case against plain forwards; the reference engine elsewhere, and where that check fails in
-    any way. What was found is known for a model until anything of it changes.
+    "auto" takes the tree engine where it gives what plain forwards give, tried on the longest case: at first
+    with all token mixing as masked attention, then with those modules unfolded that turn out to be something
+    else. The reference engine elsewhere, and where that check fails in any way. What was found is known for
+    a model until anything of it changes.
 
     EngineError where "tree" is asked for and doesn't apply; LoopedLayerError, NotCausalError and
     TokenMixingError where no engine can be right.
@@ -192,7 +191,8 @@ class Knowledge:
 
     def engine(self, verdict: Verdict, ending: Ending | None) -> Engine:
         """The engine by a verdict."""
-        job = self._job if ending is None else replace(self._job, ending=ending)
+        job = replace(self._job, mixers=verdict.mixers)
+        job = job if ending is None else replace(job, ending=ending)
         return TreeEngine(job, verdict.join, self._budget) if verdict.tree else ReferenceEngine(job)
 
     def presumed(self, engine: EngineName) -> Verdict:
@@ -201,8 +201,9 @@ class Knowledge:
             return Verdict(False, "asked for")
         if self.verdict is not None:
             return self.verdict
-        mixers, highest = other_mixers(self._job.anatomy.layers), next(iter(_core.Join))
-        return Verdict(not mixers, _mixing(mixers), self.rows, highest)
+        highest, mixers = next(iter(_core.Join)), likely_mixers(self._job.anatomy)
+        reason = reason_for(highest, classes_of(mixers, self._job.anatomy))
+        return Verdict(True, reason, self.rows, highest, mixers=mixers)
 
     def likely_ending(self) -> Ending | None:
         """How the model ends, as known or by its looks; None where direct effects aren't asked for."""
@@ -275,52 +276,67 @@ def _null_of(engine: Engine, case: Case, state: Any) -> float:
     return known[key]
 
 
-def other_mixers(layers: Sequence[nn.Module]) -> list[str]:
-    """Class names of recurrent and convolutional mixers inside the layers."""
-    found = set()
-    for layer in layers:
-        for module in layer.modules():
-            if _OTHER_MIXERS.search(type(module).__name__) or isinstance(module, nn.Conv1d):
-                found.add(type(module).__name__)
-    return sorted(found)
-
-
 def _examine(job: Job, case: Case, rows: int) -> Verdict:
     """Whether the tree engine gives what plain forwards give, on one case, three layers and so many rows."""
-    model, mixers = job.anatomy.model, other_mixers(job.anatomy.layers)
-    if mixers:
-        return Verdict(False, _mixing(mixers), rows)
+    model, verdict = job.anatomy.model, Verdict(False, "", rows)
     try:
         with widened(job) as wide:
             plain = wide is job
             tolerance = tolerance_of(job, look_at(job, case)) if plain and is_half(model) else TOLERANCE
-            found = _first_that_agrees(wide, case, rows, tolerance)
-        agrees = found.within(tolerance)
-        if agrees and wide is not job:  # what is left in half precision is its rounding
-            found = compare(job, found.join, case, rows)
+            for mixers in _attempts(wide, case, rows, tolerance):
+                unfolded = replace(job, mixers=mixers)
+                verdict = _attempt(replace(wide, mixers=mixers), case, rows, tolerance)
+                if verdict.tree:
+                    break
+        if verdict.tree and not plain:  # what is left in half precision is its rounding
+            found = compare(unfolded, verdict.join, case, rows)
             rounding = OF_ROUNDING * found.difference / found.size
             tolerance = max(tolerance_of(job, look_at(job, case)), min(rounding, MOST_ROUNDING))
+            verdict = replace(verdict, join=found.join, difference=found.difference, tolerance=tolerance)
     except torch.OutOfMemoryError:
         raise
     except Exception as failure:
-        text = " ".join(str(failure).split())[:200]
-        return Verdict(False, f"its single pass failed ({type(failure).__name__}: {text})", rows)
-    if not agrees:
+        return Verdict(False, _failed(failure), rows)
+    return verdict
+
+
+def _attempts(job: Job, case: Case, rows: int, tolerance: float) -> Iterator[tuple[Mixer, ...]]:
+    """What to unfold, in the order in which it is to be tried: as little as is likely to do."""
+    if plain := not likely_mixers(job.anatomy):
+        yield ()
+    mixers = look_for_mixers(job, case, rows, tolerance)
+    if mixers or not plain:
+        yield mixers
+    whole = tuple(replace(mixer, way=Way.WHOLE, cache=None) for mixer in mixers)
+    if any(mixer.way is not Way.WHOLE for mixer in mixers):
+        yield whole
+
+
+def _attempt(job: Job, case: Case, rows: int, tolerance: float) -> Verdict:
+    try:
+        found = _first_that_agrees(job, case, rows, tolerance)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as failure:
+        return Verdict(False, _failed(failure), rows)
+    if not found.within(tolerance):
         allowed = tolerance * found.size
         differs = f"differs from plain forwards by {found.difference:.2g} (tolerance {allowed:.2g})"
         return Verdict(False, f"its single pass {differs}", rows)
-    return Verdict(True, reason_for(found.join), rows, found.join, found.difference, tolerance)
+    reason = reason_for(found.join, classes_of(job.mixers, job.anatomy))
+    return Verdict(True, reason, rows, found.join, found.difference, tolerance, job.mixers)
 
 
-def reason_for(join: _core.Join) -> str:
-    """Why the tree engine is taken, with forks that join there."""
-    return f"{_mixing([])} ({_JOINS[join]})"
+def _failed(failure: Exception) -> str:
+    text = " ".join(str(failure).split())[:200]
+    return f"its single pass failed ({type(failure).__name__}: {text})"
 
 
-def _mixing(mixers: Sequence[str]) -> str:
+def reason_for(join: _core.Join, mixers: Sequence[str] = ()) -> str:
+    """Why the tree engine is taken, with forks that join there and such mixers unfolded."""
     if mixers:
-        return f"its token mixing isn't masked attention alone ({', '.join(mixers)})"
-    return "token mixing is masked attention"
+        return f"token mixing is masked attention but for {', '.join(mixers)}, unfolded ({_JOINS[join]})"
+    return f"token mixing is masked attention ({_JOINS[join]})"
 
 
 def _first_that_agrees(job: Job, case: Case, rows: int, tolerance: float) -> Comparison:

@@ -11,16 +11,17 @@ import numpy as np
 import torch
 
 from moetrace._native import _core
-from moetrace.engines.places import ALL, LAST, Place, Position, places_of
+from moetrace.corruptions import Corruption, Corruptor, Embedding, as_noise
+from moetrace.engines.places import ALL, LAST, Place, Positions, given_places, places_of
 from moetrace.errors import HookError
 from moetrace.models.anatomy import Anatomy
 from moetrace.models.readout import ReadoutKind, make_readout
-from moetrace.noise import Noise, as_noise, embedding_std
 from moetrace.weights.stored import aligning_hook, execution_device
 
 if TYPE_CHECKING:
     from moetrace.cases import Case
     from moetrace.models.ending import Ending
+    from moetrace.models.mixers import Mixer
     from moetrace.models.readout import Readout
 
 Patch = _core.Patch
@@ -30,29 +31,34 @@ Origin = _core.Origin
 
 @dataclass(frozen=True)
 class Job:
-    """One trace, but for its cases: what to patch, where, and with which noise.
+    """One trace, but for its cases: what to patch, where, and under which corruption.
 
     ``patches``: a column of the outcome each. ``sweeps``: layers of which every routed expert is patched by
     itself. ``places``: where; patches and sweeps name them by number. ``ending``: with one, direct effects
-    are measured too.
+    are measured too. ``mixers``: what a tree has to unfold of the model.
     """
 
     anatomy: Anatomy
     patches: tuple[Patch, ...]
-    noise: Noise
-    noise_std: float
+    corruptor: Corruptor
     readout: Readout
     places: tuple[Place, ...] = (LAST,)
     sweeps: tuple[Sweep, ...] = ()
     ending: Ending | None = None
+    mixers: tuple[Mixer, ...] = ()
 
     @cached_property
     def core(self) -> _core.Job:
         """The same for the compiled core."""
+        kind = _core.Corruption.REPLACED if self.corruptor.replaces else _core.Corruption.ADDED
         most = [place.most for place in self.places]
-        return _core.Job(
-            len(self.anatomy.layers), self.noise.draws, list(self.patches), list(self.sweeps), most
-        )
+        patches, sweeps = list(self.patches), list(self.sweeps)
+        return _core.Job(len(self.anatomy.layers), self.draws, patches, sweeps, most, kind)
+
+    @property
+    def draws(self) -> int:
+        """Corrupted runs of a case."""
+        return self.corruptor.draws
 
     @cached_property
     def runs(self) -> _core.Runs:
@@ -97,25 +103,30 @@ class Job:
         """What the tree has to know of a case."""
         return _core.CaseShape(len(case.input_ids), *case.subject, self.tokens_of(case))
 
-    def noise_vectors(self, case: Case) -> torch.Tensor:
-        """float32 (draws, subject tokens, width): what is added to the embeddings (equation 2)."""
-        return self.noise.vectors(case, self.anatomy.hidden_size, self.noise_std)
-
 
 def make_job(
     anatomy: Anatomy,
     patches: Sequence[Patch],
-    noise: Noise | float | None = None,
-    position: Position | tuple[Place, ...] = "last",
+    corruption: Corruption | float | None = None,
+    position: Positions | Sequence[Place] = "last",
     sweeps: Sequence[Sweep] = (),
     readout: ReadoutKind = "exact",
 ) -> Job:
-    """A job with the noise scale of the model. Call it with the model in eval mode."""
-    places = tuple(position) if isinstance(position, tuple) else places_of(position, ())
-    std = embedding_std(anatomy.embedding, anatomy.vocab_size, embedding_device(anatomy))
-    return Job(
-        anatomy, tuple(patches), as_noise(noise), std, make_readout(anatomy, readout), places, tuple(sweeps)
-    )
+    """A job with its corruption bound to the model. Call it with the model in eval mode.
+
+    ``corruption``: None is the paper's noise, a number its scale.
+    """
+    own = as_noise(corruption) if corruption is None or isinstance(corruption, float | int) else corruption
+    bound = Corruptor(own, embedding_of(anatomy))
+    own.measure(bound.embedding)
+    read = make_readout(anatomy, readout)
+    places = given_places(position) or places_of(position, ())
+    return Job(anatomy, tuple(patches), bound, read, places, tuple(sweeps))
+
+
+def embedding_of(anatomy: Anatomy) -> Embedding:
+    """The model's embedding, as corruptions see it."""
+    return Embedding(anatomy.embedding, anatomy.vocab_size, anatomy.hidden_size, embedding_device(anatomy))
 
 
 def embedding_device(anatomy: Anatomy) -> torch.device:

@@ -65,7 +65,7 @@ class ReferenceEngine:
     def rows_of(self, case: Case) -> int:
         """Token rows of a case's sequences, those of a layer's experts included."""
         runs = len(self.job.patches) + sum(2 * sweep.top_k for sweep in self.job.sweeps)
-        return len(case.input_ids) * (1 + self.job.noise.draws * (1 + runs))
+        return len(case.input_ids) * (1 + self.job.draws * (1 + runs))
 
     def run(self, cases: Sequence[Case]) -> Outcome:
         """Trace cases one after another."""
@@ -73,7 +73,7 @@ class ReferenceEngine:
 
     def _run_case(self, case: Case) -> Outcome:
         job = self.job
-        draws = [*job.noise_vectors(case)]
+        draws = [*job.corruptor.values(case)]
         origins = {*(patch.origin for patch in job.patches), *(sweep.origin for sweep in job.sweeps)}
         first = PlainTap(job, case) if job.measures_direct and Origin.NOISE in origins else None
         taps = [PlainTap(job, case) if job.measures_direct else None for _ in draws]
@@ -117,7 +117,7 @@ class ReferenceEngine:
         patches. All must be at places that the case has.
         """
         job, tokens = self.job, len(case.input_ids)
-        (draw,) = job.noise_vectors(case)
+        (draw,) = job.corruptor.values(case)
         runs: list[Patch | Sweep] = [*job.patches, *firsts]
         fired: dict[int, bool] = {}
         hooks = []
@@ -199,7 +199,7 @@ class ReferenceEngine:
             found[layer, place] = routing_of(tokens, *sizes(self.job, layer, place), own)
         return found
 
-    def _watched(self, case: Case, noise: torch.Tensor | None, tap: PlainTap | None = None) -> Watched:
+    def _watched(self, case: Case, values: torch.Tensor | None, tap: PlainTap | None = None) -> Watched:
         """Run one sequence."""
         kept: dict[int, torch.Tensor] = {}
         experts: dict[int, dict[int, Ablated]] = {}
@@ -227,7 +227,7 @@ class ReferenceEngine:
         hooks: list[tuple[Any, Any]] = [(self.job.anatomy.site(layer).block, keep(layer)) for layer in layers]
         if tap is not None:
             hooks += tap.origin_hooks()
-        difference = self._forward(case, noise, 1, hooks, kept.clear)
+        difference = self._forward(case, values, 1, hooks, kept.clear)
         self._all_fired(layers, kept)
         return Watched(kept, experts, float(difference[0]))
 
@@ -235,7 +235,7 @@ class ReferenceEngine:
         self,
         case: Case,
         origin: Watched,
-        noise: torch.Tensor | None,
+        values: torch.Tensor | None,
         tap: PlainTap | None,
         runs: Sequence[Written],
     ) -> np.ndarray:
@@ -255,7 +255,7 @@ class ReferenceEngine:
                 hooks.append((self.job.anatomy.site(layer).block, writer))
             if tap is not None:
                 hooks += tap.patched_hooks([run.layer for run in part])
-            forwards.append(partial(self._written, case, noise, part, hooks, fired))
+            forwards.append(partial(self._written, case, values, part, hooks, fired))
         found = gather(forwards)
         differences = np.concatenate(found) if found else np.zeros(0)
         direct = np.full((2, len(runs)), np.nan) if tap is None else np.stack(tap.read(origin.difference))
@@ -267,12 +267,12 @@ class ReferenceEngine:
     def _written(
         self,
         case: Case,
-        noise: torch.Tensor | None,
+        values: torch.Tensor | None,
         part: Sequence[Written],
         hooks: Sequence[tuple[Any, Any]],
         fired: dict[int, bool],
     ) -> np.ndarray:
-        found = self._forward(case, noise, len(part), hooks, fired.clear)
+        found = self._forward(case, values, len(part), hooks, fired.clear)
         self._all_fired(sorted({run.layer for run in part}), fired)
         return found
 
@@ -302,7 +302,7 @@ class ReferenceEngine:
     def _forward(
         self,
         case: Case,
-        noise: torch.Tensor | None,
+        values: torch.Tensor | None,
         copies: int,
         hooks: Sequence[tuple[Any, Any]],
         again: Callable[[], None],
@@ -310,27 +310,29 @@ class ReferenceEngine:
     ) -> np.ndarray:
         """Logit differences at the final token of ``copies`` sequences of one case (equation 1).
 
-        ``noised``: those that get noise, None for all. ``again`` forgets what the hooks saw, where the model
-        must be run a second time.
+        ``values``: one draw of the corruption, None for none; ``noised``: those sequences that get it, None
+        for all. ``again`` forgets what the hooks saw, where the model must be run a second time.
         """
         anatomy = self.job.anatomy
         ids = torch.tensor([case.input_ids] * copies, device=embedding_device(anatomy))
         start, stop = case.subject
 
-        def add_noise(_module: Any, _args: Any, _kwargs: Any, output: torch.Tensor) -> torch.Tensor:
+        def corrupt(_module: Any, _args: Any, _kwargs: Any, output: torch.Tensor) -> torch.Tensor:
             value = self._check_rows("embedding", -1, output, ids.numel())
             found = value.reshape(*ids.shape, value.shape[-1]).clone()
-            assert noise is not None
+            assert values is not None
             which = list(range(copies)) if noised is None else list(noised)
-            part = found[which, start:stop].float() + noise.to(output.device)
+            part = values.to(output.device)
+            if not self.job.corruptor.replaces:
+                part = found[which, start:stop].float() + part
             found[which, start:stop] = part.to(output.dtype)
             return found.reshape(output.shape)
 
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
         objects = torch.tensor([(case.true_id, case.foil_id)] * copies)
         with _core.HookScope() as scope:
-            if noise is not None:
-                scope.behind(anatomy.embedding, add_noise)
+            if values is not None:
+                scope.behind(anatomy.embedding, corrupt)
             for module, hook in hooks:
                 scope.behind(module, hook)
             last = [len(case.input_ids) - 1]

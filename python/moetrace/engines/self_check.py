@@ -27,7 +27,6 @@ from moetrace.errors import LoopedLayerError, NotCausalError, TokenMixingError
 from moetrace.models.float32 import can_be_wide, in_float32, is_coarse, is_half
 from moetrace.models.forward import read_differences
 from moetrace.models.readout import Readout, make_readout
-from moetrace.noise import Noise, NoiseScales
 
 if TYPE_CHECKING:
     from moetrace.cases import Case
@@ -134,12 +133,17 @@ def tolerance_of(job: Job, seen: Seen) -> float:
 
 def compare(job: Job, join: _core.Join, case: Case, rows: int) -> Comparison:
     """A tree of so many rows, forks joining there or lower, with block and expert patches of three layers."""
-    probe = replace(
-        job, patches=_probe_patches(job), sweeps=(), places=(LAST,), readout=_fresh(job), ending=None
-    )
-    tree = TreeEngine(_filled(probe, case, rows), join)
+    probe = probe_of(job)
+    tree = TreeEngine(filled(probe, case, rows), join)
     expected, found = gather([partial(ReferenceEngine(probe).run, [case]), partial(tree.run, [case])])
     return Comparison(_apart(expected, found, len(probe.patches)), _size(expected), tree.join)
+
+
+def probe_of(job: Job) -> Job:
+    """The job that is compared: block and expert patches of three layers at the last token."""
+    return replace(
+        job, patches=_probe_patches(job), sweeps=(), places=(LAST,), readout=_fresh(job), ending=None
+    )
 
 
 @dataclass(frozen=True)
@@ -164,7 +168,9 @@ class Witness:
         chosen = [runs[0], runs[len(runs) // 2]] if len(runs) > 1 else runs
         patches = tuple(job.patches[run] for run in chosen if run >= 0)
         sweeps = tuple(job.sweeps[~run] for run in chosen if run < 0)
-        probe = replace(job, patches=patches, sweeps=sweeps, noise=_first_draw(job.noise), ending=None)
+        probe = replace(
+            job, patches=patches, sweeps=sweeps, corruptor=job.corruptor.first_draw(), ending=None
+        )
         columns = tuple(run for run in chosen if run >= 0)
         return Witness(probe, case, columns, sweeps)
 
@@ -224,16 +230,9 @@ def null_floor(job: Job, case: Case, run: Callable[[Job], Outcome]) -> float:
     """
     place = next((place for place, tokens in enumerate(job.tokens_of(case)) if tokens), 0)
     nulls = tuple(Patch.null(layer, place) for layer in job.block_layers)
-    found = run(replace(job, patches=nulls, sweeps=(), noise=_first_draw(job.noise), ending=None))
+    found = run(replace(job, patches=nulls, sweeps=(), corruptor=job.corruptor.first_draw(), ending=None))
     drift = np.abs(found.patched[0] - found.noised[0])
     return float(drift.max(initial=0.0)) if np.isfinite(drift).all() else 0.0
-
-
-def _first_draw(noise: Noise) -> Noise:
-    """The noise's first draw alone, which is the same."""
-    if isinstance(noise, NoiseScales):
-        return replace(noise, scales=noise.scales[:1])
-    return replace(noise, draws=1)
 
 
 def _fresh(job: Job) -> Readout:
@@ -323,9 +322,9 @@ def _probe_patches(job: Job) -> tuple[Patch, ...]:
     return tuple(patches)
 
 
-def _filled(probe: Job, case: Case, rows: int) -> Job:
+def filled(probe: Job, case: Case, rows: int) -> Job:
     """The probe with as many null forks as make its tree no smaller than the trace's own."""
     lowest = min(patch.layer for patch in probe.patches)
     missing = rows - TreeEngine(probe).rows_of(case)
-    fill = [Patch.null(lowest)] * max(0, -(-missing // probe.noise.draws))
+    fill = [Patch.null(lowest)] * max(0, -(-missing // probe.draws))
     return replace(probe, patches=(*probe.patches, *fill))

@@ -27,6 +27,7 @@ from moetrace.engines.engine_choice import (
 )
 from moetrace.engines.job import Engine, Job, LayerRouting, Outcome, left_of, shortest_of
 from moetrace.engines.lockstep import Lockstep
+from moetrace.engines.mixers import classes_of
 from moetrace.engines.self_check import TOLERANCE, Witness, compare_wide
 from moetrace.engines.tree import TreeEngine, lower
 from moetrace.models.float32 import is_half
@@ -106,7 +107,7 @@ class Sweeps:
         width, size = job.anatomy.hidden_size, job.anatomy.element_size
         hidden = 2 * rows * width * size
         if isinstance(engine, TreeEngine):
-            return hidden + rows * rows * size + len(job.runs) * job.noise.draws * width * 4
+            return hidden + rows * rows * size + len(job.runs) * job.draws * width * 4
         return hidden + 8 * width * (rows // len(case.input_ids))  # contributions are kept in float64
 
     def _sweep(self, tasks: Sequence[Callable[[], Any]], wave: list[list[Case]], told: _Told) -> list[Any]:
@@ -177,8 +178,10 @@ class Sweeps:
                     f"its single pass differed by {found.difference:.2g} logits from plain forwards on case "
                     f"{witness.case.case_id} of this trace, beyond what rounding explains"
                 )
+        job = engine.job
+        reason = reason_for(engine.join, classes_of(job.mixers, job.anatomy))
         known = Verdict(
-            True, reason_for(engine.join), self._known.rows, engine.join, found.difference, learnt.tolerance
+            True, reason, self._known.rows, engine.join, found.difference, learnt.tolerance, job.mixers
         )
         self._verdict = self._known.remember(known)
         return None

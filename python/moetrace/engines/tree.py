@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from moetrace.models.experts import block_scale, routed_call
 from moetrace.models.float32 import is_wide
 from moetrace.models.forward import read_differences
 from moetrace.models.masks import TreeMask, tree_masks
+from moetrace.models.mixers import Unfolding
 from moetrace.models.state import fingerprint
 
 if TYPE_CHECKING:
@@ -58,12 +60,12 @@ class TreeEngine:
 
     def cuts(self, case: Case, budget: int | None) -> list[tuple[int, int]]:
         """Which runs of a case go into one tree each."""
-        layers, draws = len(self.job.anatomy.layers), self.job.noise.draws
+        layers, draws = len(self.job.anatomy.layers), self.job.draws
         return _core.cut(self.job.shape_of(case), self.job.runs, draws, layers, self.join, budget or 0)
 
     def rows_of(self, case: Case) -> int:
         """Token rows of the largest tree that a case is given."""
-        shape, draws = self.job.shape_of(case), self.job.noise.draws
+        shape, draws = self.job.shape_of(case), self.job.draws
         parts = self.cuts(case, self.batch_tokens)
         return max(_core.tree_rows(shape, self.job.runs, begin, end, draws) for begin, end in parts)
 
@@ -71,7 +73,7 @@ class TreeEngine:
         """Cases of like length together, within the budget of token rows."""
         if self.batch_tokens is None:
             return [list(range(len(cases)))]
-        layers, runs, draws = len(self.job.anatomy.layers), self.job.runs, self.job.noise.draws
+        layers, runs, draws = len(self.job.anatomy.layers), self.job.runs, self.job.draws
         costs = [_core.tree_cost(self.job.shape_of(case), runs, draws, layers, self.join) for case in cases]
         return _core.pack(costs, self.batch_tokens)
 
@@ -86,8 +88,8 @@ class TreeEngine:
         return Outcome(**{name: getattr(outcome, name) for name in OUTCOME}, routing=routing)
 
     def _pass_case(self, case: Case) -> _core.PassCase:
-        noise = self.job.noise_vectors(case).numpy()
-        return _core.PassCase(list(case.input_ids), *case.subject, self.job.tokens_of(case), noise)
+        values = self.job.corruptor.values(case).numpy()
+        return _core.PassCase(list(case.input_ids), *case.subject, self.job.tokens_of(case), values)
 
     def _run(
         self, cases: Sequence[Case], given: list[_core.PassCase], begin: int, end: int, outcome: _core.Outcome
@@ -155,6 +157,11 @@ class TreeEngine:
                 if _compared.get(site.experts, (None, True))[0] != state:
                     _compared[site.experts] = (state, True)
 
+    def arm_mixers(self, run: _core.Pass, scope: _core.HookScope) -> None:
+        """Hang what gives token mixers that aren't masked attention each run by itself."""
+        if self.job.mixers:
+            Unfolding(run).arm(scope, self.job.anatomy, self.job.mixers)
+
     def _forward(
         self, run: _core.Pass, cases: Sequence[Case], runs: range
     ) -> tuple[np.ndarray, dict[Any, Any], tuple[np.ndarray, np.ndarray]]:
@@ -176,8 +183,9 @@ class TreeEngine:
         tap = TreeTap(self.job, run, runs) if self.job.measures_direct and len(runs) else None
         with _core.HookScope() as scope, tree_masks(_mask(run)):
             scope.arm(run, anatomy, routed_call)
+            self.arm_mixers(run, scope)
             for index in self.job.expert_layers:
-                _measure_scale(scope, anatomy, index, scales)
+                _measure_scale(scope, run, anatomy, index, scales)
             if tap is not None:
                 tap.arm(scope)
             joining = run.plan.cases * (run.plan.rows - run.start_rows)
@@ -199,22 +207,37 @@ def _mask(run: _core.Pass) -> TreeMask:
     return TreeMask(torch.from_numpy(plan.position.copy()), visible, lengths)
 
 
-def _measure_scale(scope: _core.HookScope, anatomy: Anatomy, layer: int, scales: dict[int, float]) -> None:
-    """Note what a layer's block scales its experts by, while the layer's weights are at hand."""
-    kept: list[torch.Tensor] = []
+def _measure_scale(
+    scope: _core.HookScope, run: _core.Pass, anatomy: Anatomy, layer: int, scales: dict[int, float]
+) -> None:
+    """Note what a layer's block scales its experts by, while the layer's weights are at hand, and before
+    forks that join behind the layer need it."""
+    site = anatomy.site(layer)
+    kept: list[tuple[torch.Tensor, dict[str, torch.Tensor]]] = []
 
     def keep_row(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else kwargs["hidden_states"]
-        kept[:] = [hidden.reshape(1, -1, hidden.shape[-1])[:, :1].clone()]
+        beside = {
+            name: _ends(value.flatten(0, 1))
+            for name, value in kwargs.items()
+            if isinstance(value, torch.Tensor) and value.shape[:2] == hidden.shape[:2] and value is not hidden
+        }
+        kept[:] = [(_ends(hidden.reshape(-1, hidden.shape[-1])), beside)]
 
     def measure(*_: Any) -> None:
-        if not kept:
-            return  # the pass says itself that the block wasn't called
         scope.pause()
         try:
-            scales[layer] = block_scale(anatomy.site(layer), kept[0])
+            rows, beside = kept[0]
+            scale = block_scale(site, rows, partial(site.block, rows, **beside))
         finally:
             scope.resume()
+        run.scale_experts(layer, scale)
+        scales[layer] = abs(scale)  # of the norms of patch vectors
 
-    scope.before(anatomy.site(layer).block, keep_row)
-    scope.behind(anatomy.layers[layer], measure)
+    scope.before(site.block, keep_row)
+    scope.behind(site.block, measure)
+
+
+def _ends(rows: torch.Tensor) -> torch.Tensor:
+    """The first and the last row, as those of one case."""
+    return torch.stack([rows[0], rows[-1]]).unsqueeze(0)

@@ -116,11 +116,7 @@ class Anatomy:
 
     def site(self, layer: int) -> LayerSite:
         """The block of a layer. LayerRangeError where there is none."""
-        if not 0 <= layer < len(self.layers):
-            raise LayerRangeError(
-                f"layer {shown(layer)} is out of range: {type(self.model).__name__} has layers 0 to "
-                f"{len(self.layers) - 1}"
-            )
+        self._check_layer(layer)
         found = self.sites[layer]
         if found is None:
             raise LayerRangeError(
@@ -144,6 +140,13 @@ class Anatomy:
         """Check and complete a user's ``layers``: None is every default layer; no layer twice."""
         if layers is None:
             return self.default_layers()
+        wanted = self.check_layers(layers)
+        for layer in wanted:
+            self.site(layer)
+        return wanted
+
+    def check_layers(self, layers: int | Sequence[int]) -> tuple[int, ...]:
+        """Numbers of layers that the model has, none twice. LayerRangeError, LayerTypeError."""
         expected = "a layer's number, a list of numbers, or None for all"
         try:
             given = [layers] if is_integer(layers) else as_list(layers, "layers", expected)
@@ -156,8 +159,15 @@ class Anatomy:
             twice = sorted({x for x in wanted if wanted.count(x) > 1})
             raise LayerRangeError(f"layers repeats {shown(twice)}; expected each layer once")
         for layer in wanted:
-            self.site(layer)
+            self._check_layer(layer)
         return tuple(wanted)
+
+    def _check_layer(self, layer: int) -> None:
+        if not 0 <= layer < len(self.layers):
+            raise LayerRangeError(
+                f"layer {shown(layer)} is out of range: {type(self.model).__name__} has layers 0 to "
+                f"{len(self.layers) - 1}"
+            )
 
 
 def text_config(model: nn.Module) -> Any:
@@ -292,7 +302,7 @@ def _find_site(number: int, layer: nn.Module, names: dict[nn.Module, str]) -> La
         inner = dict(block.named_children()).get("text_moe", block)
         if name == "mixer" and not _is_sparse(inner):
             continue  # nemotron_h calls its attention and state-space mixers so too
-        router = _find_router(block, layer)
+        router = _find_router(inner, layer) or _find_router(block, layer)
         return LayerSite(number, names[block], block, _is_sparse(inner), _experts_of(inner), router)
     return None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -59,12 +60,13 @@ def routed_call(
     return found[0], found[1], found[2]
 
 
-def block_scale(site: LayerSite, hidden: torch.Tensor) -> float:
+def block_scale(site: LayerSite, hidden: torch.Tensor, call: Callable[[], Any] | None = None) -> float:
     """What a block multiplies the sum of its experts by: 1, a routed scaling factor, a half, ...
 
-    Measured on one row ``hidden`` (1, 1, width) of the block's input, with the experts' output 64 times what
-    it is: contributions are defined at the block's output (equation 5), and so are the norms of patch vectors
-    (equation 10). ContributionError where the steps after the experts aren't a scale: a norm, a projection.
+    Measured on a few rows ``hidden`` (1, rows, width) of the block's input (or by ``call``, which runs the
+    block on what else it needs), with the experts' output 64 times what it is: contributions are defined at
+    the block's output (equation 5), and so are the norms of patch vectors (equation 10). ContributionError
+    where the steps after the experts aren't one scale for all rows: a norm, a projection, a gate.
     """
     if site.block is site.experts or site.experts is None:
         return 1.0
@@ -82,7 +84,7 @@ def block_scale(site: LayerSite, hidden: torch.Tensor) -> float:
         assert site.experts is not None
         with _core.HookScope() as scope:
             scope.behind(site.experts, hook)
-            output = site.block(hidden)
+            output = site.block(hidden) if call is None else call()
         first: torch.Tensor = output[0] if isinstance(output, tuple) else output
         return first.double()
 
@@ -98,5 +100,5 @@ def block_scale(site: LayerSite, hidden: torch.Tensor) -> float:
             "scale it, so contributions at its output aren't those at the experts'; engine='reference' "
             "serves it"
         )
-    _known_scales[site.block] = (state, abs(scale))
-    return abs(scale)
+    _known_scales[site.block] = (state, scale)
+    return scale

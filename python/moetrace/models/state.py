@@ -123,7 +123,7 @@ def prepared(model: nn.Module) -> Iterator[None]:
         )
     changes = Changes()
     layers = find_anatomy(model).layers
-    with _by_one_thread(model), placed(model, layers), sourced(model, layers), explained(model):
+    with by_one_thread(model), placed(model, layers), sourced(model, layers), explained(model):
         device = next((weight.device.type for weight in model.parameters() if not weight.is_meta), "cpu")
         try:
             for module in model.modules():
@@ -196,7 +196,7 @@ def _settle(model: nn.Module, changes: Changes) -> None:
 
 
 @contextmanager
-def _by_one_thread(model: nn.Module) -> Iterator[None]:
+def by_one_thread(model: nn.Module) -> Iterator[None]:
     """Refuse a second thread, whose forwards would run into the first one's hooks.
 
     What counts are modules: a wrapper, or a model that shares layers with another, is the same model here.

@@ -138,7 +138,7 @@ def _trace(model: nn.Module, blueprint: Blueprint, stage: Stage, batch: Batch, e
     cases = [_small(case, place, anatomy.vocab_size) for place, case in enumerate(batch.cases)]
     runs = len(job.runs)
     if engine != "reference":  # those of the largest part of a case that is cut
-        runs = (max(own.read for own in batch.forwards) - 1) // job.noise.draws - 1
+        runs = (max(own.read for own in batch.forwards) - 1) // job.draws - 1
     sweeps: list[Sweep] = []
     if stage.swept and anatomy.sites[0] is not None and anatomy.sites[0].experts is not None:
         sweeps = [Sweep(layer, top_k_of(anatomy.config), job.sweeps[0].of_union) for layer in (0, 1)]
@@ -151,8 +151,9 @@ def _trace(model: nn.Module, blueprint: Blueprint, stage: Stage, batch: Batch, e
         warnings.simplefilter("ignore")  # random weights give what they give
         start = time.perf_counter()
         session = trace(
-            model, cases, patches, anatomy=anatomy, noise=job.noise, position=places,
-            metric="logit_diff", engine=engine, batch_tokens=_NO_BUDGET, progress=False, out=None,
+            model, cases, patches, anatomy=anatomy, corruption=job.corruptor.corruption,
+            position=places, metric="logit_diff", engine=engine, batch_tokens=_NO_BUDGET,
+            progress=False, out=None,
             final_subject="keep", readout=job.readout.asked, sweeps=sweeps, direct=stage.direct,
         )  # fmt: skip
         seconds = time.perf_counter() - start

@@ -15,8 +15,6 @@ from typing_extensions import Unpack
 from moetrace._native import _core
 from moetrace.arguments import as_choice, as_count, as_flag, as_number, as_seed, known_names, refuse_type
 from moetrace.cases import CaseSet, as_case_set, validate_cases
-from moetrace.engines.engine_choice import other_mixers
-from moetrace.noise import check_seeds
 from moetrace.planning.blueprint import Blueprint, blueprint_of
 from moetrace.planning.memory import peak_memory
 from moetrace.planning.result import Plan
@@ -106,13 +104,13 @@ def plan(
     case_set = as_case_set(cases)
     if what == "protocol":
         common |= {
-            "noise": chosen.noise, "engine": chosen.engine, "readout": chosen.readout,
+            "corruption": chosen.noise, "engine": chosen.engine, "readout": chosen.readout,
             "batch_tokens": chosen.batch_tokens,
         }  # fmt: skip
         case_set = within_positions(case_set, blueprint.anatomy.positions)
     final_subject: Any = "keep" if what in ("select", "protocol") else common["final_subject"]
     validate_cases(case_set, blueprint.anatomy.vocab_size, final_subject, blueprint.anatomy.positions)
-    check_seeds(common["noise"], case_set)
+    common["corruption"].check(case_set)
     job = bare_job(blueprint.anatomy, common, case_set, what)
     if what in ("select", "protocol"):
         refuse_position(common)
@@ -158,8 +156,7 @@ class _Laid:
         budget: int,
         join: _core.Join = _core.Join.AFTER_LAYER,
     ) -> None:
-        if engine == "auto":
-            engine = "reference" if other_mixers(blueprint.anatomy.layers) else "tree"
+        engine = "tree" if engine == "auto" else engine
         self.stages, self.engine, self.join, self.budget = stages, engine, join, budget
         self.batches: list[list[Batch]] = [batches_of(stage, engine, join, budget) for stage in stages]
 

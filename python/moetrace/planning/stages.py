@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from moetrace import coalition
 from moetrace._native import _core
 from moetrace.cases import CaseSet
-from moetrace.engines.job import Job, Patch, Sweep
+from moetrace.corruptions import Corruptor, NoiseScales
+from moetrace.engines.job import Job, Patch, Sweep, embedding_of
 from moetrace.engines.places import LAST, places_of
 from moetrace.errors import ArgumentError
 from moetrace.models.experts import top_k_of
 from moetrace.models.readout import make_readout
-from moetrace.noise import NoiseScales
 from moetrace.results.expert_name import Expert
 from moetrace.trace.coalitions import wanted_of
 from moetrace.trace.experts import expert_layers_of, expert_sweeps
@@ -61,7 +61,8 @@ def bare_job(anatomy: Anatomy, common: dict[str, Any], cases: Sequence[Case], wh
     """A job without patches, with checked options; the weights needn't be there."""
     readout = make_readout(anatomy, common["readout"])
     places = places_of(common["position"], cases, prefix=what != "layers")
-    return Job(anatomy, (), common["noise"], 0.0, readout, places)
+    bound = Corruptor(common["corruption"], embedding_of(anatomy))
+    return Job(anatomy, (), bound, readout, places)
 
 
 def layers_stage(job: Job, cases: Sequence[Case], layers: Any = None) -> Stage:
@@ -179,7 +180,9 @@ def scales_stage(job: Job, cases: Sequence[Case], layer: int, scales: tuple[floa
     """:func:`moetrace.trace_noise_scales`."""
     expert = Patch.of_experts(layer, _core.Chosen.EXPERTS, experts=[0])
     patches = (Patch.block(layer), expert, Patch.null(layer))
-    own = replace(job, patches=patches, noise=NoiseScales(scales, seed))
+    own = replace(
+        job, patches=patches, corruptor=replace(job.corruptor, corruption=NoiseScales(scales, seed))
+    )
     return Stage("scales", own, [list(cases)], direct=False)
 
 

@@ -56,7 +56,7 @@ def batches_of(stage: Stage, engine: str, join: _core.Join, budget: int) -> list
 def _tree(engine: TreeEngine, cases: list[Case]) -> list[Forward]:
     """One forward, or several where a case by itself exceeds the budget."""
     job, found = engine.job, []
-    shapes, draws, layers = [job.shape_of(case) for case in cases], job.noise.draws, len(job.anatomy.layers)
+    shapes, draws, layers = [job.shape_of(case) for case in cases], job.draws, len(job.anatomy.layers)
     for begin, end in engine.cuts(cases[0], engine.batch_tokens if len(cases) == 1 else None):
         *inside, total = _core.layer_rows(shapes, job.runs, begin, end, draws, layers, engine.join)
         found.append(Forward(len(cases), np.array(inside), total, 1 + draws + draws * (end - begin)))
@@ -67,7 +67,7 @@ def _plain(job: Job, case: Case) -> list[Forward]:
     """One case in the reference engine: clean, and for each draw noised and patched sequences."""
     tokens, runs = len(case.input_ids), len(job.runs)
     rows, most = np.full(len(job.anatomy.layers), tokens), sequences_together(tokens)
-    copies = [1] + [1, *(min(most, runs - begin) for begin in range(0, runs, most))] * job.noise.draws
+    copies = [1] + [1, *(min(most, runs - begin) for begin in range(0, runs, most))] * job.draws
     return [Forward(count, rows, tokens, 1) for count in copies]
 
 

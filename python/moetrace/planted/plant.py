@@ -8,7 +8,7 @@ from typing import Any
 
 from moetrace.arguments import as_count, as_seed, refuse_type
 from moetrace.cases import CaseSet
-from moetrace.noise import NoiseLike, SubjectNoise, as_noise
+from moetrace.corruptions import NoiseLike, SubjectNoise, as_noise
 from moetrace.planted.closed_form import truth_of
 from moetrace.planted.design import BASE, Design, make_design
 from moetrace.planted.signal import Prompts, make_prompts

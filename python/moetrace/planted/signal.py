@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moetrace.cases import Case, CaseSet
-from moetrace.noise import SubjectNoise
+from moetrace.corruptions import SubjectNoise
 
 WIDTH = 128
 # Coordinates of the residual stream; those from FREE on tell tokens apart and nothing reads them.
@@ -45,7 +45,8 @@ class Prompts:
         for case in self.cases:
             x = self.embedding[list(case.input_ids[slice(*case.subject)])][None]
             if noise is not None:
-                x = x + noise.vectors(case, WIDTH, std).numpy().astype(np.float64)
+                drawn = noise.sample(case, WIDTH) * (noise.scale * std)
+                x = x + drawn.numpy().astype(np.float64)
             length = np.sqrt((x**2).sum(axis=2) + WIDTH * eps)
             found.append((x[:, :, SUBJECT] / length).sum(axis=1) * SPAN / len(case.input_ids))
         return np.stack(found, axis=1)

@@ -11,9 +11,9 @@ import torch
 
 from moetrace.arguments import as_count, as_folder, refuse_type
 from moetrace.cases import CaseSet, make_cases
+from moetrace.corruptions import SubjectNoise
 from moetrace.errors import ArgumentError
 from moetrace.models.anatomy import find_anatomy
-from moetrace.noise import SubjectNoise
 from moetrace.progress import Progress
 from moetrace.protocol.lengths import within_positions
 from moetrace.protocol.scan import LEAST, TooFewCasesError

@@ -22,12 +22,12 @@ from moetrace.arguments import (
     refuse_type,
 )
 from moetrace.cases.positions import ORDERS
+from moetrace.corruptions import NoiseScales, SubjectNoise, as_noise
 from moetrace.effects import MEANS, control_count, required_cases
 from moetrace.engines.engine_choice import ENGINES
 from moetrace.errors import ArgumentError
 from moetrace.models.float32 import COMPUTE_DTYPES
 from moetrace.models.readout import READOUTS
-from moetrace.noise import NoiseScales, SubjectNoise, as_noise
 from moetrace.results.base import INTERVALS
 from moetrace.trace.options import as_batch_tokens
 

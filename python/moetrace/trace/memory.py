@@ -195,7 +195,7 @@ def rows_of(engine: Engine, cases: Sequence[Case]) -> BatchRows:
     if len(cases) == 1:
         parts = engine.cuts(cases[0], engine.batch_tokens)
         begin, end = max(parts, key=lambda part: part[1] - part[0])
-    draws = job.noise.draws
+    draws = job.draws
     rows = max(_core.tree_rows(job.shape_of(case), job.runs, begin, end, draws) for case in cases)
     return BatchRows(len(cases), rows, 1 + draws * (1 + end - begin))
 

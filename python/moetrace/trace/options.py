@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar, get_type_hints
 
 from moetrace.arguments import as_choice, as_count, as_path, known_names, refuse_type
+from moetrace.corruptions import NoiseLike, as_noise
 from moetrace.engines.engine_choice import ENGINES
 from moetrace.engines.places import Positions, as_positions
 from moetrace.models.float32 import COMPUTE_DTYPES, ComputeDtype
 from moetrace.models.readout import READOUTS, ReadoutKind
-from moetrace.noise import NoiseLike, as_noise
 from moetrace.progress import Progress
 
 
@@ -74,7 +74,7 @@ def checked(options: dict[str, Any], function: Callable[..., Any]) -> dict[str, 
     known_names(options, list(inspect.signature(function).parameters), function.__name__)
     given = DEFAULTS | options
     return {
-        "noise": as_noise(given["noise"]),
+        "corruption": as_noise(given["noise"]),
         "position": as_positions(given["position"]),
         "metric": as_choice(given["metric"], "metric", METRICS),
         "engine": as_choice(given["engine"], "engine", ENGINES),

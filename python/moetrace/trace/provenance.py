@@ -101,12 +101,7 @@ def provenance(session: Session, layers: tuple[int, ...]) -> dict[str, Any]:
         "compute_dtype": session.compute_dtype,
         "readout": job.readout.asked,
         "readout_by": job.readout.kind,
-        "noise": {
-            "scale": job.noise.scale,
-            "seed": job.noise.seed,
-            "draws": job.noise.draws,
-            "embedding_std": job.noise_std,
-        },
+        **job.corruptor.corruption.facts(job.corruptor.embedding),
         "position": job.position,
         "direct": _direct_note(session),
         "metric": "logit_diff",

@@ -40,7 +40,7 @@ def call_facts(what: str, job: Job, cases: CaseSet, details: Mapping[str, Any] |
         "model": model_facts(job.anatomy.model),
         "cases": cases.fingerprint(),
         "patches": hashlib.sha256(repr((job.patches, job.sweeps)).encode()).hexdigest(),
-        "noise": {"scale": job.noise.scale, "seed": job.noise.seed, "draws": job.noise.draws},
+        **job.corruptor.corruption.facts(),
         "position": job.position,
         "tokens": json_digest([job.tokens_of(case) for case in cases]),
         "readout": job.readout.asked,
@@ -95,7 +95,7 @@ class RunFolder:
                 "or the same model, cases and arguments to go on with it"
             )
         ids = frozenset(case.case_id for case in cases)
-        return cls(path, (len(job.patches), job.noise.draws), json_digest(call), ids)
+        return cls(path, (len(job.patches), job.draws), json_digest(call), ids)
 
     @staticmethod
     def _read_call(path: Path) -> dict[str, Any] | None:

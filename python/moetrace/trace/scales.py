@@ -13,10 +13,10 @@ from typing_extensions import Unpack
 
 from moetrace._native import _core
 from moetrace.arguments import as_list, as_seed
+from moetrace.corruptions import NoiseScales
 from moetrace.effects import rescue
 from moetrace.engines.job import Patch
 from moetrace.models.anatomy import find_anatomy
-from moetrace.noise import NoiseScales
 from moetrace.ranks import on_all_ranks
 from moetrace.results.expert_name import ExpertLike
 from moetrace.results.scales import ScaleTrace
@@ -62,7 +62,7 @@ def trace_noise_scales(
         anatomy=anatomy,
         what="scales",
         details={"star": str(chosen)},
-        **common | {"noise": noise},
+        **common | {"corruption": noise},
     )
     outcome, routing = session.outcome, session.outcome.routing[chosen.layer, 0]
     active = routing.clean_active[:, 0, chosen.expert]

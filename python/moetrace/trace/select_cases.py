@@ -15,6 +15,7 @@ import torch
 from moetrace import effects
 from moetrace.arguments import as_choice, as_count, as_number, as_seed
 from moetrace.cases import Case, CaseSet, as_case_set, validate_cases
+from moetrace.corruptions import NoiseLike, as_noise
 from moetrace.engines.engine_choice import ENGINES
 from moetrace.engines.job import make_job
 from moetrace.engines.runner import make_runner
@@ -22,7 +23,6 @@ from moetrace.errors import MoetraceWarning, NoCasesError, NonFiniteWarning
 from moetrace.models.anatomy import find_anatomy
 from moetrace.models.float32 import ComputeDtype, computing_in
 from moetrace.models.state import prepared
-from moetrace.noise import NoiseLike, as_noise, check_seeds
 from moetrace.progress import Progress, progress_bar
 from moetrace.ranks import here, on_all_ranks
 from moetrace.trace.budget import resolve_budget
@@ -151,7 +151,7 @@ def score_cases(
     anatomy = find_anatomy(model)
     validate_cases(case_set, anatomy.vocab_size, "keep", anatomy.positions)
     chosen, engine = as_noise(noise), as_choice(engine, "engine", ENGINES)
-    check_seeds(chosen, case_set)
+    chosen.check(case_set)
     batch_tokens, compute_dtype = as_batch_tokens(batch_tokens), as_compute_dtype(compute_dtype)
     found: dict[int, tuple[float, float]] = {}
     ranks = here()

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from moetrace.cases import CaseSet, as_case_set, case_columns, validate_cases
+from moetrace.corruptions import Corruption
 from moetrace.effects import rescue
 from moetrace.engines.engine_choice import EngineChoice, EngineName
 from moetrace.engines.job import (
@@ -22,14 +23,13 @@ from moetrace.engines.job import (
     Sweep,
     make_job,
 )
-from moetrace.engines.places import Place, Positions, single_place
+from moetrace.engines.places import Place, Positions, given_places, single_place
 from moetrace.engines.runner import Runner, make_runner
 from moetrace.errors import EngineError, EngineWarning, NoEffectWarning, NonFiniteError, NonFiniteWarning
 from moetrace.models.anatomy import Anatomy
 from moetrace.models.float32 import ComputeDtype, computing_in
 from moetrace.models.readout import ReadoutKind
 from moetrace.models.state import prepared
-from moetrace.noise import Noise, check_seeds
 from moetrace.progress import Progress
 from moetrace.ranks import here, progress_bar
 from moetrace.results.base import TraceResult
@@ -80,8 +80,8 @@ def trace(
     patches: Sequence[Patch],
     *,
     anatomy: Anatomy,
-    noise: Noise,
-    position: Positions | tuple[Place, ...],
+    corruption: Corruption,
+    position: Positions | Sequence[Place],
     metric: str,
     engine: EngineName,
     batch_tokens: int | str,
@@ -102,11 +102,11 @@ def trace(
     """
     case_set = as_case_set(cases)
     validate_cases(case_set, anatomy.vocab_size, final_subject, anatomy.positions)
-    check_seeds(noise, case_set)
+    corruption.check(case_set)
     with prepared(anatomy.model), computing_in(anatomy, compute_dtype):
         budget = resolve_budget(batch_tokens, anatomy)
-        places = position if isinstance(position, tuple) else single_place(position, case_set)
-        job = make_job(anatomy, patches, noise, places, sweeps, readout)
+        places = given_places(position) or single_place(position, case_set)
+        job = make_job(anatomy, patches, corruption, places, sweeps, readout)
         ranks = here()
         asked = {"engine asked for": engine, "batch_tokens": budget, "out": str(out)}
         ranks.agree(what, lambda: {**call_facts(what, job, case_set, details), **asked})
@@ -139,7 +139,7 @@ def keep(result: TraceResult, out: Path | None) -> None:
 
 def _warn_of_nothing(job: Job, cases: CaseSet) -> None:
     """Say where what is asked for can't have an effect."""
-    if job.noise_std == 0:
+    if job.corruptor.embedding.std == 0:
         warnings.warn(
             "the embedding is zero everywhere, and so is the noise, whose scale is its standard deviation: "
             "clean and noised runs are the same",
