@@ -1,7 +1,7 @@
 """What the whole map of layers and tokens costs, in token rows and in processor time.
 
 ```
-python -m benchmarks.positions --cases 4 --repeats 3
+python -m benchmarks.positions --cases 1 --repeats 2
 ```
 
 The yardstick is the clean and noised forward that no method can avoid. A fork at position p of a prompt of n
@@ -97,8 +97,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Measure, print, keep, and fail if the map's last token isn't the layer sweep."""
     parser = argparse.ArgumentParser(description="the whole map of layers and tokens")
-    parser.add_argument("--cases", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--cases", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--name", default="positions", help="of the JSON file in benchmarks/results")

@@ -38,7 +38,7 @@ def figures() -> Iterator[tuple[str, str]]:
         yield f"255 coalitions of layer {layer} of 24", f"{found['factor']:.2f}"
     positions = result("positions")
     yield "layer x token map over the same, token rows", f"{positions['rows']['map']:.1f}"
-    yield "layer x token map over the same, time", f"{positions['time']['map']['ratio']:.1f}"
+    yield "layer x token map over the same, processor time", f"{positions['time']['map']['ratio']:.1f}"
     yield "two processes over one", f"{result('ranks')['speedup']:.2f}"
     sweeps = [found["sweeps"] for found in result("protocol")["protocol"].values()]
     yield "the paper's strict protocol", f"{sweeps[0]:.2f}"
