@@ -1,7 +1,7 @@
 """Layer sweeps of hybrids against plain hooks: layers that mix tokens otherwise than by masked attention.
 
 ```
-python -m benchmarks.hybrids --repeats 3
+python -m benchmarks.hybrids --repeats 2
 ```
 
 Each family is the tiny one of ``tests/engines/hybrids.py``, deeper and wider: ``--layers`` layers and
@@ -173,11 +173,11 @@ def main() -> None:
     """Measure the families that are asked for; those that were measured before are kept."""
     parser = argparse.ArgumentParser(description="layer sweeps of hybrids against plain hooks")
     parser.add_argument("families", nargs="*", default=list(HYBRIDS))
-    parser.add_argument("--cases", type=int, default=16)
+    parser.add_argument("--cases", type=int, default=8)
     parser.add_argument("--peer-cases", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--layers", type=int, default=24)
-    parser.add_argument("--scale", type=int, default=8)
+    parser.add_argument("--scale", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

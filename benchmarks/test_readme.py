@@ -68,7 +68,16 @@ def streaming_rows() -> Iterator[str]:
         )
 
 
-@pytest.mark.parametrize("row", [*layer_rows(), *streaming_rows()])
+def hybrid_rows() -> Iterator[str]:
+    for own in result("hybrids")["rows"]:
+        low, high = own["range"]
+        yield (
+            f"| {own['family']} | {own['hooks_over_moetrace']:.1f} | {low:.1f} to {high:.1f} | "
+            f"{own['moetrace_over_forwards']:.1f} | {own['max_difference']:.1e} |"
+        )
+
+
+@pytest.mark.parametrize("row", [*layer_rows(), *streaming_rows(), *hybrid_rows()])
 def test_tables(row: str) -> None:
     assert row in README
 

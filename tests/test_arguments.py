@@ -106,11 +106,11 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
     layers, experts = p["layers"], p["experts"]
     every = {"model": model, "cases": cases[:2]}
     options = {
-        "noise": None, "position": "last", "metric": "logit_diff", "engine": "auto", "batch_tokens": "auto",
-        "progress": False, "out": None, "final_subject": "refuse", "readout": "exact",
-        "compute_dtype": None,
+        "noise": None, "corruption": None, "position": "last", "metric": "logit_diff",
+        "engine": "auto", "batch_tokens": "auto", "progress": False, "out": None, "final_subject": "refuse",
+        "readout": "exact", "compute_dtype": None,
     }  # fmt: skip
-    plain = {key: value for key, value in options.items() if key != "noise"}
+    plain = {key: value for key, value in options.items() if key not in ("noise", "corruption")}
     summary = {
         "by": None, "ci": "percentile", "n_resamples": 20, "n_flips": 20, "seed": 0, "cluster": None,
         "correction": None, "confidence": 0.9, "statistic": None,
@@ -139,6 +139,9 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "Expert.parse": (mt.Expert.parse, {"name": "L01E002"}),
         "Expert.of": (mt.Expert.of, {"value": (1, 2)}),
         "SubjectNoise": (mt.SubjectNoise, {"scale": 3.0, "seed": 0, "draws": 1}),
+        "UniformNoise": (mt.UniformNoise, {"scale": 3.0, "seed": 0, "draws": 1}),
+        "SwapSubject": (mt.SwapSubject, {"records": cases, "seed": 0, "draws": 1}),
+        "SwapSubject.usable": (mt.SwapSubject(cases).usable, {"cases": cases}),
         "load_model": (mt.load_model, {"name": "nowhere"}),
         "load_model, streamed": (mt.load_model, {
             "name": "nowhere", "dtype": "auto", "device_map": None, "revision": None,
@@ -151,7 +154,7 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "load": (mt.load, {"folder": "nowhere"}),
         "select_cases": (mt.select_cases, {**every, "n": 1, "margin": -99.0, "drop": -99.0, "seed": 0,
                                            "noise": None, "batch_tokens": "auto", "engine": "auto",
-                                           "progress": False}),
+                                           "progress": False, "corruption": None}),
         "trace_layers": (mt.trace_layers, {**every, "layers": None, **options}),
         "trace_experts": (mt.trace_experts, {**every, "layer": 1, "union": False, **options}),
         "trace_matched": (mt.trace_matched, {**every, "cases": cases, "star": star, **options}),
@@ -277,7 +280,7 @@ def limited() -> Iterator[None]:
 def complaint(name: str, argument: str, value: Any) -> str | None:
     """What is wrong with how a call takes a value; None where it gives a result or an error of ours."""
     function, base = calls()[name]
-    if argument in ("progress", "echo") and callable(value):
+    if argument in ("progress", "echo", "corruption", "metric") and callable(value):
         return None  # what a function of the user's raises is the user's
     given = f"{argument}={arguments.shown(value)}"
     try:

@@ -22,10 +22,15 @@ using moetrace::pass::Place;
 
 namespace {
 
-constexpr std::array<std::string_view, 7> kPassedOn{
-    "past_key_values",   "past_key_value",       "use_cache",           "cache_position",
-    "output_attentions", "output_router_logits", "output_hidden_states"};
-constexpr std::array<std::string_view, 2> kPerRow{"position_ids", "position_embeddings"};
+constexpr std::array<std::string_view, 8> kPassedOn{"past_key_values",
+                                                    "past_key_value",
+                                                    "cache",
+                                                    "use_cache",
+                                                    "cache_position",
+                                                    "output_attentions",
+                                                    "output_router_logits",
+                                                    "output_hidden_states"};
+constexpr std::array<std::string_view, 3> kPerRow{"position_ids", "position_embeddings", "input_ids"};
 
 template <std::size_t N>
 bool contains(const std::array<std::string_view, N>& names, std::string_view name) {
@@ -75,14 +80,17 @@ struct LayerEntry : Armed {
   explicit LayerEntry(const Armed& armed) : Armed(armed) {}
   py::object operator()(const py::object&, const py::tuple& args, const py::dict& kwargs) const {
     const py::object hidden = hidden_of(args, kwargs);
-    if (args.size() > 1 || !is_tensor(hidden)) refuse("positional inputs beside the hidden states");
+    if (!is_tensor(hidden)) refuse("a layer that isn't given hidden states first");
+    py::list positional;
+    positional.append(fire(Step::kValue, hidden)[0]);
+    for (std::size_t at = 1; at < args.size(); ++at) positional.append(lines(args[at]));
     py::dict given;
     for (const auto& [key, value] : kwargs) {
       const std::string name = py::str(key);
       if (name == "hidden_states") continue;
       given[key] = input(name, py::reinterpret_borrow<py::object>(value));
     }
-    return py::make_tuple(py::make_tuple(fire(Step::kValue, hidden)[0]), given);
+    return py::make_tuple(py::tuple(positional), given);
   }
 
  private:
@@ -93,7 +101,23 @@ struct LayerEntry : Armed {
       return fire(Step::kMask, value)[0];
     }
     if (contains(kPerRow, name)) return lines(value);
+    if (name == "attention_scaling" && is_tensor(value)) return fire(Step::kHeads, value)[0];
+    if (name == "prev_topk_indices" && is_tensor(value)) return fire(Step::kChosen, value)[0];
+    if (name == "shared_kv_states") return completed(value);
     refuse(name);
+  }
+
+  /// Keys and values that earlier layers keep for later ones, in the forward's own table.
+  py::object completed(const py::object& table) const {
+    for (const py::handle key : py::list(table)) {
+      py::list found;
+      for (const py::handle part : table[key]) {
+        if (!is_tensor(part)) refuse("keys and values that aren't tensors");
+        found.append(fire(Step::kHeads, part)[0]);
+      }
+      table[key] = py::tuple(found);
+    }
+    return table;
   }
 
   py::object lines(const py::object& value) const {
@@ -114,7 +138,8 @@ struct LayerExit : Armed {
     if (py::isinstance<py::tuple>(output)) {
       const py::tuple items(output);
       for (std::size_t at = 1; at < items.size(); ++at) {
-        if (!items[at].is_none()) refuse("a layer that returns more than hidden states");
+        if (!items[at].is_none() && !is_chosen(items[at]))
+          refuse("a layer that returns more than hidden states");
       }
     }
     if (!joins_) return py::none();
@@ -122,6 +147,12 @@ struct LayerExit : Armed {
   }
 
  private:
+  /// Numbers of the keys that its rows chose, which the next layer is given (LayerEntry).
+  bool is_chosen(py::handle value) const {
+    return is_tensor(value) && !value.attr("is_floating_point")().cast<bool>() &&
+           value.attr("dim")().cast<int>() == 3;
+  }
+
   bool joins_;
 };
 

@@ -24,7 +24,11 @@ if TYPE_CHECKING:
     from moetrace.cases import CaseSet as CaseSet
     from moetrace.cases import load_records as load_records
     from moetrace.cases import make_cases as make_cases
+    from moetrace.corruptions import MeanEmbedding as MeanEmbedding
     from moetrace.corruptions import SubjectNoise as SubjectNoise
+    from moetrace.corruptions import SwapSubject as SwapSubject
+    from moetrace.corruptions import UniformNoise as UniformNoise
+    from moetrace.corruptions import ZeroEmbedding as ZeroEmbedding
     from moetrace.demo import demo_records as demo_records
     from moetrace.demo import load_demo as load_demo
     from moetrace.errors import MoetraceError as MoetraceError
@@ -45,6 +49,7 @@ if TYPE_CHECKING:
     from moetrace.protocol.layers import layer_protocol as layer_protocol
     from moetrace.protocol.loading import load as load
     from moetrace.protocol.run import run_protocol as run_protocol
+    from moetrace.results.by_metric import MetricTraces as MetricTraces
     from moetrace.results.coalitions import CoalitionTrace as CoalitionTrace
     from moetrace.results.expert_map import ExpertMap as ExpertMap
     from moetrace.results.expert_name import Expert as Expert
@@ -75,14 +80,19 @@ _HOMES = {
     "LayerMap": "results.layer_map",
     "LayerTrace": "results.layers",
     "MatchedTrace": "results.matched",
+    "MetricTraces": "results.by_metric",
     "MoetraceError": "errors",
     "Residual": "pipeline.sites",
     "Router": "pipeline.sites",
     "Routing": "pipeline.sites",
     "ScaleTrace": "results.scales",
+    "MeanEmbedding": "corruptions",
     "SharedExpert": "pipeline.sites",
     "SubjectNoise": "corruptions",
     "Suppress": "pipeline.routing",
+    "SwapSubject": "corruptions",
+    "UniformNoise": "corruptions",
+    "ZeroEmbedding": "corruptions",
     "capture": "pipeline.capture",
     "concat": "results.joined",
     "demo_records": "demo",

@@ -44,6 +44,14 @@ class DuplicateCaseError(CaseError):
     """Two cases of one set share a case id."""
 
 
+class NoPartnerError(CaseError):
+    """Cases whose subject has no other to be swapped with."""
+
+
+class NoFoilError(CaseError):
+    """Cases without a foil object, where a metric compares with one."""
+
+
 class RecordError(MoetraceError, ValueError):
     """A record file or record can't be read: truncated, of an unknown layout, or lacking fields."""
 
@@ -114,6 +122,14 @@ class ArgumentError(MoetraceError, ValueError):
 
 class ArgumentTypeError(ArgumentError, TypeError):
     """An argument of a public function is of another kind than it takes."""
+
+
+class CorruptionError(ArgumentError):
+    """A corruption gives something else than embeddings for the subject's tokens."""
+
+
+class MetricError(ArgumentError):
+    """A metric function gives something else than a number for each row of logits."""
 
 
 class TokenRangeError(ArgumentError, IndexError):

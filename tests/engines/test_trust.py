@@ -47,8 +47,12 @@ def test_half_precision_is_judged_as_float32_is(family: str) -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_what_float32_refuses_isnt_trusted_in_half_precision(seed: int) -> None:
-    """Blocks of keys are chosen by a maximum over rows, and a tree has other rows than a sequence."""
+def test_what_float32_refuses_isnt_trusted_in_half_precision(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks of keys are chosen by a maximum over rows, and a tree that isn't unfolded has other rows than a
+    sequence."""
+    monkeypatch.setattr("moetrace.engines.engine_choice.look_for_mixers", lambda *_: ())
     family = WIDE["minimax_m3"]
     model = make_wide(family, seed=seed).bfloat16()
     assert mt.trace_layers(model, CASES[:2]).provenance["engine"] == "reference"
@@ -310,6 +314,30 @@ def test_masked_models_are_refused() -> None:
     model = tf.ModernBertForMaskedLM(config).eval()
     with pytest.raises(errors.NotCausalError, match="AutoModelForCausalLM"):
         mt.trace_layers(model, CASES)
+
+
+@pytest.mark.parametrize("family", ["Bert", "Roberta", "RemBert", "MegatronBert", "RoFormer"])
+def test_encoders_with_a_causal_head_are_refused(family: str) -> None:
+    config = getattr(tf, f"{family}Config")(
+        vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+    )  # fmt: skip
+    head = getattr(tf, f"{family}LMHeadModel", None) or getattr(tf, f"{family}ForCausalLM")
+    with pytest.raises(errors.NotCausalError, match=r"config\.is_decoder is False.*is_decoder=True"):
+        mt.trace_layers(head(config).eval(), CASES)
+    config.is_decoder = True  # causal, and refused for what its layers are
+    with pytest.raises(errors.LayoutError, match="no decoder layers were found"):
+        mt.trace_layers(head(config).eval(), CASES)
+
+
+def test_decoders_that_count_as_encoders_are_not_refused_for_it() -> None:
+    """GPT-NeoX has a config that says it is no decoder, and causal attention."""
+    config = tf.GPTNeoXConfig(
+        vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+        use_parallel_residual=False,
+    )  # fmt: skip
+    assert config.is_decoder is False
+    found = mt.trace_layers(tf.GPTNeoXForCausalLM(config).eval(), CASES)
+    assert found.layers == (0, 1, 2)
 
 
 def test_tokens_that_see_later_ones_are_refused(model: Any) -> None:

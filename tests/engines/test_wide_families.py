@@ -11,8 +11,13 @@ import torch
 import transformers as tf
 
 import moetrace as mt
+from moetrace.engines.job import Sweep, make_job
+from moetrace.engines.reference import ReferenceEngine
+from moetrace.engines.tree import TreeEngine
 from moetrace.models.anatomy import find_anatomy
+from moetrace.models.state import prepared
 from tests.engines import oracle
+from tests.engines.newer import NEWER
 from tests.engines.tiny import COMMON, LAYERS, make_cases
 from tests.engines.wide import (
     WIDE,
@@ -27,14 +32,24 @@ from tests.engines.wide import (
 )
 
 CASES = make_cases(3)
-BY_EXPERT = [family for family, known in WIDE.items() if known.experts]
-# Experts whose contributions pass a norm inside the block: only literal ablation is right.
-NORM_AFTER_EXPERTS = ("axk1", "muse_spark")
+LOOPED = "inkling2_loop"
+KNOWN = {**WIDE, **NEWER}
+ALL = [family for family in KNOWN if family != LOOPED]
+BY_EXPERT = [family for family in ALL if KNOWN[family].experts]
+# Experts whose contributions pass a norm inside the block, or whose inputs are weighed: only literal ablation
+# is right.
+NORM_AFTER_EXPERTS = ("axk1", "muse_spark", "llama4_text")
 
 
 @pytest.fixture(scope="module")
 def model(request: pytest.FixtureRequest) -> Any:
-    return make_wide(request.param)
+    known = KNOWN[request.param]
+    try:
+        getattr(tf, known.architecture)
+        known.config()
+    except AttributeError as absent:
+        pytest.skip(f"transformers {tf.__version__} has no {request.param} ({absent})")
+    return make_wide(known)
 
 
 def each(families: list[str]) -> Any:
@@ -44,25 +59,27 @@ def each(families: list[str]) -> Any:
     )
 
 
-@each(list(WIDE))
+@each(ALL)
 def test_blocks_and_experts_are_found(model, family):
-    found = find_anatomy(model)
-    layers = layers_of(model, family)
+    found, known = find_anatomy(model), KNOWN[family]
+    layers = layers_of(model, known)
     assert [id(layer) for layer in found.layers] == [id(layer) for layer in layers]
     assert len(found.layers) == LAYERS
     for site, layer in zip(found.sites, layers, strict=True):
-        block = block_of(layer, family)
+        block = block_of(layer, known)
         assert site is not None
         assert site.block is block
         if site.experts is not None:
             assert site.experts is experts_of(block)
+            assert site.router is not None
+            assert site.router in layer.modules()
     assert found.sparse_layers in (tuple(range(LAYERS)), tuple(range(1, LAYERS)))
 
 
-@each(list(WIDE))
+@each(ALL)
 def test_layers(model, family):
     auto = mt.trace_layers(model, CASES)
-    known = WIDE[family]
+    known = KNOWN[family]
     assert auto.provenance["engine"] == ("tree" if known.tree else "reference"), auto.provenance[
         "engine_reason"
     ]
@@ -72,7 +89,7 @@ def test_layers(model, family):
     plain = mt.trace_layers(model, CASES, engine="reference")
     np.testing.assert_allclose(auto.effects, plain.effects, atol=2e-4)
     assert auto.noise_floor < 2e-4
-    view = Plain(model, family)
+    view = Plain(model, known)
     expected = np.stack([oracle.rescue(view, case, list(auto.layers)) for case in CASES])
     assert np.abs(expected).max() > 0.02  # the patches do something
     np.testing.assert_allclose(plain.effects, expected, atol=2e-4)
@@ -81,7 +98,7 @@ def test_layers(model, family):
 @each(BY_EXPERT)
 def test_experts(model, family):
     auto = mt.trace_experts(model, CASES)
-    literal = WIDE[family].tree and family not in NORM_AFTER_EXPERTS
+    literal = KNOWN[family].tree and family not in NORM_AFTER_EXPERTS
     assert auto.provenance["engine"] == ("tree" if literal else "reference"), auto.provenance["engine_reason"]
     plain = mt.trace_experts(model, CASES, engine="reference")
     np.testing.assert_allclose(auto.effects, plain.effects, atol=2e-4)
@@ -96,22 +113,41 @@ def test_experts_are_the_definition(model, family):
     case = CASES[1]
     rows = mt.trace_experts(model, [case], layer=layer).rows
     active = rows[rows.clean_active].set_index("expert").rescue
-    expected = expert_rescue(model, family, case, layer)
+    expected = expert_rescue(model, KNOWN[family], case, layer)
     assert set(active.index) == set(expected)
     for expert, rescue in expected.items():
         assert active[expert] == pytest.approx(rescue, abs=2e-4)
 
 
-@each(["llama4_text", "jetmoe"])
+@each(["jetmoe"])
 def test_other_layouts_of_experts_are_refused(model, family):
-    with pytest.raises(
-        (mt.errors.LayoutError, mt.errors.LayerRangeError), match="can't be traced one by one"
-    ):
-        mt.trace_experts(model, CASES)
-    with pytest.raises(
-        (mt.errors.LayoutError, mt.errors.LayerRangeError), match="can't be traced one by one"
-    ):
-        mt.trace_experts(model, CASES, engine="reference")
+    reason = "can't be traced one by one: .*found activation, input_linear, .*trace_layers serves"
+    for engine in ("auto", "reference"):
+        with pytest.raises(mt.errors.LayerRangeError, match=reason):
+            mt.trace_experts(model, CASES, engine=engine)
+
+
+@each(["llama4_text"])
+def test_experts_whose_inputs_are_weighed(model, family):
+    """An expert's contribution is no multiple of its output: ablated literally, and said to be."""
+    found = mt.trace_experts(model, CASES)
+    assert "inputs that the router has weighed" in found.provenance["engine_reason"]
+    layer, case = 2, CASES[1]
+    with prepared(model):
+        job = make_job(find_anatomy(model), [], None, sweeps=[Sweep(layer, 2)])
+        routing = ReferenceEngine(job).run([case]).routing[layer, 0]
+    kept = {}
+    router = model.model.layers[layer].feed_forward.router
+    handle = router.register_forward_hook(lambda _m, _a, output: kept.update(out=output))
+    with torch.no_grad():
+        model(input_ids=torch.tensor([case.input_ids]), use_cache=False)
+    handle.remove()
+    scores, logits = (value[-1] for value in kept["out"])
+    np.testing.assert_allclose(routing.clean_weight[0, 0], scores, atol=1e-6)
+    np.testing.assert_allclose(routing.clean_logit[0, 0], logits, atol=1e-4)
+    assert list(routing.routed[0, 0, :2]) == logits.topk(2).indices.tolist()
+    with pytest.raises(mt.errors.EngineError, match="weighed"):
+        mt.trace_experts(model, CASES, engine="tree")
 
 
 @pytest.mark.parametrize(
@@ -186,3 +222,30 @@ def test_identity_experts_beside_gated_ones():
     np.testing.assert_allclose(auto.effects, plain.effects, atol=2e-4)
     rows = auto.rows[auto.rows.clean_active]
     assert set(rows.expert) == set(range(10))  # the last two give back what they get
+
+
+@each([LOOPED])
+def test_layers_outside_a_loop(model, family):
+    """A patch of a layer that runs three times has no single meaning; those before and behind have one."""
+    with pytest.raises(mt.errors.LoopedLayerError, match=r"trace layers=\[0, 3\]"):
+        mt.trace_layers(model, CASES)
+    found = mt.trace_layers(model, CASES, layers=[0, 3])
+    view = Plain(model, KNOWN[family])
+    expected = np.stack([oracle.rescue(view, case, [0, 3]) for case in CASES])
+    np.testing.assert_allclose(found.effects, expected, atol=2e-4)
+
+
+@each(["ernie4_5_vl_moe"])
+def test_a_router_beside_the_experts_for_text(model, family):
+    """Experts for text and experts for images have routers of their own."""
+    layer = find_anatomy(model).sparse_layers[1]
+    site, block = find_anatomy(model).site(layer), layers_of(model, family)[layer].mlp
+    assert site.router is block.text_moe.gate
+    found = {}
+    for engine in ("tree", "reference"):
+        with prepared(model):
+            job = make_job(find_anatomy(model), [], None, sweeps=[Sweep(layer, 2)])
+            made = {"tree": TreeEngine, "reference": ReferenceEngine}[engine](job).run(CASES)
+        found[engine] = made.routing[layer, 0].clean_logit
+    assert found["tree"].shape == (len(CASES), 1, 8)
+    np.testing.assert_allclose(found["tree"], found["reference"], atol=1e-4)

@@ -226,7 +226,6 @@ WIDE: dict[str, Family] = {
     "glm_moe_dsa": Family(
         "GlmMoeDsaForCausalLM",
         lambda: tf.GlmMoeDsaConfig(**LATENT, **INDEXER, **MIXED_MLP, indexer_types=SHARED_INDEXER),
-        grow=False,
     ),
     "granitemoeshared": Family(
         "GraniteMoeSharedForCausalLM", lambda: tf.GraniteMoeSharedConfig(**GRANITE), block="block_sparse_moe"
@@ -255,7 +254,7 @@ WIDE: dict[str, Family] = {
     "phimoe": Family(
         "PhimoeForCausalLM", lambda: tf.PhimoeConfig(**MOE, num_local_experts=8, sliding_window=WINDOW)
     ),
-    "llama4_text": Family("Llama4ForCausalLM", llama4, block="feed_forward", experts=False),
+    "llama4_text": Family("Llama4ForCausalLM", llama4, block="feed_forward"),
     "jetmoe": Family("JetMoeForCausalLM", _jetmoe, experts=False),
     "dbrx": Family("DbrxForCausalLM", _dbrx, layers="transformer.blocks", block="ffn"),
     "longcat_flash": Family("LongcatFlashForCausalLM", _longcat),
@@ -268,7 +267,7 @@ WIDE: dict[str, Family] = {
         "Cohere2MoeForCausalLM",
         lambda: tf.Cohere2MoeConfig(**MOE, **SLIDING, num_experts=8, num_shared_experts=1, logit_scale=0.5),
     ),
-    "gemma4_text": Family("Gemma4ForCausalLM", _gemma4, block="experts", grow=False),
+    "gemma4_text": Family("Gemma4ForCausalLM", _gemma4, block="experts"),
     "mellum": Family("MellumForCausalLM", lambda: tf.MellumConfig(**MOE, **SLIDING, num_experts=8)),
     "mimo_v2_flash": Family(
         "MiMoV2FlashForCausalLM",
@@ -284,7 +283,6 @@ WIDE: dict[str, Family] = {
         "HYV4ForCausalLM",
         lambda: tf.HYV4Config(**LATENT, **INDEXER, **MIXED_MLP, head_dim=16, indexer_types=SHARED_INDEXER),
         eager=True,
-        grow=False,
     ),
     "laguna": Family(
         "LagunaForCausalLM",
@@ -390,6 +388,11 @@ def without_expert(
 
     def silence(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given = dict(zip(("hidden_states", "top_k_index", "top_k_weights"), args, strict=False)) | kwargs
+        if "top_k_index" not in given:  # llama4: every expert's inputs, weighed by the router
+            inputs = given["hidden_states"].unflatten(0, (plain.config.num_local_experts, -1)).clone()
+            routed.extend(inputs[:, -1].any(-1).nonzero().flatten().tolist())
+            inputs[[expert == silent for expert in range(len(inputs))], -1] = 0.0
+            return (), {"hidden_states": inputs.flatten(0, 1)}
         routed.extend(given["top_k_index"][-1].tolist())
         weights = given["top_k_weights"].clone()
         weights[-1, [expert == silent for expert in routed]] = 0.0

@@ -163,6 +163,7 @@ def test_what_is_passed_on() -> None:
     )  # fmt: skip
     assert scorer.options == {
         "model": "model", "noise": "noise", "batch_tokens": 64, "engine": "tree", "compute_dtype": "float32",
+        "corruption": None,
     }  # fmt: skip
 
 
@@ -173,6 +174,7 @@ def test_the_engines_score_where_no_scorer_is_given(monkeypatch: pytest.MonkeyPa
     assert len(found) == 2
     assert scorer.options == {
         "model": "model", "noise": None, "batch_tokens": "auto", "engine": "auto", "compute_dtype": None,
+        "corruption": None,
     }  # fmt: skip
 
 

@@ -88,6 +88,7 @@ Tensor LayerExit::of_experts(const Tensor& flat) const {
 
 Tensor LayerExit::joined(const Tensor& output) {
   if (!stream_ || !block_) throw Failure(Trouble::kCannotJoin, "a layer whose block wasn't called");
+  if (output.dim() > 3) throw Failure(Trouble::kCannotJoin, "hidden states of several streams");
   if (output.dim() != 3 || output.size(0) != cases_ || output.size(1) != inside_) {
     throw Failure(Trouble::kShape, name() + ": expected hidden states of (" + std::to_string(cases_) + ", " +
                                        std::to_string(inside_) + ", width), found " + shape_text(output));

@@ -15,6 +15,8 @@ enum class Step : std::int64_t {
   kValue,       ///< a value passes: given [value]
   kMask,        ///< an attention mask enters a layer: [mask]
   kPerRow,      ///< something with a line for each row enters a layer: [lines]
+  kHeads,       ///< the same with the rows behind an axis of heads: [(cases, heads, rows, …)]
+  kChosen,      ///< numbers of the rows that each row sees enter a layer: [(cases, rows, k)]
   kNorm,        ///< a module beside the block returns: [input, output]
   kBlockEntry,  ///< the block is called: [hidden states]
   kBlockExit,   ///< the block returns: [output]

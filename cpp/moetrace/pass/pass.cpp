@@ -116,7 +116,7 @@ std::shared_ptr<hooks::Site> Pass::add_entry(std::int64_t layer) {
   auto site = std::make_shared<hooks::LayerEntry>(
       at_layer("forks that join at layer ", layer), layout_.cases(), layout_.start_rows(),
       inside > before ? layout_.sources(before, inside) : std::vector<std::int64_t>(),
-      layout_.sources(0, inside));
+      layout_.sources(0, inside), layout_.forks(inside));
   add(Place::kLayerEntry, layer, site, site->joins());
   return site;
 }

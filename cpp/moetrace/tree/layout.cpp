@@ -35,6 +35,16 @@ std::vector<std::int64_t> Layout::sources(std::int64_t begin, std::int64_t end) 
   return found;
 }
 
+std::vector<std::int64_t> Layout::forks(std::int64_t end) const {
+  std::vector<std::int64_t> found;
+  found.reserve(static_cast<std::size_t>(plan_.cases * end));
+  for (std::int64_t index = 0; index < plan_.cases; ++index) {
+    const auto line = plan_.fork.begin() + index * plan_.rows;
+    found.insert(found.end(), line, line + end);
+  }
+  return found;
+}
+
 const Positions& Layout::positions(std::int64_t index, std::int64_t fork) const {
   return shapes_.at(static_cast<std::size_t>(index)).positions(places_.at(static_cast<std::size_t>(fork)));
 }

@@ -41,6 +41,8 @@ class Layout {
   std::vector<std::int64_t> sources(std::int64_t begin, std::int64_t end) const;
   /// Where the place of a fork is in a case; nowhere where the case doesn't have it.
   const Positions& positions(std::int64_t index, std::int64_t fork) const;
+  /// Of each case the forks that its first `end` rows belong to, case by case; -1 for base rows and padding.
+  std::vector<std::int64_t> forks(std::int64_t end) const;
   /// The row of a fork that stands at a position of a case, at or behind the first that is patched.
   std::int64_t row_of(std::int64_t index, std::int64_t fork, std::int64_t position) const;
   /// The rows at the position of a fork's row: of the run that it leaves from, of the clean run and of the

@@ -68,6 +68,51 @@ TEST_CASE("masks are cut to the rows that are there; lines follow the rows that 
   CHECK(site.fired() == 0);  // only hidden states count as the layer's call
 }
 
+TEST_CASE("hidden states of several streams grow likewise") {
+  auto site = entry();
+  const Numbers given = varied(kCases * kRows * 2 * kWidth);
+  const auto found = site.fire(Step::kValue, {tensor(given, {kCases, kRows, 2, kWidth})}).at(0);
+  CHECK(ops::shape_of(found) == Shape{kCases, kRows + 1, 2, kWidth});
+  CHECK(line(numbers(found), 3, 2 * kWidth) == line(given, 2, 2 * kWidth));
+  CHECK(line(numbers(found), 7, 2 * kWidth) == line(given, kRows + 1, 2 * kWidth));
+}
+
+TEST_CASE("keys of an earlier layer are completed by those of the rows that were copied") {
+  auto site = entry();
+  constexpr std::int64_t kHeads = 2;
+  const Numbers keys = varied(kCases * kHeads * kRows * kWidth);
+  const auto found = site.fire(Step::kHeads, {tensor(keys, {kCases, kHeads, kRows, kWidth})}).at(0);
+  CHECK(ops::shape_of(found) == Shape{kCases, kHeads, kRows + 1, kWidth});
+  for (std::int64_t own = 0; own < kCases * kHeads; ++own) {
+    for (std::int64_t row = 0; row <= kRows; ++row) {
+      const std::int64_t source = kEvery[static_cast<std::size_t>(own / kHeads * (kRows + 1) + row)];
+      CHECK(line(numbers(found), own * (kRows + 1) + row, kWidth) ==
+            line(keys, own * kRows + source, kWidth));
+    }
+  }
+  // Those of a layer that had all rows stay as they are; a scale for each row is one head.
+  CHECK(ops::shape_of(site.fire(Step::kHeads, {tensor(varied(16), {kCases, 1, 4, kWidth})}).at(0)) ==
+        Shape{kCases, 1, 4, kWidth});
+  CHECK(ops::shape_of(site.fire(Step::kHeads, {tensor(varied(3), {1, 1, kRows, 1})}).at(0)) ==
+        Shape{kCases, 1, 4, 1});
+  CHECK(trouble_of(site, Step::kHeads, tensor(varied(20), {kCases, 1, 5, kWidth})) == Trouble::kCannotJoin);
+}
+
+TEST_CASE("chosen keys follow a fork to its own rows") {
+  // One case: base rows 0 to 2, a fork of rows 3 and 4 in the place of 1 and 2, another of row 5 for 2.
+  LayerEntry site("forks", 1, 3, {}, {0, 1, 2, 1, 2, 2}, {-1, -1, -1, 7, 7, 8});
+  const Tensor given = integers({0, 0, 1, 0, 2, 1}, {1, 3, 2});
+  const auto found = site.fire(Step::kChosen, {given}).at(0);
+  CHECK(ops::to_vector<std::int64_t>(found, ScalarType::Long) ==
+        std::vector<std::int64_t>{0, 0, 1, 0, 2, 1, 3, 0, 4, 3, 5, 1});
+  // Where the first fork has joined already its lines stay.
+  const Tensor later = integers({0, 0, 1, 0, 2, 1, 0, 3, 0, 4}, {1, 5, 2});
+  CHECK(ops::to_vector<std::int64_t>(site.fire(Step::kChosen, {later}).at(0), ScalarType::Long) ==
+        std::vector<std::int64_t>{0, 0, 1, 0, 2, 1, 0, 3, 0, 4, 5, 1});
+  CHECK(trouble_of(site, Step::kChosen, integers({0, 0}, {1, 2, 1})) == Trouble::kCannotJoin);
+  CHECK_THROWS_AS(LayerEntry("forks", 1, 3, {}, {0, 1, 2, 2}, {-1}), std::invalid_argument);
+}
+
 TEST_CASE("what isn't understood sends the engine to the next way of joining") {
   auto site = entry();
   CHECK(trouble_of(site, Step::kValue, tensor(varied(12), {6, 2})) == Trouble::kCannotJoin);

@@ -175,6 +175,16 @@ TEST_CASE("a layer that is more than stream plus block is found out") {
   CHECK(!trouble_of(Layer(), site));  // and works again after it
 }
 
+TEST_CASE("a layer of several streams is joined before") {
+  LayerExit site("forks that join behind layer 0", rows(), nullptr);
+  const Layer layer;
+  site.fire(Step::kNorm, {layer.given, layer.normed});
+  site.fire(Step::kBlockEntry, {layer.entered});
+  site.fire(Step::kBlockExit, {Layer::whole(layer.block)});
+  CHECK_THROWS_AS(site.fire(Step::kValue, {tensor(varied(24), {kCases, kRows, 2, kWidth})}), Failure);
+  CHECK(site.failure()->trouble() == Trouble::kCannotJoin);
+}
+
 TEST_CASE("another number of rows is a failure of shape") {
   LayerExit site("forks that join behind layer 0", rows(), nullptr);
   const Layer layer;

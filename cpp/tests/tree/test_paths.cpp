@@ -47,7 +47,7 @@ void compare(const Plan& plan, std::int64_t rows) {
   }
 }
 
-const std::vector<CaseShape> kShapes{{7, 2, 4, 6}, {5, 0, 2, 4}, {9, 4, 5, 8}};
+const std::vector<CaseShape> kShapes{{7, 2, 4, {{6}}}, {5, 0, 2, {{4}}}, {9, 4, 5, {{8}}}};
 
 }  // namespace
 
@@ -56,12 +56,14 @@ TEST_CASE("a sequence holds what its rows see, in order") {
   const Plan plan = make_plan(kShapes, forks, 2, 4);
   for (const std::int64_t rows : plan.rows_at_layer) compare(plan, rows);
   compare(plan, plan.base_rows);
-  const Plan earlier = make_plan({{6, 1, 3, 3}, {8, 2, 3, 4}}, forks, 2, 4);
+  const std::vector<CaseShape> shapes{{6, 1, 3, {{3}, {0}, {}}}, {8, 2, 3, {{4, 6}, {1}, {7}}}};
+  const std::vector<Fork> leaving{{2, 1, 1}, {0, 0, 2}, {3, 0, 0, true}, {2, 0, 1, true}, {1, 1, 0}};
+  const Plan earlier = make_plan(shapes, leaving, 2, 4);
   for (const std::int64_t rows : earlier.rows_at_layer) compare(earlier, rows);
 }
 
 TEST_CASE("forks go on from the run that they leave, at the patched token") {
-  const Plan plan = make_plan({{6, 1, 3, 3}, {8, 2, 3, 5}}, {{1, 1}, {0, 0}}, 2, 2);
+  const Plan plan = make_plan({{6, 1, 3, {{3}}}, {8, 2, 3, {{5}}}}, {{1, 1}, {0, 0, 0, true}}, 2, 2);
   const Paths paths = make_paths(plan, plan.rows);
   CHECK(paths.bases == 6);
   CHECK(paths.sequences() == 10);
@@ -69,7 +71,7 @@ TEST_CASE("forks go on from the run that they leave, at the patched token") {
   CHECK(std::vector<std::int64_t>(paths.length.begin(), paths.length.begin() + 6) ==
         std::vector<std::int64_t>{6, 6, 6, 8, 8, 8});
   const std::vector<std::int64_t> origins(paths.origin.begin() + 6, paths.origin.end());
-  CHECK(origins == std::vector<std::int64_t>{2, 1, 5, 4});
+  CHECK(origins == std::vector<std::int64_t>{2, 0, 5, 3});
   const std::vector<std::int64_t> cuts(paths.cut.begin() + 6, paths.cut.end());
   CHECK(cuts == std::vector<std::int64_t>{3, 3, 5, 5});
   for (std::int64_t sequence = 6; sequence < 10; ++sequence) {

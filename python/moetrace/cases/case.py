@@ -39,7 +39,8 @@ class Case:
         subject: Half-open range of token positions, ``(start, stop)``, counted from the first token
             (a beginning-of-sequence token included).
         true_id: Token id of the true object, the token that should follow the prompt.
-        foil_id: Token id of the false object. The metric is logit(true) - logit(foil) (equation 1).
+        foil_id: Token id of the false object. The paper's metric is logit(true) - logit(foil) (equation 1);
+            None where there is none, for metrics of the true object alone.
         case_id: The case's own number. Its noise is drawn with seed ``noise seed + case_id`` (Table 2).
         relation_id: Relation of the fact, as ``"P103"``; groups of cases in tables and folds. None and a
             missing value of a table are no relation, "".
@@ -55,8 +56,8 @@ class Case:
     input_ids: tuple[int, ...]
     subject: tuple[int, int]
     true_id: int
-    foil_id: int
-    case_id: int
+    foil_id: int | None = None
+    case_id: int = None  # type: ignore[assignment]  # it must be given
     relation_id: str = ""
     prompt: str = ""
     true: str = field(default="", compare=False)
@@ -74,7 +75,7 @@ class Case:
             "input_ids": _integers(self.input_ids, "input_ids", case_id),
             "subject": subject,
             "true_id": _integer(self.true_id, "true_id", case_id),
-            "foil_id": _integer(self.foil_id, "foil_id", case_id),
+            "foil_id": None if is_null(self.foil_id) else _integer(self.foil_id, "foil_id", case_id),
             "relation_id": _text(self.relation_id, "relation_id", case_id),
             **{name: _text(getattr(self, name), name, case_id) for name in ("prompt", "true", "foil")},
         }
@@ -233,7 +234,8 @@ def _check_objects(case: Case) -> None:
 
 def _check_ids(case: Case, vocab_size: int) -> None:
     named = [(f"input_ids[{place}]", token) for place, token in enumerate(case.input_ids)]
-    for name, token in [*named, ("true_id", case.true_id), ("foil_id", case.foil_id)]:
+    foil = [] if case.foil_id is None else [("foil_id", case.foil_id)]
+    for name, token in [*named, ("true_id", case.true_id), *foil]:
         if not 0 <= token < vocab_size:
             raise TokenIdError(
                 f"case {case.case_id}: {name} is {token}; expected 0 to {vocab_size - 1}, the model's"

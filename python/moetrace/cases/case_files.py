@@ -39,6 +39,7 @@ def case_frame(cases: Sequence[Case], record_indices: Sequence[int]) -> pd.DataF
     """The table of :meth:`CaseSet.frame`."""
     import pandas as pd
 
+    foils = [case.foil_id for case in cases]
     return pd.DataFrame(
         {
             "case_id": [case.case_id for case in cases],
@@ -48,7 +49,7 @@ def case_frame(cases: Sequence[Case], record_indices: Sequence[int]) -> pd.DataF
             "subject_start": [case.subject[0] for case in cases],
             "subject_stop": [case.subject[1] for case in cases],
             "true_id": [case.true_id for case in cases],
-            "foil_id": [case.foil_id for case in cases],
+            "foil_id": pd.array(foils, dtype="Int64") if None in foils else foils,
             **{name: values for name, values in case_columns(cases).items() if name in TEXTS},
             "record_index": list(record_indices),
         }

@@ -9,9 +9,11 @@ from typing import Any
 import pandas as pd
 
 from moetrace.errors import ArgumentError, MissingPackageError, RunFolderError
+from moetrace.metrics import LOGIT_DIFF
 from moetrace.protocol.loading import load
 from moetrace.protocol.report import Report
 from moetrace.results.base import TraceResult
+from moetrace.results.by_metric import MetricTraces
 from moetrace.results.matched import MatchedTrace
 from moetrace.results.saved import META
 from moetrace.results.scales import ScaleTrace
@@ -45,14 +47,15 @@ def told(folder: Path, table: str | None, rows: int, options: dict[str, Any]) ->
         return _run(found, table)
     if table is not None:
         raise ArgumentError(f"{folder} holds one trace; --table is for a run")
-    return _trace(found, rows, options)
+    each = found.values() if isinstance(found, MetricTraces) else [found]
+    return "\n\n".join(_trace(own, rows, options) for own in each)
 
 
 def _names(options: dict[str, Any]) -> str:
     return ", ".join(f"--{name}" for name in options)
 
 
-def _load(folder: Path) -> TraceResult | Report:
+def _load(folder: Path) -> TraceResult | MetricTraces | Report:
     try:
         return load(folder)
     except RunFolderError as failure:
@@ -81,6 +84,7 @@ def _trace(found: TraceResult, rows: int, options: dict[str, Any]) -> str:
     text = table.head(rows).to_string(index=False, float_format=lambda value: f"{value:.4g}")
     more = f"\n… {len(table) - rows} more rows: --rows {len(table)}" if len(table) > rows else ""
     model = found.provenance.get("model", {}).get("name") or "a model without a name"
-    head = f"{found.kind}: rescue in logits, {len(found)} cases, {model}"
+    of = "" if found.metric == LOGIT_DIFF.name else f" of {found.metric}"
+    head = f"{found.kind}: rescue{of} in {found.unit}, {len(found)} cases, {model}"
     failed = f", {len(found.failed)} cases left out" if len(found.failed) else ""
-    return f"{head}{failed}\n\n{text}{more}\n\nnumerical floor {found.noise_floor:.1e} logits"
+    return f"{head}{failed}\n\n{text}{more}\n\nnumerical floor {found.noise_floor:.1e} {found.unit}"

@@ -27,14 +27,15 @@ class Corruption(Protocol):
     def replaces(self) -> bool:
         """Whether the values take the place of the subject's embeddings; else they are added."""
 
-    def measure(self, embedding: Embedding) -> None:
-        """Measure what it needs to know of an embedding: the model is as it was loaded, and in no pass."""
+    def measured(self, embedding: Embedding) -> Self:
+        """The same, with what it needs to know of a model: called once for a job, before any pass."""
 
     def values(self, case: Case, embedding: Embedding) -> torch.Tensor:
         """float32 (draws, subject tokens, width)."""
 
     def check(self, cases: Sequence[Case]) -> None:
-        """Raise ArgumentError where it can't be applied to one of the cases."""
+        """Raise CaseError or ArgumentError where it can't be applied to one of the cases; called when it is
+        measured."""
 
     def first_draw(self) -> Self:
         """The same with its first corrupted run alone."""

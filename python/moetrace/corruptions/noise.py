@@ -49,17 +49,18 @@ class SubjectNoise:
         # One call for each draw: the first then equals the only one of a trace with a single draw.
         return torch.stack([torch.randn(stop - start, width, generator=generator) for _ in range(self.draws)])
 
-    def measure(self, embedding: Embedding) -> None:
+    def measured(self, embedding: Embedding) -> SubjectNoise:
         """Measure the standard deviation that scales are relative to."""
-        embedding.std  # noqa: B018
+        embedding.moments  # noqa: B018
+        return self
 
     def values(self, case: Case, embedding: Embedding) -> torch.Tensor:
         """float32 (draws, subject tokens, width): what is added to the embeddings (equation 2)."""
         return self.sample(case, embedding.width) * (self.scale * embedding.std)
 
     def check(self, cases: Sequence[Case]) -> None:
-        """See :func:`_check_seeds`."""
-        _check_seeds(self, cases)
+        """See :func:`check_seeds`."""
+        check_seeds(self.seed, cases)
 
     def first_draw(self) -> SubjectNoise:
         """Its first draw alone, which is the same."""
@@ -101,9 +102,10 @@ class NoiseScales:
         """The scales, as a record of the call holds them."""
         return list(self.scales)
 
-    def measure(self, embedding: Embedding) -> None:
+    def measured(self, embedding: Embedding) -> NoiseScales:
         """Measure the standard deviation that scales are relative to."""
-        embedding.std  # noqa: B018
+        embedding.moments  # noqa: B018
+        return self
 
     def values(self, case: Case, embedding: Embedding) -> torch.Tensor:
         """float32 (scales, subject tokens, width): the case's first draw at every scale."""
@@ -113,8 +115,8 @@ class NoiseScales:
         return torch.stack([draw * (scale * embedding.std) for scale in self.scales])
 
     def check(self, cases: Sequence[Case]) -> None:
-        """See :func:`_check_seeds`."""
-        _check_seeds(self, cases)
+        """See :func:`check_seeds`."""
+        check_seeds(self.seed, cases)
 
     def first_draw(self) -> NoiseScales:
         """Its first scale alone."""
@@ -147,11 +149,11 @@ def as_noise(noise: Any) -> Noise:
     return SubjectNoise(as_number(noise, "noise", 0))
 
 
-def _check_seeds(noise: Noise, cases: Sequence[Case]) -> None:
+def check_seeds(seed: int, cases: Sequence[Case]) -> None:
     """Raise ArgumentError where ``seed + case_id`` is no seed that a generator takes."""
     for case in cases:
-        if not 0 <= noise.seed + case.case_id < 2**63:
+        if not 0 <= seed + case.case_id < 2**63:
             raise ArgumentError(
-                f"case {case.case_id} with noise seed {noise.seed} gives the seed "
-                f"{noise.seed + case.case_id}; expected 0 or more and below 2**63"
+                f"case {case.case_id} with noise seed {seed} gives the seed "
+                f"{seed + case.case_id}; expected 0 or more and below 2**63"
             )

@@ -17,7 +17,7 @@ from moetrace._native import _core
 from moetrace.engines.job import LayerRouting, Patch
 from moetrace.errors import LayoutError
 from moetrace.models.anatomy import Anatomy, expert_count
-from moetrace.models.experts import routed_call
+from moetrace.models.experts import routed_call, weighed_inputs
 
 SWEPT = ("patched", "direct", "direct_linear")  # tables of what a sweep's runs gave
 
@@ -60,8 +60,17 @@ def ablate(anatomy: Anatomy, layer: int, call: BlockCall, position: int) -> Abla
     assert module is not None
     where = f"layer {site.layer}"
     routed: list[tuple[torch.Tensor, torch.Tensor]] = []
+    weighed = False  # whether the router weighs its experts' inputs, and gives those scores before its logits
 
     def look(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal weighed
+        inputs = weighed_inputs(module, args, kwargs, experts)
+        if inputs is not None:
+            weighed = True
+            scores = _scores_of(said, inputs[:, position].any(-1), position, where)
+            index = scores.argsort(descending=True, stable=True)[: int(scores.count_nonzero())]
+            routed.append((index, scores[index]))
+            return
         _, index, weights = routed_call(module, args, kwargs, where)
         routed.append((index[position].clone(), weights[position].clone()))
 
@@ -70,10 +79,15 @@ def ablate(anatomy: Anatomy, layer: int, call: BlockCall, position: int) -> Abla
             floating = isinstance(value, torch.Tensor) and value.is_floating_point()
             if floating and value.dim() >= 2 and value.shape[-1] == experts:
                 said.append(value.reshape(-1, experts))
-                return
 
     def output_without(place: int | None) -> torch.Tensor:
         def silence(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            inputs = weighed_inputs(module, args, kwargs, experts)
+            if inputs is not None:
+                assert place is not None
+                inputs = inputs.clone()
+                inputs[routed[0][0][place], position] = 0.0
+                return (inputs.flatten(0, 1),), {}
             hidden, index, weights = routed_call(module, args, kwargs, where)
             weights = weights.clone()
             weights[position, place] = 0.0
@@ -98,10 +112,22 @@ def ablate(anatomy: Anatomy, layer: int, call: BlockCall, position: int) -> Abla
     assert call.output is not None
     rows = call.output.reshape(-1, call.output.shape[-1]).shape[0]
     logits = torch.zeros(1, 0, dtype=torch.float64)
-    if said and len(said[0]) == rows:
-        logits = said[0][position : position + 1].to("cpu", torch.float64)
+    own = said[-1:] if weighed else said[:1]
+    if own and len(own[0]) == rows:
+        logits = own[0][position : position + 1].to("cpu", torch.float64)
     values = [whole - output_without(place) for place in range(len(index))]
     return Ablated([int(e) for e in index], [float(w) for w in weights], values, logits)
+
+
+def _scores_of(said: list[torch.Tensor], active: torch.Tensor, position: int, where: str) -> torch.Tensor:
+    """A token's score of every expert, zero for those that aren't ``active``, among what the router gave."""
+    for values in said:
+        if position < len(values) and torch.equal(values[position] != 0, active):
+            return values[position].clone()
+    raise LayoutError(
+        f"{where}: the router gives no scores that are zero for the experts a token isn't routed to, so the "
+        "weights of its experts' inputs can't be read; trace_layers serves the model"
+    )
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from moetrace._native import _core
-from moetrace.engines.engine_choice import EngineChoice, distrusted
+from moetrace.engines.engine_choice import EngineChoice, distrusted, largest
 from moetrace.engines.reference import ReferenceEngine
 from moetrace.engines.tree import TreeEngine
 from moetrace.ranks import Alone
@@ -23,13 +23,13 @@ def agreed_choice(ranks: Alone, choice: EngineChoice) -> EngineChoice:
     join = joins.index(engine.join) if isinstance(engine, TreeEngine) else -1
     own = (engine.name, join, choice.reason, choice.difference, choice.null)
     found = ranks.share("the choice of an engine", own)
-    null = max(each[4] for each in found)
+    null = largest([each[4] for each in found])
     for rank, (name, _, reason, _, _) in enumerate(found):
         if name == ReferenceEngine.name and engine.name != name:
             return distrusted(choice, f"rank {rank}: {reason}", null)
     if isinstance(engine, TreeEngine):
         engine.join = joins[max(each[1] for each in found)]
-    return replace(choice, difference=max(each[3] for each in found), null=null)
+    return replace(choice, difference=largest([each[3] for each in found]), null=null)
 
 
 def first_verdict(ranks: Alone, choice: EngineChoice, confirm: Callable[[], EngineChoice]) -> EngineChoice:
@@ -41,7 +41,7 @@ def first_verdict(ranks: Alone, choice: EngineChoice, confirm: Callable[[], Engi
         return confirm()
     made: list[EngineChoice] = []
 
-    def verdict() -> tuple[str, str, float, float]:
+    def verdict() -> tuple[str, str, tuple[float, ...], tuple[float, ...]]:
         made.append(confirm())
         return made[0].engine.name, made[0].reason, made[0].difference, made[0].null
 

@@ -17,6 +17,7 @@ import torch
 
 from moetrace._native import _core
 from moetrace.engines.job import Job
+from moetrace.models.forward import pair_of
 from moetrace.models.state import first_tensor
 
 if TYPE_CHECKING:
@@ -82,7 +83,8 @@ class TreeTap:
         order = [index for runs in self._runs.values() for index in runs]
         deltas = torch.cat([self._deltas[layer].to(device) for layer in self._runs], dim=1)
         deltas = deltas[:, torch.argsort(torch.tensor(order, device=device))]
-        tokens = torch.tensor([(case.true_id, case.foil_id) for case in cases])
+        vocab = self._job.anatomy.vocab_size
+        tokens = torch.tensor([pair_of(case, vocab) for case in cases])
         differences = differences.to(device)
         found = np.zeros((2, len(cases), len(order), self._draws))
         for from_clean in (False, True):
@@ -166,7 +168,7 @@ class PlainTap:
         assert self._job.ending is not None
         device = self._ended.device
         deltas = torch.stack([delta.to(device) for delta in self._deltas])[None, :, None]
-        tokens = torch.tensor([(self._case.true_id, self._case.foil_id)])
+        tokens = torch.tensor([pair_of(self._case, self._job.anatomy.vocab_size)])
         given = torch.tensor([[difference]], dtype=torch.float64, device=device)
         found = self._job.ending.effects(self._ended[None, None], deltas, tokens, given)
         direct, linear = (values[0, :, 0].cpu().numpy() for values in found)

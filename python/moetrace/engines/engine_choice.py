@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -55,16 +56,16 @@ _JOINS = {
 class EngineChoice:
     """The engine of a trace and why it was chosen.
 
-    ``difference``: what the tree and plain forwards differ by where both ran, in logits. ``tolerance``: what
-    a trace's own case may differ by, relative to its logits. ``null``: the largest rescue of a null patch
-    over the traced layers, in logits.
+    ``difference``: what the tree and plain forwards differ by where both ran, by metric of the job (those
+    that are missing weren't compared). ``tolerance``: what a trace's own case may differ by, relative to its
+    values. ``null``: the largest rescue of a null patch over the traced layers, by metric.
     """
 
     engine: Engine
     reason: str
-    difference: float = 0.0
+    difference: tuple[float, ...] = (0.0,)
     tolerance: float = TOLERANCE
-    null: float = 0.0
+    null: tuple[float, ...] = (0.0,)
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class Verdict:
 
 
 _verdicts: weakref.WeakKeyDictionary[nn.Module, dict[Any, Verdict]] = weakref.WeakKeyDictionary()
-_nulls: weakref.WeakKeyDictionary[nn.Module, dict[Any, float]] = weakref.WeakKeyDictionary()
+_nulls: weakref.WeakKeyDictionary[nn.Module, dict[Any, tuple[float, ...]]] = weakref.WeakKeyDictionary()
 _endings: weakref.WeakKeyDictionary[nn.Module, dict[Any, Ending]] = weakref.WeakKeyDictionary()
 _defined: weakref.WeakKeyDictionary[nn.Module, set[Any]] = weakref.WeakKeyDictionary()
 
@@ -187,7 +188,7 @@ class Knowledge:
         """The engine by a verdict, with its floor measured."""
         engine = self.engine(verdict, ending)
         null = _null_of(engine, self.longest, self._state)
-        return EngineChoice(engine, verdict.reason, verdict.difference, verdict.tolerance, null)
+        return EngineChoice(engine, verdict.reason, (verdict.difference,), verdict.tolerance, null)
 
     def engine(self, verdict: Verdict, ending: Ending | None) -> Engine:
         """The engine by a verdict."""
@@ -225,11 +226,11 @@ class Knowledge:
 @dataclass(frozen=True)
 class Learnt:
     """What was found beside a trace: by how much two ways of computing may differ, relative to their size;
-    where the model ends; the floor of null patches, in logits."""
+    where the model ends; the floor of null patches, by metric."""
 
     tolerance: float
     ending: Ending | None
-    null: float
+    null: tuple[float, ...]
 
 
 def state_of(job: Job) -> Any:
@@ -246,30 +247,39 @@ def confirmed(choice: EngineChoice, case: Case, outcome: Outcome) -> EngineChoic
     engine = choice.engine
     if not isinstance(engine, TreeEngine):
         return choice
-    difference, explained = confirm(engine.job, case, outcome, engine.join, choice.tolerance)
-    if explained:
-        return replace(choice, difference=max(choice.difference, difference))
+    difference, unexplained = confirm(engine.job, case, outcome, engine.join, choice.tolerance)
+    if unexplained is None:
+        return replace(choice, difference=largest([choice.difference, difference]))
     reason = (
-        f"the single pass differed by {difference:.2g} logits from plain forwards on case "
+        f"the single pass differed by {unexplained} from plain forwards on case "
         f"{case.case_id} of this trace, beyond what rounding explains"
     )
     return distrusted(choice, reason, _null_of(ReferenceEngine(engine.job), case, None))
 
 
-def distrusted(choice: EngineChoice, reason: str, null: float) -> EngineChoice:
+def largest(values: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
+    """By metric the largest of several floors; NaN counts for nothing.
+
+    >>> largest([(1e-6,), (2e-6, 1e-7)])
+    (2e-06, 1e-07)
+    """
+    return tuple(max(own) for own in zip_longest(*values, fillvalue=0.0))
+
+
+def distrusted(choice: EngineChoice, reason: str, null: tuple[float, ...]) -> EngineChoice:
     """The reference engine in the place of the tree, about which nothing that was found counts any more."""
     job = choice.engine.job
     _verdicts.pop(job.anatomy.model, None)
     return EngineChoice(ReferenceEngine(job), reason, null=null)
 
 
-def _null_of(engine: Engine, case: Case, state: Any) -> float:
+def _null_of(engine: Engine, case: Case, state: Any) -> tuple[float, ...]:
     """The floor of null patches in all traced layers, once for a state of the model (None: measure anew)."""
     job = engine.job
     if not job.block_layers:
-        return 0.0
+        return (0.0,)
     known = _nulls.setdefault(job.anatomy.model, {})
-    key = (engine.name, job.block_layers, len(case.input_ids).bit_length(), state)
+    key = (engine.name, job.block_layers, len(case.input_ids).bit_length(), job.metrics, state)
     if state is None or key not in known:
         like = partial(TreeEngine, join=engine.join) if isinstance(engine, TreeEngine) else ReferenceEngine
         known[key] = null_floor(job, case, lambda nulls: like(nulls).run([case]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -12,8 +12,9 @@ import torch
 
 from moetrace._native import _core
 from moetrace.corruptions import Corruption, Corruptor, Embedding, as_noise
-from moetrace.engines.places import ALL, LAST, Place, Positions, given_places, places_of
+from moetrace.engines.places import ALL, LAST, Place, Position, places_of
 from moetrace.errors import HookError
+from moetrace.metrics import LOGIT_DIFF, Metric
 from moetrace.models.anatomy import Anatomy
 from moetrace.models.readout import ReadoutKind, make_readout
 from moetrace.weights.stored import aligning_hook, execution_device
@@ -35,7 +36,9 @@ class Job:
 
     ``patches``: a column of the outcome each. ``sweeps``: layers of which every routed expert is patched by
     itself. ``places``: where; patches and sweeps name them by number. ``ending``: with one, direct effects
-    are measured too. ``mixers``: what a tree has to unfold of the model.
+    are measured too. ``mixers``: what a tree has to unfold of the model. ``metrics``: what is read off every
+    run; the first is the logit difference (of another token where a case has no foil), by which engines are
+    compared.
     """
 
     anatomy: Anatomy
@@ -46,6 +49,7 @@ class Job:
     sweeps: tuple[Sweep, ...] = ()
     ending: Ending | None = None
     mixers: tuple[Mixer, ...] = ()
+    metrics: tuple[Metric, ...] = (LOGIT_DIFF,)
 
     @cached_property
     def core(self) -> _core.Job:
@@ -108,25 +112,29 @@ def make_job(
     anatomy: Anatomy,
     patches: Sequence[Patch],
     corruption: Corruption | float | None = None,
-    position: Positions | Sequence[Place] = "last",
+    position: Position | tuple[Place, ...] = "last",
     sweeps: Sequence[Sweep] = (),
     readout: ReadoutKind = "exact",
+    metrics: Sequence[Metric] = (),
 ) -> Job:
     """A job with its corruption bound to the model. Call it with the model in eval mode.
 
-    ``corruption``: None is the paper's noise, a number its scale.
+    ``corruption``: None is the paper's noise, a number its scale. ``metrics``: read beside the logit
+    difference.
     """
     own = as_noise(corruption) if corruption is None or isinstance(corruption, float | int) else corruption
-    bound = Corruptor(own, embedding_of(anatomy))
-    own.measure(bound.embedding)
+    embedding = embedding_of(anatomy)
+    bound = Corruptor(own.measured(embedding), embedding)
     read = make_readout(anatomy, readout)
-    places = given_places(position) or places_of(position, ())
-    return Job(anatomy, tuple(patches), bound, read, places, tuple(sweeps))
+    further = tuple(metric for metric in metrics if metric != LOGIT_DIFF)
+    places = position if isinstance(position, tuple) else places_of(position, ())
+    return Job(anatomy, tuple(patches), bound, read, places, tuple(sweeps), metrics=(LOGIT_DIFF, *further))
 
 
 def embedding_of(anatomy: Anatomy) -> Embedding:
     """The model's embedding, as corruptions see it."""
-    return Embedding(anatomy.embedding, anatomy.vocab_size, anatomy.hidden_size, embedding_device(anatomy))
+    name, device = str(getattr(anatomy.config, "_name_or_path", "") or ""), embedding_device(anatomy)
+    return Embedding(anatomy.embedding, anatomy.vocab_size, anatomy.hidden_size, device, name)
 
 
 def embedding_device(anatomy: Anatomy) -> torch.device:
@@ -221,13 +229,43 @@ _NOTHING = {"b": False, "i": 0, "f": np.nan}
 
 
 @dataclass(frozen=True)
+class Values:
+    """One metric of a batch, as of :class:`Outcome`.
+
+    ``swept``: (cases, draws, experts) of each layer and place with expert patches.
+    """
+
+    clean: np.ndarray
+    noised: np.ndarray
+    patched: np.ndarray
+    swept: Mapping[tuple[int, int], np.ndarray] = field(default_factory=dict)
+
+    def select(self, index: np.ndarray) -> Values:
+        """Some of the cases."""
+        swept = {place: own[index] for place, own in self.swept.items()}
+        return Values(self.clean[index], self.noised[index], self.patched[index], swept)
+
+    @staticmethod
+    def stack(parts: Sequence[Values]) -> Values:
+        """Batches one after another."""
+        swept = {place: _joined([p.swept[place] for p in parts], 0) for place in parts[0].swept}
+        return Values(
+            np.concatenate([part.clean for part in parts]),
+            np.concatenate([part.noised for part in parts]),
+            np.concatenate([part.patched for part in parts]),
+            swept,
+        )
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What a batch gave, in the order of its cases. Logit differences (true minus foil, equation 1), float64.
 
     ``clean`` (cases,), ``noised`` (cases, draws), ``patched`` (cases, patches, draws); ``routing``: by layer
     and place with expert patches; ``direct``, ``direct_linear``: (cases, patches, draws), what of a patch's
     rescue goes straight to the logits (see :mod:`moetrace.models.ending`), NaN where it wasn't measured;
-    ``present`` (cases, patches): whether the case has the place of the patch: where not, its figures are NaN.
+    ``present`` (cases, patches): whether the case has the place of the patch: where not, its figures are NaN;
+    ``others``: of each further metric of the job.
     """
 
     clean: np.ndarray
@@ -237,37 +275,63 @@ class Outcome:
     direct_linear: np.ndarray
     present: np.ndarray
     routing: Mapping[tuple[int, int], LayerRouting] = field(default_factory=dict)
+    others: tuple[Values, ...] = ()
 
     @staticmethod
-    def plain(clean: np.ndarray, noised: np.ndarray, patched: np.ndarray) -> Outcome:
-        """Without routing and direct effects."""
-        unknown = np.full(patched.shape, np.nan)
-        return Outcome(clean, noised, patched, unknown, unknown, np.ones(patched.shape[:2], dtype=bool))
+    def plain(values: Sequence[Values]) -> Outcome:
+        """Of each metric, without routing and direct effects."""
+        first, *others = values
+        unknown, present = np.full(first.patched.shape, np.nan), np.ones(first.patched.shape[:2], dtype=bool)
+        return Outcome(
+            first.clean, first.noised, first.patched, unknown, unknown, present, others=tuple(others)
+        )
+
+    @property
+    def metrics(self) -> tuple[Values, ...]:
+        """Of each metric of the job."""
+        swept = {place: own.patched for place, own in self.routing.items()}
+        return (Values(self.clean, self.noised, self.patched, swept), *self.others)
+
+    def of_metric(self, place: int) -> Outcome:
+        """The same with another metric in the place of the logit difference, and no direct effects."""
+        if not place:
+            return replace(self, others=())
+        own, unknown = self.others[place - 1], np.full(self.patched.shape, np.nan)
+        routing = {}
+        for where, found in self.routing.items():
+            none = np.full(found.direct.shape, np.nan)
+            routing[where] = replace(found, patched=own.swept[where], direct=none, direct_linear=none)
+        return Outcome(own.clean, own.noised, own.patched, unknown, unknown, self.present, routing)
 
     def select(self, index: np.ndarray) -> Outcome:
         """Some of the cases."""
         routing = {place: found.select(index) for place, found in self.routing.items()}
-        return Outcome(**{name: getattr(self, name)[index] for name in OUTCOME}, routing=routing)
+        others = tuple(own.select(index) for own in self.others)
+        return Outcome(
+            **{name: getattr(self, name)[index] for name in OUTCOME}, routing=routing, others=others
+        )
 
     def case(self, index: int) -> Outcome:
         """One case, as a batch of its own."""
         return self.select(np.array([index]))
 
     def finite(self) -> np.ndarray:
-        """bool (cases,): whether every logit difference of a case is finite."""
-        good = np.isfinite(self.clean) & np.isfinite(self.noised).all(axis=1)
-        good &= (np.isfinite(self.patched) | ~self.present[..., None]).all(axis=(1, 2))
-        for own in self.routing.values():
-            good &= (np.isfinite(own.patched) | ~own.patched_active).all(axis=(1, 2))
-        found: np.ndarray = good
-        return found
+        """bool (cases,): whether every value of a case is finite."""
+        good = np.ones(len(self.clean), dtype=bool)
+        for values in self.metrics:
+            good &= np.isfinite(values.clean) & np.isfinite(values.noised).all(axis=1)
+            good &= (np.isfinite(values.patched) | ~self.present[..., None]).all(axis=(1, 2))
+            for place, own in self.routing.items():
+                good &= (np.isfinite(values.swept[place]) | ~own.patched_active).all(axis=(1, 2))
+        return good
 
     @staticmethod
     def stack(parts: Sequence[Outcome]) -> Outcome:
         """Batches one after another."""
         arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in OUTCOME}
         routing = {place: LayerRouting.join([p.routing[place] for p in parts]) for place in parts[0].routing}
-        return Outcome(**arrays, routing=routing)
+        others = tuple(Values.stack(own) for own in zip(*(part.others for part in parts), strict=True))
+        return Outcome(**arrays, routing=routing, others=others)
 
 
 # The arrays that aren't by layer.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from moetrace._native import _core
@@ -20,12 +21,12 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Watched:
     """One run of one sequence: of each patched layer what its block gives (tokens, width), and what it routes
-    patched tokens to; its logit difference.
+    patched tokens to; its metrics.
     """
 
     blocks: dict[int, torch.Tensor]
     experts: dict[int, dict[int, Ablated]]
-    difference: float
+    values: np.ndarray
 
 
 @dataclass(frozen=True)

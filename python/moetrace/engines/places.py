@@ -113,14 +113,7 @@ def is_map(position: Positions) -> bool:
     return isinstance(position, list) or position == ALL
 
 
-def given_places(position: Any) -> tuple[Place, ...]:
-    """Places that are given as such; none where it is a user's position."""
-    given = list(position) if isinstance(position, list | tuple) else [position]
-    places = tuple(own for own in given if isinstance(own, Place))
-    return places if len(places) == len(given) else ()
-
-
-def places_of(position: Any, cases: Iterable[Case], prefix: bool = True) -> tuple[Place, ...]:
+def places_of(position: Positions, cases: Iterable[Case], prefix: bool = True) -> tuple[Place, ...]:
     """The places of a checked ``position`` in some cases.
 
     >>> places_of("all", cases)
@@ -141,7 +134,7 @@ def places_of(position: Any, cases: Iterable[Case], prefix: bool = True) -> tupl
     return tuple(Place(str(place.name), place.find, place.most) for place in places)
 
 
-def single_place(position: Any, cases: Iterable[Case]) -> tuple[Place, ...]:
+def single_place(position: Positions, cases: Iterable[Case]) -> tuple[Place, ...]:
     """The one token of each case that a trace patches which has no map. ArgumentError for anything else."""
     held = list(cases)
     if is_map(position) or position == "subject":

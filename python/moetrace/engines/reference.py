@@ -25,13 +25,14 @@ from moetrace.engines.job import (
     Outcome,
     Patch,
     Sweep,
+    Values,
     embedding_device,
     hook_error,
 )
 from moetrace.engines.lockstep import gather
 from moetrace.engines.patched_runs import Watched, Written, patched_runs, sizes, tokens_of
 from moetrace.models.anatomy import expert_count
-from moetrace.models.forward import read_differences
+from moetrace.models.forward import CleanRow, read_metrics
 from moetrace.models.state import first_tensor
 
 if TYPE_CHECKING:
@@ -77,37 +78,66 @@ class ReferenceEngine:
         origins = {*(patch.origin for patch in job.patches), *(sweep.origin for sweep in job.sweeps)}
         first = PlainTap(job, case) if job.measures_direct and Origin.NOISE in origins else None
         taps = [PlainTap(job, case) if job.measures_direct else None for _ in draws]
-        watched = [partial(self._watched, case, draw, tap) for draw, tap in zip(draws, taps, strict=True)]
-        (clean, *of_noised) = gather([partial(self._watched, case, None, first), *watched])
+        kept = CleanRow()
+        clean_run = partial(self._watched, case, None, kept, first)
+        watched = [
+            partial(self._watched, case, draw, kept, tap) for draw, tap in zip(draws, taps, strict=True)
+        ]
+        if any(metric.needs_clean for metric in job.metrics):  # the others are compared with it
+            clean, *of_noised = [clean_run(), *gather(watched)]
+        else:
+            clean, *of_noised = gather([clean_run, *watched])
         # The clean run is one; what leaves from it is told apart by draw.
         clean_taps = [None if first is None else first.again() for _ in draws]
-        found, routings = [], []
+        found, routings, swept_values = [], [], []
+        count, patches = len(job.metrics), len(job.patches)
         for index, noised in enumerate(of_noised):
             written = patched_runs(job, case, clean, noised)
-            values = np.full((3, len(written)), np.nan)  # logit differences, direct effects, linear ones
+            values = np.full((count + 2, len(written)), np.nan)  # metrics, direct effects, linear ones
             for origin in (Origin.DENOISE, Origin.NOISE):
                 own = [at for at, run in enumerate(written) if run.origin is origin and run.values]
                 leaves = (noised, draws[index], taps[index])
                 if origin is Origin.NOISE:
                     leaves = (clean, None, clean_taps[index])
-                values[:, own] = self._patched(case, *leaves, [written[at] for at in own])
-            found.append(values[:, : len(job.patches)])
-            swept = zip(written[len(job.patches) :], values[:, len(job.patches) :].T.tolist(), strict=True)
-            routings.append(self._routing(case, clean, noised, list(swept)))
+                values[:, own] = self._patched(case, *leaves, [written[at] for at in own], kept)
+            found.append(values[:, :patches])
+            main = values[[0, -2, -1], patches:].T.tolist()
+            swept = list(zip(written[patches:], main, strict=True))
+            routings.append(self._routing(case, clean, noised, swept))
+            swept_values.append(self._swept_values(written[patches:], values[1:count, patches:]))
         routing = {x: LayerRouting.join([r[x] for r in routings], axis=1) for x in job.expert_places}
-        patched, straight, linear = np.stack(found, axis=-1)[:, None]
-        differences = [noised.difference for noised in of_noised]
+        every = np.stack(found, axis=-1)[:, None]  # (metrics and direct effects, 1, patches, draws)
+        noised_values = np.stack([noised.values for noised in of_noised], axis=-1)[:, None]
+        others = []
+        for metric in range(1, count):
+            by_place = {x: np.stack([own[x][metric - 1] for own in swept_values])[None] for x in routing}
+            others.append(
+                Values(clean.values[metric : metric + 1], noised_values[metric], every[metric], by_place)
+            )
         tokens = job.tokens_of(case)
         present = np.array([[bool(tokens[patch.place]) for patch in job.patches]], dtype=bool)
         return Outcome(
-            np.array([clean.difference]),
-            np.array([differences]),
-            patched,
-            straight,
-            linear,
-            present.reshape(1, len(job.patches)),
+            clean.values[:1],
+            noised_values[0],
+            every[0],
+            every[-2],
+            every[-1],
+            present.reshape(1, patches),
             routing,
+            tuple(others),
         )
+
+    def _swept_values(
+        self, swept: Sequence[Written], values: np.ndarray
+    ) -> dict[tuple[int, int], np.ndarray]:
+        """By layer and place (metrics, experts), NaN where no run patches the expert."""
+        found = {
+            (layer, place): np.full((len(values), sizes(self.job, layer, place)[1]), np.nan)
+            for layer, place in self.job.expert_places
+        }
+        for at, run in enumerate(swept):
+            found[run.layer, run.place][:, run.expert] = values[:, at]
+        return found
 
     def together(self, case: Case, firsts: Sequence[Sweep] = ()) -> Outcome:
         """Runs of one case and draw side by side in one plain forward: clean, noised, and each patch's.
@@ -128,9 +158,9 @@ class ReferenceEngine:
             hook = self._patcher(layer, own, shape, case, fired)
             hooks.append((job.anatomy.site(layer).block, hook))
         noised = [1, *(2 + index for index, run in enumerate(runs) if run.origin is not Origin.NOISE)]
-        found = self._forward(case, draw, 2 + len(runs), hooks, fired.clear, noised)
+        found = self._forward(case, draw, 2 + len(runs), hooks, fired.clear, CleanRow(), noised)
         self._all_fired(layers, fired)
-        return Outcome.plain(found[:1], found[None, 1:2], found[None, 2:, None])
+        return Outcome.plain([Values(own[:1], own[None, 1:2], own[None, 2:, None]) for own in found])
 
     def _patcher(
         self,
@@ -157,7 +187,7 @@ class ReferenceEngine:
                     routed[own][position] = ablate(anatomy, layer, call, own * shape[1] + position)
             finally:
                 inside = False
-            watched = [Watched({layer: rows[own]}, {layer: routed[own]}, 0.0) for own in (0, 1)]
+            watched = [Watched({layer: rows[own]}, {layer: routed[own]}, np.zeros(0)) for own in (0, 1)]
             for sequence, run in runs.items():
                 if isinstance(run, Sweep):
                     routed_to = clean_of(tokens_of(watched[0], watched[1], layer, places[run.place]))
@@ -199,7 +229,9 @@ class ReferenceEngine:
             found[layer, place] = routing_of(tokens, *sizes(self.job, layer, place), own)
         return found
 
-    def _watched(self, case: Case, values: torch.Tensor | None, tap: PlainTap | None = None) -> Watched:
+    def _watched(
+        self, case: Case, values: torch.Tensor | None, clean: CleanRow, tap: PlainTap | None = None
+    ) -> Watched:
         """Run one sequence."""
         kept: dict[int, torch.Tensor] = {}
         experts: dict[int, dict[int, Ablated]] = {}
@@ -227,9 +259,9 @@ class ReferenceEngine:
         hooks: list[tuple[Any, Any]] = [(self.job.anatomy.site(layer).block, keep(layer)) for layer in layers]
         if tap is not None:
             hooks += tap.origin_hooks()
-        difference = self._forward(case, values, 1, hooks, kept.clear)
+        measured = self._forward(case, values, 1, hooks, kept.clear, clean)
         self._all_fired(layers, kept)
-        return Watched(kept, experts, float(difference[0]))
+        return Watched(kept, experts, measured[:, 0])
 
     def _patched(
         self,
@@ -238,8 +270,9 @@ class ReferenceEngine:
         values: torch.Tensor | None,
         tap: PlainTap | None,
         runs: Sequence[Written],
+        kept: CleanRow,
     ) -> np.ndarray:
-        """Of patched runs that leave from one run (3, runs): logit differences, direct effects, linear ones.
+        """Of patched runs that leave from one run (metrics + 2, runs): metrics, direct effects, linear ones.
 
         Sequence i of a batch carries run i.
         """
@@ -255,14 +288,14 @@ class ReferenceEngine:
                 hooks.append((self.job.anatomy.site(layer).block, writer))
             if tap is not None:
                 hooks += tap.patched_hooks([run.layer for run in part])
-            forwards.append(partial(self._written, case, values, part, hooks, fired))
+            forwards.append(partial(self._written, case, values, part, hooks, fired, kept))
         found = gather(forwards)
-        differences = np.concatenate(found) if found else np.zeros(0)
-        direct = np.full((2, len(runs)), np.nan) if tap is None else np.stack(tap.read(origin.difference))
+        measured = np.concatenate(found, axis=1) if found else np.zeros((len(self.job.metrics), 0))
+        direct = np.full((2, len(runs)), np.nan) if tap is None else np.stack(tap.read(origin.values[0]))
         if tap is not None:  # elsewhere the final token's stream is changed by later layers alone
             final = at_final(self.job, [case])[0]
             direct[:, [not final[run.place] for run in runs]] = 0.0
-        return np.stack([differences, *direct])
+        return np.concatenate([measured, direct])
 
     def _written(
         self,
@@ -271,8 +304,9 @@ class ReferenceEngine:
         part: Sequence[Written],
         hooks: Sequence[tuple[Any, Any]],
         fired: dict[int, bool],
+        kept: CleanRow,
     ) -> np.ndarray:
-        found = self._forward(case, values, len(part), hooks, fired.clear)
+        found = self._forward(case, values, len(part), hooks, fired.clear, kept)
         self._all_fired(sorted({run.layer for run in part}), fired)
         return found
 
@@ -306,9 +340,10 @@ class ReferenceEngine:
         copies: int,
         hooks: Sequence[tuple[Any, Any]],
         again: Callable[[], None],
+        kept: CleanRow,
         noised: Sequence[int] | None = None,
     ) -> np.ndarray:
-        """Logit differences at the final token of ``copies`` sequences of one case (equation 1).
+        """Metrics at the final token of ``copies`` sequences of one case: (metrics, copies).
 
         ``values``: one draw of the corruption, None for none; ``noised``: those sequences that get it, None
         for all. ``again`` forgets what the hooks saw, where the model must be run a second time.
@@ -329,15 +364,23 @@ class ReferenceEngine:
             return found.reshape(output.shape)
 
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
-        objects = torch.tensor([(case.true_id, case.foil_id)] * copies)
         with _core.HookScope() as scope:
             if values is not None:
                 scope.behind(anatomy.embedding, corrupt)
             for module, hook in hooks:
                 scope.behind(module, hook)
             last = [len(case.input_ids) - 1]
-            found = read_differences(anatomy, self.job.readout, inputs, last, objects, again)
-        return found[:, 0].cpu().numpy()
+            found = read_metrics(
+                anatomy,
+                self.job.readout,
+                inputs,
+                last,
+                [case] * copies,
+                self.job.metrics,
+                again,
+                clean=kept,
+            )
+        return found[:, :, 0].cpu().numpy()
 
     def _all_fired(self, layers: Sequence[int], fired: Any) -> None:
         silent = [layer for layer in layers if layer not in fired]

@@ -7,7 +7,7 @@ layer by layer, and the same comparison in its own precision then measures what 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
 from functools import partial
@@ -18,7 +18,16 @@ import torch
 
 from moetrace._native import _core
 from moetrace.arguments import shown
-from moetrace.engines.job import Job, Origin, Outcome, Patch, Sweep, embedding_device
+from moetrace.engines.job import (
+    Job,
+    LayerRouting,
+    Origin,
+    Outcome,
+    Patch,
+    Sweep,
+    Values,
+    embedding_device,
+)
 from moetrace.engines.lockstep import gather
 from moetrace.engines.places import LAST
 from moetrace.engines.reference import ReferenceEngine
@@ -42,16 +51,42 @@ UNITS = 2.0  # units of half-precision rounding by which any two ways of computi
 class Comparison:
     """A tree beside plain forwards: their largest ``difference``, and the ``size`` of what is compared.
 
-    Both in logits; the size is the largest absolute logit difference (equation 1), at least 1.
+    Both in logits; the size is the largest absolute logit difference (equation 1), at least 1. ``others``:
+    the same of each further metric of the job, in its unit.
     """
 
     difference: float
     size: float
     join: _core.Join
+    others: tuple[Apart, ...] = ()
+
+    @property
+    def differences(self) -> tuple[float, ...]:
+        """Of each metric of the job."""
+        return self.difference, *(own.difference for own in self.others)
 
     def within(self, tolerance: float) -> bool:
-        """Whether the two agree, relative to their size."""
-        return self.difference <= tolerance * self.size
+        """Whether the two agree, relative to their size, in every metric that small changes change little."""
+        return not self._beyond(tolerance)
+
+    def told(self, tolerance: float) -> str:
+        """By how much they differ, for a message."""
+        (beyond, *_) = [*self._beyond(tolerance), Apart("logits", self.difference, self.size)]
+        return f"{beyond.difference:.2g} {'logits' if beyond.metric == 'logits' else f'in {beyond.metric}'}"
+
+    def _beyond(self, tolerance: float) -> list[Apart]:
+        all_of_them = [Apart("logits", self.difference, self.size), *self.others]
+        return [own for own in all_of_them if own.smooth and not own.difference <= tolerance * own.size]
+
+
+@dataclass(frozen=True)
+class Apart:
+    """By how much two outcomes differ in a metric, and its size."""
+
+    metric: str
+    difference: float
+    size: float
+    smooth: bool = True
 
 
 @dataclass(frozen=True)
@@ -136,13 +171,20 @@ def compare(job: Job, join: _core.Join, case: Case, rows: int) -> Comparison:
     probe = probe_of(job)
     tree = TreeEngine(filled(probe, case, rows), join)
     expected, found = gather([partial(ReferenceEngine(probe).run, [case]), partial(tree.run, [case])])
-    return Comparison(_apart(expected, found, len(probe.patches)), _size(expected), tree.join)
+    compared = replace(found, patched=found.patched[:, : len(probe.patches)])
+    return Comparison(_apart(expected, compared), _size(expected), tree.join)
 
 
 def probe_of(job: Job) -> Job:
     """The job that is compared: block and expert patches of three layers at the last token."""
     return replace(
-        job, patches=_probe_patches(job), sweeps=(), places=(LAST,), readout=_fresh(job), ending=None
+        job,
+        patches=_probe_patches(job),
+        sweeps=(),
+        places=(LAST,),
+        readout=_fresh(job),
+        ending=None,
+        metrics=job.metrics[:1],
     )
 
 
@@ -180,37 +222,46 @@ class Witness:
 
     def found(self, outcome: Outcome) -> Outcome:
         """The same runs of what a trace found for the case alone."""
-        values = [outcome.patched[:, column, :1] for column in self.columns]
+        return Outcome.plain([self._runs_of(values, outcome.routing) for values in outcome.metrics])
+
+    def _runs_of(self, given: Values, routing: Mapping[tuple[int, int], LayerRouting]) -> Values:
+        """Of one metric."""
+        values = [given.patched[:, column, :1] for column in self.columns]
         for sweep in self.firsts:
-            own = outcome.routing[sweep.layer, sweep.place]
+            where = sweep.layer, sweep.place
+            own = routing[where]
             active = np.flatnonzero(own.patched_active[0, 0] & own.clean_active[0, 0])
-            nothing = outcome.clean[:, None] if sweep.origin is Origin.NOISE else outcome.noised[:, :1]
-            values.append(own.patched[:, :1, active[0]] if len(active) else nothing)
+            nothing = given.clean[:, None] if sweep.origin is Origin.NOISE else given.noised[:, :1]
+            values.append(given.swept[where][:, :1, active[0]] if len(active) else nothing)
         patched = np.stack(values, axis=1) if values else np.zeros((1, 0, 1))
-        return Outcome.plain(outcome.clean, outcome.noised[:, :1], patched)
+        return Values(given.clean, given.noised[:, :1], patched)
 
     def compare(self, expected: Outcome, outcome: Outcome, join: _core.Join) -> Comparison:
         """The trace's outcome for the case beside :meth:`plain`."""
         found = self.found(outcome)
-        return Comparison(_apart(expected, found, found.patched.shape[1]), _size(expected), join)
+        further = zip(self.job.metrics[1:], expected.others, found.others, strict=True)
+        others = [Apart(m.name, _apart(mine, own), _size(mine), m.smooth) for m, mine, own in further]
+        return Comparison(_apart(expected, found), _size(expected), join, tuple(others))
 
 
-def confirm(job: Job, case: Case, outcome: Outcome, join: _core.Join, tolerance: float) -> tuple[float, bool]:
+def confirm(
+    job: Job, case: Case, outcome: Outcome, join: _core.Join, tolerance: float
+) -> tuple[tuple[float, ...], str | None]:
     """What a trace found for one case beside plain forwards: clean, noised and two patched runs.
 
     ``outcome``: of the case alone, its first draw is compared. ``tolerance``: relative, as rounding was
     measured. A half-precision model that is further off is compared once more, in float32: rounding can
-    flip a router's near tie in one case and not in another. Returns the largest difference in logits, and
-    whether rounding explains it.
+    flip a router's near tie in one case and not in another. Returns the largest difference in each metric,
+    and what rounding doesn't explain, in words; None where there is nothing.
     """
     witness = Witness.of(job, case)
     native = witness.compare(witness.plain(), outcome, join)
     if native.within(tolerance) or not can_widen(job):
-        return native.difference, native.within(tolerance)
+        return native.differences, None if native.within(tolerance) else native.told(tolerance)
     again = compare_wide(witness, join)
     if again.within(TOLERANCE):  # it was rounding, and goes into the floor
-        return native.difference, True
-    return again.difference, False
+        return native.differences, None
+    return again.differences, again.told(TOLERANCE)
 
 
 def compare_wide(witness: Witness, join: _core.Join) -> Comparison:
@@ -223,16 +274,16 @@ def compare_wide(witness: Witness, join: _core.Join) -> Comparison:
     return replace(wide, columns=columns).compare(expected, found, tree.join)
 
 
-def null_floor(job: Job, case: Case, run: Callable[[Job], Outcome]) -> float:
-    """The largest absolute rescue of a null patch over all traced layers, in logits (0 where not finite).
+def null_floor(job: Job, case: Case, run: Callable[[Job], Outcome]) -> tuple[float, ...]:
+    """The largest absolute rescue of a null patch over all traced layers, by metric (0 where not finite).
 
     Made at the first place that the case has.
     """
     place = next((place for place, tokens in enumerate(job.tokens_of(case)) if tokens), 0)
     nulls = tuple(Patch.null(layer, place) for layer in job.block_layers)
     found = run(replace(job, patches=nulls, sweeps=(), corruptor=job.corruptor.first_draw(), ending=None))
-    drift = np.abs(found.patched[0] - found.noised[0])
-    return float(drift.max(initial=0.0)) if np.isfinite(drift).all() else 0.0
+    drifts = [np.abs(values.patched[0] - values.noised[0]) for values in found.metrics]
+    return tuple(float(own.max(initial=0.0)) if np.isfinite(own).all() else 0.0 for own in drifts)
 
 
 def _fresh(job: Job) -> Readout:
@@ -240,13 +291,13 @@ def _fresh(job: Job) -> Readout:
     return make_readout(job.anatomy, job.readout.asked)
 
 
-def _apart(expected: Outcome, found: Outcome, patches: int) -> float:
+def _apart(expected: Outcome | Values, found: Outcome | Values) -> float:
     """Largest difference of two outcomes where the plain one is finite."""
     worst = 0.0
     for mine, theirs in (
         (expected.clean, found.clean),
         (expected.noised, found.noised),
-        (expected.patched, found.patched[:, :patches]),
+        (expected.patched, found.patched),
     ):
         apart = np.abs(mine - theirs)[np.isfinite(mine)]
         if apart.size:
@@ -254,7 +305,7 @@ def _apart(expected: Outcome, found: Outcome, patches: int) -> float:
     return worst
 
 
-def _size(outcome: Outcome) -> float:
+def _size(outcome: Outcome | Values) -> float:
     values = np.concatenate([outcome.clean.ravel(), outcome.noised.ravel(), outcome.patched.ravel()])
     return max(1.0, float(np.abs(values[np.isfinite(values)]).max(initial=0.0)))
 
@@ -307,8 +358,7 @@ def _differences(
     """Logit differences of a case's objects: (sequences, rows). ``begin``: called before a second forward."""
     ids = torch.tensor(sequences, device=embedding_device(job.anatomy))
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
-    objects = torch.tensor([(case.true_id, case.foil_id)] * len(sequences))
-    return read_differences(job.anatomy, _fresh(job), inputs, rows, objects, begin)
+    return read_differences(job.anatomy, _fresh(job), inputs, rows, [case] * len(sequences), begin)
 
 
 def _probe_patches(job: Job) -> tuple[Patch, ...]:

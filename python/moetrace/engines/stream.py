@@ -19,7 +19,7 @@ from moetrace.engines.job import Job, embedding_device
 from moetrace.engines.self_check import widened
 from moetrace.models.anatomy import Anatomy
 from moetrace.models.ending import Ending
-from moetrace.models.forward import read_differences
+from moetrace.models.forward import pair_of, read_differences
 from moetrace.models.readout import make_readout, plain_weight
 from moetrace.models.state import first_tensor
 
@@ -79,7 +79,7 @@ def _found(job: Job, case: Case) -> Ending | str:
             f"a vector added behind layer {min(job.block_layers)} arrives changed by {lost:.2g} of its norm"
         )
     ending = Ending(norm, seen.readout)
-    tokens = torch.tensor([(case.true_id, case.foil_id)])
+    tokens = torch.tensor([pair_of(case, job.anatomy.vocab_size)])
     noised = stream[:1, -1:]
     none = torch.zeros_like(noised).unsqueeze(1)
     direct, linear = ending.effects(noised, none, tokens, differences[:1])
@@ -112,7 +112,6 @@ class _Frozen:
         first = min(self.job.block_layers)
         ids = torch.tensor([case.input_ids] * 2, device=embedding_device(anatomy))
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
-        objects = torch.tensor([(case.true_id, case.foil_id)] * 2)
         with _core.HookScope() as scope:
             scope.behind(anatomy.layers[first], self._add)
             for layer in range(first + 1, len(anatomy.layers)):
@@ -123,7 +122,7 @@ class _Frozen:
                 scope.behind(module, self._keep_call)
             scope.before(anatomy.head, self._keep_entered)
             last = [len(case.input_ids) - 1]
-            return read_differences(anatomy, self.readout, inputs, last, objects, self.called.clear)
+            return read_differences(anatomy, self.readout, inputs, last, [case] * 2, self.called.clear)
 
     def ends(self, given: torch.Tensor, gave: torch.Tensor) -> bool:
         """Whether a module was given the last layer's output, and the head what it gave."""

@@ -22,6 +22,7 @@ from moetrace.engines.engine_choice import (
     Knowledge,
     Learnt,
     Verdict,
+    largest,
     not_served,
     reason_for,
 )
@@ -68,6 +69,7 @@ class Sweeps:
     ) -> None:
         self._job, self._cases, self._asked, self._source = job, cases, engine, source
         self._known = Knowledge(job, cases, batch_tokens, direct)
+        self._apart: tuple[float, ...] = ()  # what the tree and plain forwards differ by, by metric
         self._verdict = self._known.presumed(engine)
         if engine == "tree" and not self._verdict.tree:
             raise not_served(job, self._verdict.reason)
@@ -125,7 +127,7 @@ class Sweeps:
         learnt, outcomes, reason = self._beside_checks(engine, wave, told)
         likely, ending = engine.job.ending, learnt.ending
         same = ending is None or bool(ending.fault) or (likely is not None and likely.norm is ending.norm)
-        own = (reason, _place(engine), same, self._verdict.difference, learnt.null)
+        own = (reason, _place(engine), same, self._apart or (self._verdict.difference,), learnt.null)
         found = ranks.share("the check of the engine", own)
         # Of several ranks the most careful counts.
         reason = next((each[0] for each in found if each[0] is not None), None)
@@ -135,7 +137,7 @@ class Sweeps:
         elif reason is not None:
             self._lower(engine, reason)
         chosen = self._chosen(self._known.engine(self._verdict, learnt.ending))
-        difference, null = max(each[3] for each in found), max(each[4] for each in found)
+        difference, null = largest([each[3] for each in found]), largest([each[4] for each in found])
         self.choice = replace(chosen, difference=difference, null=null)
         return outcomes if reason is None and all(each[2] for each in found) else None
 
@@ -175,11 +177,12 @@ class Sweeps:
                 )
             if not wide.within(TOLERANCE):
                 return (
-                    f"its single pass differed by {found.difference:.2g} logits from plain forwards on case "
+                    f"its single pass differed by {found.told(learnt.tolerance)} from plain forwards on case "
                     f"{witness.case.case_id} of this trace, beyond what rounding explains"
                 )
         job = engine.job
         reason = reason_for(engine.join, classes_of(job.mixers, job.anatomy))
+        self._apart = found.differences
         known = Verdict(
             True, reason, self._known.rows, engine.join, found.difference, learnt.tolerance, job.mixers
         )
@@ -198,7 +201,7 @@ class Sweeps:
 
     def _chosen(self, engine: Engine) -> EngineChoice:
         own = self._verdict
-        return EngineChoice(engine, own.reason, own.difference, own.tolerance)
+        return EngineChoice(engine, own.reason, (own.difference,), own.tolerance)
 
     def _without_faults(self, outcome: Outcome) -> Outcome:
         """No direct effects where the model's ending doesn't allow them."""

@@ -18,12 +18,20 @@ from torch import nn
 
 from moetrace._native import _core
 from moetrace.engines.direct import TreeTap
-from moetrace.engines.job import OUTCOME, Job, LayerRouting, Outcome, embedding_device, hook_error
+from moetrace.engines.job import (
+    OUTCOME,
+    Job,
+    LayerRouting,
+    Outcome,
+    Values,
+    embedding_device,
+    hook_error,
+)
 from moetrace.errors import ContributionError
 from moetrace.models.anatomy import Anatomy, expert_count
 from moetrace.models.experts import block_scale, routed_call
 from moetrace.models.float32 import is_wide
-from moetrace.models.forward import read_differences
+from moetrace.models.forward import read_metrics
 from moetrace.models.masks import TreeMask, tree_masks
 from moetrace.models.mixers import Unfolding
 from moetrace.models.state import fingerprint
@@ -81,31 +89,38 @@ class TreeEngine:
         """Trace one batch. The forks of a case that exceeds the budget by itself come in several passes."""
         budget = self.batch_tokens if len(cases) == 1 else None
         given = [self._pass_case(case) for case in cases]
-        outcome = _core.Outcome(self.job.core, len(cases))
+        outcome, *further = [_core.Outcome(self.job.core, len(cases)) for _ in self.job.metrics]
         for begin, end in self.cuts(cases[0], budget):
-            self._run(cases, given, begin, end, outcome)
+            self._run(cases, given, begin, end, [outcome, *further])
         routing = {place: LayerRouting(**arrays) for place, arrays in outcome.layers.items()}
-        return Outcome(**{name: getattr(outcome, name) for name in OUTCOME}, routing=routing)
+        others = tuple(map(_values, further))
+        return Outcome(**{name: getattr(outcome, name) for name in OUTCOME}, routing=routing, others=others)
 
     def _pass_case(self, case: Case) -> _core.PassCase:
         values = self.job.corruptor.values(case).numpy()
         return _core.PassCase(list(case.input_ids), *case.subject, self.job.tokens_of(case), values)
 
     def _run(
-        self, cases: Sequence[Case], given: list[_core.PassCase], begin: int, end: int, outcome: _core.Outcome
+        self,
+        cases: Sequence[Case],
+        given: list[_core.PassCase],
+        begin: int,
+        end: int,
+        outcomes: list[_core.Outcome],
     ) -> None:
         while True:
             join = self.join
             run = _core.Pass(self.job.core, self._facts(), given, begin, end, join)
             try:
-                differences, scales, direct = self._forward(run, cases, range(begin, end))
+                values, scales, direct = self._forward(run, cases, range(begin, end))
             except Exception as failure:
                 self._answer(run, join, failure)  # raises where there is nothing else to try
                 continue
             if run.fused_calls:
                 self._trust_fused()
             self.fused_calls += run.fused_calls
-            outcome.take(run, differences, scales, *direct)
+            for outcome, own in zip(outcomes, values, strict=True):
+                outcome.take(run, own, scales, *direct)
             return
 
     def _answer(self, run: _core.Pass, join: _core.Join, failure: Exception) -> None:
@@ -165,8 +180,8 @@ class TreeEngine:
     def _forward(
         self, run: _core.Pass, cases: Sequence[Case], runs: range
     ) -> tuple[np.ndarray, dict[Any, Any], tuple[np.ndarray, np.ndarray]]:
-        """Logit differences of the final rows, what each routed layer's block scales its experts by, and
-        direct effects, exact and linear.
+        """Metrics of the final rows (metrics, cases, rows), what each routed layer's block scales its experts
+        by, and direct effects, exact and linear.
         """
         anatomy = self.job.anatomy
         device = embedding_device(anatomy)
@@ -178,7 +193,6 @@ class TreeEngine:
             "position_ids": torch.from_numpy(run.position_ids()).to(device),
             "use_cache": False,
         }
-        objects = torch.tensor([(case.true_id, case.foil_id) for case in cases])
         scales: dict[int, float] = {}
         tap = TreeTap(self.job, run, runs) if self.job.measures_direct and len(runs) else None
         with _core.HookScope() as scope, tree_masks(_mask(run)):
@@ -189,14 +203,27 @@ class TreeEngine:
             if tap is not None:
                 tap.arm(scope)
             joining = run.plan.cases * (run.plan.rows - run.start_rows)
-            found = read_differences(
-                anatomy, self.job.readout, inputs, run.final_rows, objects, run.reset, joining
+            found = read_metrics(
+                anatomy,
+                self.job.readout,
+                inputs,
+                run.final_rows,
+                cases,
+                self.job.metrics,
+                run.reset,
+                joining,
             )
         misfired = run.misfired()
         if misfired:
             raise hook_error(anatomy, misfired, run.misfired_modules)
-        direct = (np.zeros(0), np.zeros(0)) if tap is None else tap.read(cases, found)
+        direct = (np.zeros(0), np.zeros(0)) if tap is None else tap.read(cases, found[0])
         return found.cpu().numpy(), scales, direct
+
+
+def _values(outcome: _core.Outcome) -> Values:
+    """One metric's numbers of an outcome."""
+    swept = {place: arrays["patched"] for place, arrays in outcome.layers.items()}
+    return Values(outcome.clean, outcome.noised, outcome.patched, swept)
 
 
 def _mask(run: _core.Pass) -> TreeMask:

@@ -129,10 +129,17 @@ class Anatomy:
         """The experts module of a layer. LayerRangeError where the layer has none."""
         found = self.site(layer)
         if found.experts is None:
-            what = "has experts in a layout that can't be traced one by one" if found.sparse else "is dense"
+            name, others = type(self.model).__name__, [s.layer for s in self.sites if s and s.experts]
+            if found.sparse:
+                parts = ", ".join(name for name, _ in found.block.named_children())
+                raise LayerRangeError(
+                    f"layer {layer} of {name} has experts in a layout that can't be traced one by one: "
+                    f"expected a module '{EXPERTS}' in {found.path} that is called with each row's experts "
+                    f"and weights, found {parts}; layers with such experts: {others}; trace_layers serves "
+                    "the model"
+                )
             raise LayerRangeError(
-                f"layer {layer} of {type(self.model).__name__} {what} ({found.path}); layers with experts: "
-                f"{[s.layer for s in self.sites if s is not None and s.experts is not None]}"
+                f"layer {layer} of {name} is dense ({found.path}); layers with experts: {others}"
             )
         return found.experts
 
@@ -200,11 +207,7 @@ def look_over(model: Any) -> Anatomy:
             f"{type(model).__name__} is an encoder-decoder model; expected a decoder-only language model, "
             "since the protocol patches the final token of one causal sequence"
         )
-    if type(model).__name__.endswith("ForMaskedLM"):
-        raise NotCausalError(
-            f"{type(model).__name__} is a masked language model: its tokens see later ones; expected a "
-            "causal one (AutoModelForCausalLM), since the protocol reads what follows the prompt"
-        )
+    _refuse_encoders(model, config)
     embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
     layers = _find_layers(model, config, embedding)
     names = {module: name for name, module in model.named_modules()}
@@ -230,6 +233,32 @@ def look_over(model: Any) -> Anatomy:
         hidden_size=int(config.hidden_size),
         wrapped=wrapped,
     )
+
+
+def _refuse_encoders(model: nn.Module, config: Any) -> None:
+    """NotCausalError for a model whose tokens see later ones by what it says of itself.
+
+    Others are found by running them. A causal model may say nothing, or of its image encoder alone.
+    """
+    name = type(model).__name__
+    expected = "since the protocol reads what follows the prompt"
+    if name.endswith("ForMaskedLM"):
+        raise NotCausalError(
+            f"{name} is a masked language model: its tokens see later ones; expected a causal one "
+            f"(AutoModelForCausalLM), {expected}"
+        )
+    said = {
+        type(module).__name__: value
+        for module in list(model.modules())[1:]
+        for value in (getattr(module, "is_causal", None), getattr(module, "is_decoder", None))
+        if isinstance(value, bool)
+    }
+    if getattr(config, "is_decoder", None) is False and said and not any(said.values()):
+        raise NotCausalError(
+            f"{name} is an encoder with a causal model's head: config.is_decoder is False and its attention "
+            f"({', '.join(sorted(said))}) isn't causal, so tokens see later ones; expected a causal model "
+            f"(AutoModelForCausalLM; with is_decoder=True for an encoder trained as a decoder), {expected}"
+        )
 
 
 def decoder_layers(model: Any) -> tuple[nn.Module, ...]:
@@ -302,13 +331,14 @@ def _find_site(number: int, layer: nn.Module, names: dict[nn.Module, str]) -> La
         inner = dict(block.named_children()).get("text_moe", block)
         if name == "mixer" and not _is_sparse(inner):
             continue  # nemotron_h calls its attention and state-space mixers so too
-        router = _find_router(inner, layer) or _find_router(block, layer)
+        router = _find_router(inner, block, layer)
         return LayerSite(number, names[block], block, _is_sparse(inner), _experts_of(inner), router)
     return None
 
 
-def _find_router(block: nn.Module, layer: nn.Module) -> nn.Module | None:
-    for owner in (block, layer):
+def _find_router(*owners: nn.Module) -> nn.Module | None:
+    """The first router that is found directly in one of them."""
+    for owner in owners:
         children = dict(owner.named_children())
         for name in ROUTERS:
             if name in children:
@@ -334,7 +364,8 @@ def _refuse_unknown_experts(
                 raise TokenMixingError(
                     f"{type(model).__name__}: the router of {type(module).__name__} views its output across "
                     "the batch, so a token's experts depend on other tokens, later ones included; patching "
-                    "one token is not defined there, and the model can't be traced"
+                    "one token is not defined there, and the model can't be traced; expected a router of "
+                    "each token by itself (without experts, is_moe=False, it is traced as a dense model)"
                 )
     # A dense Doge keeps a number of experts that it doesn't have.
     names = EXPERT_COUNTS if getattr(config, "is_moe", True) else ()

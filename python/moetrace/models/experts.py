@@ -45,6 +45,12 @@ def routed_call(
     """
     given = dict(zip(_NAMES, args, strict=False)) | kwargs
     found: list[Any] = [given.get(name) for name in _NAMES]
+    count = getattr(module, "num_experts", 0)
+    if count and weighed_inputs(module, args, kwargs, count) is not None:
+        raise ContributionError(
+            f"{where}: {type(module).__name__} is given inputs that the router has weighed, so that an "
+            "expert's contribution isn't its output times a weight; engine='reference' ablates it literally"
+        )
     if isinstance(found[0], torch.Tensor) and found[0].dim() == 3:
         found[0] = found[0].flatten(0, 1)  # dbrx leaves the batch as it is
     good = all(isinstance(value, torch.Tensor) and value.dim() == 2 for value in found)
@@ -58,6 +64,21 @@ def routed_call(
             "traced one by one; trace_layers serves the model"
         )
     return found[0], found[1], found[2]
+
+
+def weighed_inputs(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], experts: int
+) -> torch.Tensor | None:
+    """What each expert is given of each row, (experts, rows, width), where the router weighs experts' inputs.
+
+    llama4: every expert is called with every row times its weight, which is zero for those that a row isn't
+    routed to. None for other calls.
+    """
+    given = dict(zip(_NAMES, args, strict=False)) | kwargs
+    hidden = given.get(_NAMES[0])
+    if len(given) != 1 or not isinstance(hidden, torch.Tensor) or hidden.dim() != 2 or len(hidden) % experts:
+        return None
+    return hidden.reshape(experts, -1, hidden.shape[-1])
 
 
 def block_scale(site: LayerSite, hidden: torch.Tensor, call: Callable[[], Any] | None = None) -> float:

@@ -20,6 +20,7 @@ from moetrace.weights.tensors import is_plain
 
 ReadoutKind = Literal["exact", "model"]
 READOUTS = ("exact", "model")
+_TOKENS = 8192  # rows of the head's weights that are widened at once
 Elementwise = Callable[[torch.Tensor], torch.Tensor]
 _forward_mode = threading.Lock()  # torch counts the levels of forward differentiation for the whole process
 
@@ -93,6 +94,23 @@ class Readout:
         """
         assert self._chosen is not None
         return self._chosen(self._linear(hidden, tokens))
+
+    def whole(self, hidden: torch.Tensor, vocab: int) -> torch.Tensor:
+        """Logits (n, vocab) of the vocabulary at the rows ``hidden`` (n, width), in float32 or float64.
+
+        The head's weights are widened some tokens at a time.
+        """
+        weight, bias = plain_weight(self._head), getattr(self._head, "bias", None)
+        assert weight is not None
+        assert self._chosen is not None
+        wide = torch.promote_types(torch.promote_types(weight.dtype, hidden.dtype), torch.float32)
+        rows = hidden.to(weight.device, wide)
+        found = rows.new_empty(len(rows), vocab)
+        for begin in range(0, vocab, _TOKENS):
+            end = min(begin + _TOKENS, vocab)
+            own = None if bias is None else bias[begin:end].to(rows)
+            found[:, begin:end] = nn.functional.linear(rows, weight[begin:end].to(wide), own)
+        return self._chosen(found)
 
     def rows(self, tokens: torch.Tensor) -> torch.Tensor:
         """Rows of the unembedding, float64 (n, m, width)."""

@@ -25,6 +25,7 @@ from moetrace.counts import counting
 from moetrace.engines.job import Patch, Sweep
 from moetrace.engines.places import LAST
 from moetrace.engines.tree import TreeEngine
+from moetrace.metrics import as_metrics
 from moetrace.models.anatomy import EXPERT_COUNTS, LAYER_COUNTS, look_over
 from moetrace.models.experts import top_k_of
 from moetrace.models.float32 import is_half
@@ -152,7 +153,7 @@ def _trace(model: nn.Module, blueprint: Blueprint, stage: Stage, batch: Batch, e
         start = time.perf_counter()
         session = trace(
             model, cases, patches, anatomy=anatomy, corruption=job.corruptor.corruption,
-            position=places, metric="logit_diff", engine=engine, batch_tokens=_NO_BUDGET,
+            position=places, metric=as_metrics("logit_diff"), engine=engine, batch_tokens=_NO_BUDGET,
             progress=False, out=None,
             final_subject="keep", readout=job.readout.asked, sweeps=sweeps, direct=stage.direct,
         )  # fmt: skip

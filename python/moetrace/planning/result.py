@@ -12,8 +12,8 @@ import pandas as pd
 
 from moetrace.arguments import as_choice
 from moetrace.progress import clock
-from moetrace.results.base import read_only
 from moetrace.results.display import result_html
+from moetrace.results.further import read_only
 from moetrace.trace.memory import shown_bytes
 
 _UNITS = ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"))

@@ -60,8 +60,8 @@ class Stage:
 def bare_job(anatomy: Anatomy, common: dict[str, Any], cases: Sequence[Case], what: str) -> Job:
     """A job without patches, with checked options; the weights needn't be there."""
     readout = make_readout(anatomy, common["readout"])
-    places = places_of(common["position"], cases, prefix=what != "layers")
     bound = Corruptor(common["corruption"], embedding_of(anatomy))
+    places = places_of(common["position"], cases, prefix=what != "layers")
     return Job(anatomy, (), bound, readout, places)
 
 

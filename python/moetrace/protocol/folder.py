@@ -140,7 +140,8 @@ def _tidy(place: Path | None, is_result: bool) -> None:
 
 def read_traces(path: Path, names: list[str]) -> Traces:
     """Saved results by name, verified."""
-    return {name: load_trace(path / "traces" / name) for name in names}
+    found = {name: load_trace(path / "traces" / name) for name in names}
+    return {name: result for name, result in found.items() if isinstance(result, TraceResult)}
 
 
 def write_sealed(path: Path, value: Mapping[str, Any]) -> None:

@@ -14,9 +14,10 @@ from moetrace.results.load import load as load_trace
 if TYPE_CHECKING:
     from moetrace.protocol.report import Report
     from moetrace.results.base import TraceResult
+    from moetrace.results.by_metric import MetricTraces
 
 
-def load(folder: str | Path) -> TraceResult | Report:
+def load(folder: str | Path) -> TraceResult | MetricTraces | Report:
     """A saved trace, or the report of a finished run of the protocol, verified.
 
     >>> mt.load("runs/layers").best, mt.load("runs/qwen3").tables["1"]

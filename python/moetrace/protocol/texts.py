@@ -35,6 +35,6 @@ def _text_of(case: Case, tokenizer: Any) -> dict[str, Any]:
         "prompt": case.prompt or decoded(*case.input_ids),
         "tokens": _pieces(case.input_ids, decoded),
         "true": decoded(case.true_id),
-        "foil": decoded(case.foil_id),
+        "foil": "" if case.foil_id is None else decoded(case.foil_id),
         "subject": decoded(*case.input_ids[slice(*case.subject)]),
     }

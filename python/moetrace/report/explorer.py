@@ -73,7 +73,7 @@ def _texts(case: Case, told: Any) -> dict[str, Any]:
         "tokens": [str(token) for token in tokens],
         "span": list(case.subject),
         "true": str(told.get("true", f"#{case.true_id}")),
-        "foil": str(told.get("foil", f"#{case.foil_id}")),
+        "foil": str(told.get("foil", "" if case.foil_id is None else f"#{case.foil_id}")),
     }
 
 

@@ -15,6 +15,7 @@ from typing_extensions import Self
 from moetrace.arguments import as_choice
 from moetrace.cases import CaseSet, case_keys
 from moetrace.errors import ArgumentError, FewClustersWarning
+from moetrace.results.further import FurtherFigures, read_only
 from moetrace.results.positions import positions_of
 from moetrace.results.saved import Saved, write_saved
 from moetrace.stats import sign_flip, summary_table
@@ -26,10 +27,12 @@ STATISTICS = (None, "mean", "t")
 _LEFT_OUT = ("failed_case_ids", "inactive_case_ids")  # of a provenance: traced, and not among the rows
 
 
-class TraceResult:
+class TraceResult(FurtherFigures):
     """Rescue (equation 4) of every site in every case.
 
-    ``effects``: float64 (cases, sites), logits. ``sites``: a table with one row for each column of effects.
+    ``effects``: float64 (cases, sites), in the unit of the metric (logits for the paper's). ``sites``: a
+    table with one row for each column of effects. ``by_draw``: float64 (cases, sites, draws), the effects of
+    each draw of the corruption, whose mean they are; None where there was one.
     """
 
     kind: ClassVar[str] = "trace"
@@ -82,7 +85,8 @@ class TraceResult:
         facts["case_ids"] = cases.case_id.tolist()
         failed = self.failed[self.failed.case_id.isin(others)].reset_index(drop=True)
         measured = {name: values[positions] for name, values in self._measured().items()}
-        return self._rebuilt(cases, measured, failed, facts)
+        own = self._rebuilt(cases, measured, failed, facts)
+        return own.with_draws(None if self.by_draw is None else self.by_draw[positions])
 
     def _measured(self) -> dict[str, np.ndarray]:
         """Every array that has a row for each case."""
@@ -194,7 +198,7 @@ class TraceResult:
         return cls(cases, sites, patched, rows.rescue.to_numpy().reshape(shape), failed, provenance)
 
     def _saved_rows(self) -> pd.DataFrame:
-        """What ``rows.parquet`` holds."""
+        """What ``rows.parquet`` holds but for single draws."""
         return self.rows
 
     def save(self, folder: str | Path) -> None:
@@ -206,15 +210,8 @@ class TraceResult:
         ``folder``: new, empty, or with a result or a run of the same kind. ArgumentError where it is no path;
         RunFolderError where it is a file, holds something else, or can't be written.
         """
-        tables = {"rows": self._saved_rows(), "cases": self._cases, "failed": self.failed}
+        tables = {"rows": self.saved_rows(), "cases": self._cases, "failed": self.failed}
         write_saved(folder, Saved(self.kind, tables, self.provenance))
-
-
-def read_only(values: np.ndarray) -> np.ndarray:
-    """The same values, not to be written to: figures and files must stay what was measured."""
-    view = values.view()
-    view.flags.writeable = False
-    return view
 
 
 def summarise(

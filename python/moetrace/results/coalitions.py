@@ -14,7 +14,7 @@ from moetrace.errors import ArgumentError
 from moetrace.results.base import TraceResult, summarise, summarise_first
 from moetrace.results.display import refuse_groups, result_html, table_note
 from moetrace.results.expert_name import Expert
-from moetrace.results.pictures import plot_bars, plot_lines, plot_strips
+from moetrace.results.pictures import of_its_metric, plot_bars, plot_lines, plot_strips
 from moetrace.results.pictures.axes import GREY, axes_of
 
 if TYPE_CHECKING:
@@ -141,6 +141,7 @@ class CoalitionTrace(TraceResult):
         heads = heads.iloc[order].reset_index(drop=True)
         return summarise_first(effects[:, order], heads, self._cases, count, **summary)
 
+    @of_its_metric
     def plot(self, ax: Axes | None = None, kind: str | None = None, limit: int = 20, **summary: Any) -> Axes:
         """Mean rescue of each coalition, or what each expert contributes to it.
 

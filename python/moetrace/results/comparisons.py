@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -18,7 +18,7 @@ from moetrace.results.display import interval_label, plain, refuse_groups, resul
 from moetrace.results.expert_arrays import Floats
 from moetrace.results.expert_name import Expert
 from moetrace.results.layers import LayerTrace
-from moetrace.results.pictures import Pair, plot_counts, plot_pairs, plot_points
+from moetrace.results.pictures import Pair, of_its_metric, plot_counts, plot_pairs, plot_points
 from moetrace.results.positions import CaseMismatchError
 from moetrace.stats import bootstrap
 
@@ -35,6 +35,7 @@ class Contrast:
 
     star: Expert
     rows: pd.DataFrame
+    unit: str = field(default="logits", kw_only=True)  # of the trace's metric
 
     # What the summary calls a quantity, and the column of rows that holds it; the contrast comes last.
     quantities: ClassVar[dict[str, str]] = {
@@ -68,6 +69,7 @@ class Contrast:
         values = self.rows[list(self.quantities.values())].to_numpy(dtype=float)
         return summarise(values, pd.DataFrame({"quantity": list(self.quantities)}), self.rows, **options)
 
+    @of_its_metric
     def plot(self, ax: Axes | None = None, kind: str = "means", **summary: Any) -> Axes:
         """Mean of each quantity with its interval, or every case.
 

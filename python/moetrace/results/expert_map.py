@@ -13,11 +13,12 @@ from typing_extensions import Self
 from moetrace.arguments import as_choice
 from moetrace.effects import Mean
 from moetrace.errors import ArgumentError
-from moetrace.results.base import TraceResult, read_only
+from moetrace.results.base import TraceResult
 from moetrace.results.display import result_html
 from moetrace.results.expert_arrays import LOGITS, ExpertArrays, Floats, expert_rows
 from moetrace.results.expert_name import Expert
 from moetrace.results.experts import ExpertTrace
+from moetrace.results.further import read_only
 from moetrace.results.map_pictures import plot_best_experts
 from moetrace.results.map_sites import at_position, map_from_rows, of_all, with_positions
 from moetrace.results.roles import ROLES, by_role, roles_of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
 
 import numpy as np
@@ -37,6 +38,7 @@ from moetrace.results.expert_arrays import (
 )
 from moetrace.results.expert_name import Expert, ExpertLike, ExpertRangeError
 from moetrace.results.expert_pictures import Asked, draw
+from moetrace.results.pictures import of_its_metric
 from moetrace.results.resplit import HeldOut, Stability
 from moetrace.results.selection import Candidates, SelectionRule
 from moetrace.results.settings import refuse_other_settings
@@ -86,7 +88,7 @@ class ExpertTrace(TraceResult):
         super().__init__(cases, sites, arrays.patched, arrays.effects, failed, provenance)
         self.arrays = arrays
         self._column = {pair: column for column, pair in enumerate(pairs)}
-        self._candidates = Candidates(sites, self.effects, arrays.clean_active)
+        self._candidates = Candidates(sites, self.effects, arrays.clean_active, self._toward_recall)
 
     @classmethod
     def from_files(
@@ -240,7 +242,7 @@ class ExpertTrace(TraceResult):
         """
         drawn = Controls.draw(self._compared(star), control_count(controls, self.top_k), seed)
         warn_of_short(drawn.short, drawn.asked, len(self), stacklevel=2)
-        return Specificity.of(drawn, seed)
+        return replace(Specificity.of(drawn, seed), unit=self.unit)
 
     def all_active(self, star: ExpertLike) -> AllActive:
         """The star against all other clean-active experts of its layer (equations 11 to 13).
@@ -249,7 +251,7 @@ class ExpertTrace(TraceResult):
 
         Over the cases where the star and another expert are clean-active. Errors: see :meth:`specificity`.
         """
-        return AllActive.of(self._compared(star))
+        return replace(AllActive.of(self._compared(star)), unit=self.unit)
 
     def ranks(self, star: ExpertLike) -> ActiveRanks:
         """Rank of the star's rescue among the clean-active experts of its layer (Table 10).
@@ -361,6 +363,7 @@ class ExpertTrace(TraceResult):
         warn_of_short(found.short_cases, controlled.asked, len(self), stacklevel=2)
         return found
 
+    @of_its_metric
     def plot(
         self,
         layer: int | None = None,

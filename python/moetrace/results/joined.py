@@ -12,13 +12,14 @@ import pandas as pd
 from moetrace.arguments import as_list, refuse_type, shown
 from moetrace.errors import ArgumentError, DuplicateCaseError
 from moetrace.results.base import TraceResult
+from moetrace.results.by_metric import MetricTraces
 from moetrace.results.map_sites import widened
 from moetrace.results.settings import SettingsMismatchError, refuse_other_settings
 
 # What else of a provenance says what the columns are: the expert, and the game of coalitions.
 _SAME = ("star", "masks", "players", "orders")
 _FLOORS = ("self_check", "null_floor")
-_Trace = TypeVar("_Trace", bound=TraceResult)
+_Trace = TypeVar("_Trace", bound=TraceResult | MetricTraces)
 
 
 def concat(traces: Iterable[_Trace]) -> _Trace:
@@ -28,7 +29,8 @@ def concat(traces: Iterable[_Trace]) -> _Trace:
 
     All must be of one kind and have the same sites, model, noise, position and read-out; no case may be in
     two. The provenance keeps what they share. Of the numerical floors it keeps the largest, and where they
-    differ otherwise (engine, versions) it names all, as in "tree and reference".
+    differ otherwise (engine, versions) it names all, as in "tree and reference". Traces of several metrics
+    are joined metric by metric.
 
     Errors: ArgumentError for no trace, other kinds or other sites; SettingsMismatchError for other settings;
     DuplicateCaseError.
@@ -36,11 +38,14 @@ def concat(traces: Iterable[_Trace]) -> _Trace:
     parts = as_list(traces, "traces", "a list of traces")
     if not parts:
         raise ArgumentError("traces is empty; expected at least one trace")
+    if isinstance(parts[0], MetricTraces):
+        joined: _Trace = _by_metric(parts)
+        return joined
     for place, part in enumerate(parts):
         if not isinstance(part, TraceResult):
             refuse_type(part, f"traces[{place}]", "a trace")
     parts = widened(parts)
-    first: _Trace = parts[0]
+    first: Any = parts[0]
     for place, part in enumerate(parts):
         _refuse_unlike(parts[0], part, place)
     ids = Counter(case_id for part in parts for case_id in _traced(part))
@@ -51,12 +56,29 @@ def concat(traces: Iterable[_Trace]) -> _Trace:
             ".subset() takes cases out of a trace"
         )
     measured = [part._measured() for part in parts]
-    return first._rebuilt(
+    draws = [part.by_draw for part in parts]
+    known = [own for own in draws if own is not None]
+    whole = first._rebuilt(
         _stacked([part._cases for part in parts]),
         {name: np.concatenate([own[name] for own in measured]) for name in measured[0]},
         _stacked([part.failed for part in parts]),
         _merged([part.provenance for part in parts]),
     )
+    joined = whole.with_draws(np.concatenate(known) if known and len(known) == len(draws) else None)
+    return joined
+
+
+def _by_metric(parts: Sequence[Any]) -> Any:
+    """Traces of several metrics each, joined metric by metric."""
+    names = list(parts[0])
+    for place, part in enumerate(parts):
+        if not isinstance(part, MetricTraces) or list(part) != names:
+            found = list(part) if isinstance(part, MetricTraces) else type(part).__name__
+            raise ArgumentError(
+                f"traces[{place}] is of {shown(found)} and traces[0] of the metrics {names}; expected the "
+                "same metrics in the same order"
+            )
+    return MetricTraces({name: concat([part[name] for part in parts]) for name in names})
 
 
 def _traced(part: TraceResult) -> list[int]:

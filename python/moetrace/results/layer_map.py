@@ -9,8 +9,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from moetrace.arguments import as_choice
-from moetrace.results.base import read_only
 from moetrace.results.display import result_html, table_note
+from moetrace.results.further import read_only
 from moetrace.results.layers import LayerTrace, Sharpness
 from moetrace.results.map_pictures import plot_case, plot_positions
 from moetrace.results.map_sites import at_position, map_from_rows, of_all, with_positions

@@ -11,9 +11,10 @@ import pandas as pd
 
 from moetrace.arguments import as_choice, as_count, shown
 from moetrace.errors import ArgumentError
-from moetrace.results.base import TraceResult, read_only
+from moetrace.results.base import TraceResult
 from moetrace.results.display import LEVEL, result_html, table_note, tested_label
-from moetrace.results.pictures import CellMap, plot_layers, plot_map, plot_panels, plot_strips
+from moetrace.results.further import read_only
+from moetrace.results.pictures import CellMap, of_its_metric, plot_layers, plot_map, plot_panels, plot_strips
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -112,8 +113,8 @@ class LayerTrace(TraceResult):
 
     @property
     def best(self) -> int:
-        """The layer with the highest mean rescue; of equal ones the lowest."""
-        means = self.effects.mean(axis=0)
+        """The layer with the highest mean rescue (for kl and rank the lowest); of equal ones the lowest."""
+        means = self._toward_recall * self.effects.mean(axis=0)
         return min(layer for layer, mean in zip(self.layers, means, strict=True) if mean == means.max())
 
     def sharpness(self) -> Sharpness:
@@ -132,6 +133,7 @@ class LayerTrace(TraceResult):
             float(means[top] - means[runner_up]),
         )
 
+    @of_its_metric
     def plot(
         self,
         ax: Axes | None = None,

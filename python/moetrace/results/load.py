@@ -6,6 +6,7 @@ from pathlib import Path
 
 from moetrace.errors import RunFolderError
 from moetrace.results.base import TraceResult
+from moetrace.results.by_metric import MetricTraces, read_tables
 from moetrace.results.coalitions import CoalitionTrace
 from moetrace.results.expert_map import ExpertMap
 from moetrace.results.experts import ExpertTrace
@@ -21,7 +22,7 @@ _KINDS: dict[str, type[TraceResult]] = {
 _MAPS: dict[str, type[TraceResult]] = {LayerMap.kind: LayerMap, ExpertMap.kind: ExpertMap}
 
 
-def load(folder: str | Path) -> TraceResult:
+def load(folder: str | Path) -> TraceResult | MetricTraces:
     """The result that was saved in a folder, verified.
 
     >>> layers.save("runs/layers"); mt.load("runs/layers").best
@@ -41,9 +42,11 @@ def load(folder: str | Path) -> TraceResult:
             f"{folder} holds a result of kind {saved.kind!r}; this version knows {sorted(_KINDS)}"
         )
     try:
+        kind = (_MAPS if "position" in saved.tables["rows"] else _KINDS)[saved.kind]
+        if isinstance(saved.provenance.get("metric"), list):
+            return MetricTraces.from_saved(kind, saved)
         rows, cases, failed = saved.tables.values()
-        kinds = _MAPS if "position" in rows else _KINDS
-        return kinds[saved.kind].from_files(rows, cases, failed, saved.provenance)
+        return read_tables(kind, rows, cases, failed, saved.provenance)
     except Exception as failure:
         raise RunFolderError(
             f"the tables in {folder} don't make a {saved.kind} result ({failure}); save it again"

@@ -11,7 +11,7 @@ from moetrace.arguments import as_choice
 from moetrace.effects import gate_specificity
 from moetrace.results.base import TraceResult, summarise
 from moetrace.results.display import plain, refuse_groups, result_html, table_note
-from moetrace.results.pictures import Pair, plot_pairs, plot_points
+from moetrace.results.pictures import Pair, of_its_metric, plot_pairs, plot_points
 from moetrace.results.pictures.axes import BLUE
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class MatchedTrace(TraceResult):
         heads = pd.DataFrame(names, columns=["quantity", "scaling"])
         return summarise(np.stack(values, axis=1), heads, self._cases, **summary)
 
+    @of_its_metric
     def plot(self, ax: Axes | None = None, kind: str = "paired", **summary: Any) -> Axes:
         """Rescue of the expert beside its control's, case by case, raw and at equal norm.
 

@@ -102,7 +102,7 @@ def refuse_other_content(path: Path, kind: str, provenance: Mapping[str, Any] | 
 def _differing(call: Mapping[str, Any], provenance: Mapping[str, Any]) -> list[str]:
     """In what a run's call and a result differ, of what both tell."""
     found = []
-    for field in ("model", "noise", "position"):
+    for field in ("model", "noise", "corruption", "position"):
         asked, told = call.get(field), provenance.get(field)
         if isinstance(asked, dict) and isinstance(told, dict):
             differ = any(asked[key] != told[key] for key in asked.keys() & told.keys())
@@ -110,6 +110,9 @@ def _differing(call: Mapping[str, Any], provenance: Mapping[str, Any]) -> list[s
             differ = asked is not None and told is not None and asked != told
         if differ:
             found.append(field)
+    kinds = [{name for name in ("noise", "corruption") if facts.get(name)} for facts in (call, provenance)]
+    if all(kinds) and kinds[0] != kinds[1]:
+        found.append("corruption")
     return found
 
 

@@ -11,7 +11,7 @@ from moetrace.arguments import as_choice
 from moetrace.effects import drop
 from moetrace.results.base import TraceResult, summarise
 from moetrace.results.display import plain, refuse_groups, result_html, table_note
-from moetrace.results.pictures import plot_case_lines, plot_lines
+from moetrace.results.pictures import of_its_metric, plot_case_lines, plot_lines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,6 +42,9 @@ class ScaleTrace(TraceResult):
         rows["noised"] = rows.patched - rows.rescue
         return rows
 
+    def _noised_of_sites(self) -> np.ndarray:
+        return self._patched - self.effects
+
     def table(self, patch: str = "expert", **summary: Any) -> pd.DataFrame:
         """Table 13: scale, active cases, mean drop, then the summary of the rescue.
 
@@ -57,6 +60,7 @@ class ScaleTrace(TraceResult):
         table.insert(2, "drop", drop(self._cases.clean.to_numpy(), noised).mean(axis=0))
         return table
 
+    @of_its_metric
     def plot(self, ax: Axes | None = None, kind: str = "curve", **summary: Any) -> Axes:
         """Mean rescue of the expert and of its whole block by noise scale, with intervals.
 

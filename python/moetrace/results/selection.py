@@ -42,11 +42,15 @@ class Selection:
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """The experts to select from. ``effects`` and ``active``: (cases, sites)."""
+    """The experts to select from. ``effects`` and ``active``: (cases, sites).
+
+    ``toward``: 1, or -1 where the most negative effect is the best (kl, rank).
+    """
 
     sites: pd.DataFrame
     effects: Floats
     active: Bools
+    toward: int = 1
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -74,7 +78,8 @@ class Candidates:
         required = required_cases(rule.min_active, len(cases))
         columns = self.columns(rule.layer)
         grid = np.ix_(cases, columns)
-        return columns[recurrence_first(self.effects[grid], self.active[grid], required, rule.mean)]
+        effects = self.toward * self.effects[grid]
+        return columns[recurrence_first(effects, self.active[grid], required, rule.mean)]
 
     def select(self, rule: SelectionRule, cases: Counts) -> Selection | None:
         """The expert to select; None where none is recurrent enough."""

@@ -9,7 +9,7 @@ from moetrace.errors import ArgumentError
 from moetrace.results.base import TraceResult
 
 # What of the provenance changes the numbers beyond floating point: not the engine, batches or versions.
-SETTINGS = ("model", "noise", "position", "metric", "readout", "compute_dtype")
+SETTINGS = ("model", "noise", "corruption", "position", "metric", "readout", "compute_dtype")
 
 
 class SettingsMismatchError(ArgumentError):

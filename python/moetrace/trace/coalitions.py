@@ -24,7 +24,7 @@ from moetrace.results.coalitions import CoalitionTrace
 from moetrace.trace.experts import expert_layers_of
 from moetrace.trace.options import TraceOptions, checked, shows_options
 from moetrace.trace.provenance import provenance
-from moetrace.trace.session import Session, case_table, keep, trace
+from moetrace.trace.session import Session, case_table, finished, trace
 
 if TYPE_CHECKING:
     from moetrace.cases import Case, CaseSet
@@ -88,9 +88,7 @@ def trace_coalitions(
     session = trace(
         model, cases, patches, anatomy=anatomy, what="coalitions", details=details, direct=False, **common
     )
-    result = coalition_trace_of(session, chosen, wanted)
-    keep(result, common["out"])
-    return result
+    return finished(session, lambda own: coalition_trace_of(own, chosen, wanted), common["out"])
 
 
 def wanted_of(
@@ -131,7 +129,7 @@ def _subsets(layer: int, masks: list[int], players: int, orders: np.ndarray | No
 def coalition_trace_of(session: Session, layer: int, wanted: Wanted) -> CoalitionTrace:
     """The first patches of the session are the coalitions', the last is the null patch."""
     outcome, routing = session.outcome, session.outcome.routing[layer, 0]
-    effects = rescue(outcome.patched, outcome.noised)[:, :-1].mean(axis=2)
+    each = rescue(outcome.patched, outcome.noised)[:, :-1]
     cases = case_table(session)
     # Of the first draw: the clean slots are the same in every draw.
     cases["experts"] = [line.tolist() for line in routing.routed[:, 0]]
@@ -143,4 +141,4 @@ def coalition_trace_of(session: Session, layer: int, wanted: Wanted) -> Coalitio
         "orders": None if wanted.orders is None else wanted.orders.tolist(),
     }
     patched = outcome.patched[:, :-1].mean(axis=2)
-    return CoalitionTrace(cases, sites, patched, effects, session.failed, facts)
+    return CoalitionTrace(cases, sites, patched, each.mean(axis=2), session.failed, facts).with_draws(each)

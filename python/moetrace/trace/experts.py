@@ -16,6 +16,7 @@ from moetrace.effects import rescue
 from moetrace.engines.job import Patch, Sweep
 from moetrace.engines.places import Place, is_map, places_of
 from moetrace.errors import ArgumentError, LayoutError
+from moetrace.metrics import LOGIT_DIFF
 from moetrace.models.anatomy import Anatomy, expert_count, find_anatomy
 from moetrace.models.experts import top_k_of
 from moetrace.ranks import on_all_ranks
@@ -25,7 +26,7 @@ from moetrace.results.experts import ExpertTrace
 from moetrace.trace.maps import map_cases, mapped, null_place, tokens_at
 from moetrace.trace.options import TraceOptions, checked, shows_options
 from moetrace.trace.provenance import provenance
-from moetrace.trace.session import Session, case_table, keep, trace
+from moetrace.trace.session import Session, case_table, finished, trace
 
 if TYPE_CHECKING:
     from moetrace.cases import Case, CaseSet
@@ -85,9 +86,7 @@ def trace_experts(
         **common,
     )
     made = expert_map_of if is_map(position) else expert_trace_of
-    result = made(session, chosen, union)
-    keep(result, common["out"])
-    return result
+    return finished(session, lambda own: made(own, chosen, union), common["out"])
 
 
 def expert_layers_of(anatomy: Anatomy, layer: int | Sequence[int] | None) -> tuple[int, ...]:
@@ -118,9 +117,11 @@ def expert_sweeps(
 
 def expert_trace_of(session: Session, layers: tuple[int, ...], union: bool) -> ExpertTrace:
     """What the session's sweeps of these layers found; its last patch is the null patch."""
-    sites, arrays = _arrays_of(session, [(layer, 0) for layer in layers], union)
+    where = [(layer, 0) for layer in layers]
+    sites, arrays = _arrays_of(session, where, union)
     facts = provenance(session, layers)
-    return ExpertTrace(case_table(session), sites[["layer", "expert"]], arrays, session.failed, facts)
+    found = ExpertTrace(case_table(session), sites[["layer", "expert"]], arrays, session.failed, facts)
+    return _with_draws(found, session, where)
 
 
 def expert_map_of(session: Session, layers: tuple[int, ...], union: bool) -> ExpertMap:
@@ -147,6 +148,21 @@ def _arrays_of(
     return pd.concat(sites, ignore_index=True), arrays
 
 
+def _with_draws(found: ExpertTrace, session: Session, where: Sequence[tuple[int, int]]) -> ExpertTrace:
+    """The same with the effects of single draws, where there are several."""
+    if session.job.draws == 1:
+        return found
+    return found.with_draws(np.concatenate([_by_draw(session, *at) for at in where], axis=1))
+
+
+def _by_draw(session: Session, layer: int, place: int) -> np.ndarray:
+    """(cases, experts, draws): rescue of clean-active experts in each draw, 0 for the others."""
+    routing = session.outcome.routing[layer, place]
+    each = rescue(routing.patched.swapaxes(1, 2), session.outcome.noised)
+    active = routing.patched_active & np.any(routing.clean_active, axis=1)[:, None]
+    return np.where(active.swapaxes(1, 2), each, 0.0)
+
+
 def _layer_arrays(session: Session, layer: int, place: int, union: bool) -> ExpertArrays:
     """One layer and place of an outcome, averaged over draws; a draw in which nothing was patched counts with
     0."""
@@ -157,6 +173,7 @@ def _layer_arrays(session: Session, layer: int, place: int, union: bool) -> Expe
     straight = {
         name: np.where(patched, getattr(routing, name), 0.0).mean(axis=1)
         for name in ("direct", "direct_linear")
+        if session.metric is LOGIT_DIFF
     }
     return ExpertArrays(
         clean_active=np.any(routing.clean_active, axis=1),

@@ -14,6 +14,7 @@ from moetrace.cases import as_case_set
 from moetrace.effects import rescue
 from moetrace.engines.job import Patch
 from moetrace.engines.places import Place, is_map, places_of
+from moetrace.metrics import LOGIT_DIFF
 from moetrace.models.anatomy import find_anatomy
 from moetrace.ranks import on_all_ranks
 from moetrace.results.layer_map import LayerMap
@@ -21,7 +22,7 @@ from moetrace.results.layers import LayerTrace
 from moetrace.trace.maps import map_cases, mapped, null_place, tokens_at
 from moetrace.trace.options import TraceOptions, checked, shows_options
 from moetrace.trace.provenance import provenance
-from moetrace.trace.session import Session, case_table, keep, trace
+from moetrace.trace.session import Session, case_table, finished, trace
 
 if TYPE_CHECKING:
     from moetrace.cases import Case, CaseSet
@@ -45,12 +46,17 @@ def trace_layers(
     and left as it was. ``cases``: a CaseSet or any sequence of Case.
     ``layers``: which; None is every layer with routed experts, or every layer of a model without any.
     ``noise``: the corruption, by default ``SubjectNoise(scale=3.0, seed=0, draws=1)`` (equation 2).
+    ``corruption``: another one in its place: ``mt.SwapSubject(cases)``, ``mt.MeanEmbedding()``,
+    ``mt.ZeroEmbedding()``, ``mt.UniformNoise()``, or a function of (case, embeddings of its subject).
     ``position``: where: "last", the final token, as in the paper; "subject_last", "subject_first";
     "subject", all its tokens together; "after_subject", the token behind it; a token index (negative from the
     end); a function of a Case that gives one or a list of tokens to patch together; "all", every token by
     itself; or a list of them, all in one pass. Of "all" and lists the result is a :class:`LayerMap`, layer x
     position.
-    ``metric``: "logit_diff", true minus foil (equation 1).
+    ``metric``: what is read off every run: "logit_diff", true minus foil (equation 1); "logprob" and "prob"
+    of the true object over the whole vocabulary; "prob_ratio", true over foil; "kl", D(clean || run); "rank"
+    of the true object, 1 the first; or a function of (logits (rows, vocabulary), case). A list of them gives
+    a :class:`MetricTraces` of a result each, all from one pass. Rescue is patched minus noised in every one.
     ``engine``: "tree" (one pass), "reference" (one plain forward for each patch) or "auto".
     ``batch_tokens``: token rows of one batch, or "auto"; it changes time and memory, never the numbers beyond
     floating point. ``progress``: None shows a bar in a terminal or a notebook; True also a line now and then
@@ -79,9 +85,8 @@ def trace_layers(
     places = places_of(position, case_set, prefix=False)
     patches = layer_patches(chosen, places)
     session = trace(model, case_set, patches, position=places, anatomy=anatomy, what="layers", **common)
-    result = layer_map_of(session, chosen) if is_map(position) else layer_trace_of(session, chosen)
-    keep(result, common["out"])
-    return result
+    made = layer_map_of if is_map(position) else layer_trace_of
+    return finished(session, lambda own: made(own, chosen), common["out"])
 
 
 def layer_patches(layers: Sequence[int], places: Sequence[Place]) -> list[Patch]:
@@ -94,17 +99,20 @@ def layer_patches(layers: Sequence[int], places: Sequence[Place]) -> list[Patch]
 def layer_trace_of(session: Session, layers: tuple[int, ...]) -> LayerTrace:
     """The first patches of the session are the layers', the last is the null patch."""
     outcome = session.outcome
-    effects = rescue(outcome.patched, outcome.noised).mean(axis=2)
+    each = rescue(outcome.patched, outcome.noised)[:, :-1]
+    straight = {
+        "direct": outcome.direct[:, :-1].mean(axis=2),
+        "direct_linear": outcome.direct_linear[:, :-1].mean(axis=2),
+    }
     return LayerTrace(
         case_table(session),
         pd.DataFrame({"layer": list(layers)}),
         outcome.patched[:, :-1].mean(axis=2),
-        effects[:, :-1],
+        each.mean(axis=2),
         session.failed,
         provenance(session, layers),
-        direct=outcome.direct[:, :-1].mean(axis=2),
-        direct_linear=outcome.direct_linear[:, :-1].mean(axis=2),
-    )
+        **(straight if session.metric is LOGIT_DIFF else {}),
+    ).with_draws(each)
 
 
 def layer_map_of(session: Session, layers: tuple[int, ...]) -> LayerMap:
@@ -112,13 +120,13 @@ def layer_map_of(session: Session, layers: tuple[int, ...]) -> LayerMap:
     outcome, places = session.outcome, session.job.places
     names = [places[at].name for at in mapped(places)]
     tokens = tokens_at(session)
-    effects = rescue(outcome.patched, outcome.noised).mean(axis=2)[:, :-1]
+    each = rescue(outcome.patched, outcome.noised)[:, :-1]
     patched, noised = outcome.patched[:, :-1].mean(axis=2), outcome.noised.mean(axis=1)
     straight = {name: getattr(outcome, name)[:, :-1].mean(axis=2) for name in ("direct", "direct_linear")}
     # Tokens before the subject aren't run: both runs are the same there.
     columns = np.tile(np.arange(len(names)), len(layers))
-    same = np.isnan(effects) & (tokens[:, columns] >= 0) & ~outcome.present[:, :-1]
-    effects[same] = 0.0
+    same = np.isnan(each).all(axis=2) & (tokens[:, columns] >= 0) & ~outcome.present[:, :-1]
+    each[same] = 0.0
     patched[same] = np.broadcast_to(noised[:, None], patched.shape)[same]
     for values in straight.values():
         values[same] = 0.0
@@ -126,9 +134,9 @@ def layer_map_of(session: Session, layers: tuple[int, ...]) -> LayerMap:
         map_cases(session),
         pd.DataFrame([(layer, name) for layer in layers for name in names], columns=["layer", "position"]),
         patched,
-        effects,
+        each.mean(axis=2),
         session.failed,
         provenance(session, layers),
         tokens[:, columns],
-        **straight,
-    )
+        **(straight if session.metric is LOGIT_DIFF else {}),
+    ).with_draws(each)

@@ -19,7 +19,7 @@ from moetrace.results.expert_name import Expert, ExpertLike, ExpertRangeError, N
 from moetrace.results.matched import SITES, MatchedTrace
 from moetrace.trace.options import TraceOptions, checked, shows_options
 from moetrace.trace.provenance import provenance
-from moetrace.trace.session import Session, case_table, keep, trace
+from moetrace.trace.session import Session, case_table, finished, trace
 
 if TYPE_CHECKING:
     from moetrace.cases import Case, CaseSet
@@ -60,9 +60,7 @@ def trace_matched(
         direct=False,
         **common,
     )
-    result = matched_trace_of(session, chosen)
-    keep(result, common["out"])
-    return result
+    return finished(session, lambda own: matched_trace_of(own, chosen), common["out"])
 
 
 def matched_patches(star: Expert) -> list[Patch]:
@@ -109,7 +107,7 @@ def matched_trace_of(session: Session, star: Expert) -> MatchedTrace:
     for name, values in (("weight", weight), ("norm", norm)):
         kept[f"star_{name}"] = values[active, star.expert]
         kept[f"control_{name}"] = values[active, control]
-    effects = rescue(outcome.patched, outcome.noised)[active, :-1].mean(axis=2)
+    each = rescue(outcome.patched, outcome.noised)[active, :-1]
     patched = outcome.patched[active, :-1].mean(axis=2)
     sites = pd.DataFrame(SITES, columns=["role", "scaling"])
     sites.insert(0, "layer", star.layer)
@@ -117,4 +115,4 @@ def matched_trace_of(session: Session, star: Expert) -> MatchedTrace:
         "star": str(star),
         "inactive_case_ids": np.delete(cases.case_id.to_numpy(), active).tolist(),
     }
-    return MatchedTrace(kept, sites, patched, effects, session.failed, facts)
+    return MatchedTrace(kept, sites, patched, each.mean(axis=2), session.failed, facts).with_draws(each)

@@ -22,11 +22,12 @@ from moetrace.engines.sweeps import HELD
 from moetrace.engines.tree import TreeEngine
 from moetrace.errors import LayoutError, MemoryBudgetError, MemoryBudgetWarning
 from moetrace.models.experts import top_k_of
+from moetrace.models.forward import LOGITS_AT_ONCE
 from moetrace.weights import source_of
 
 if TYPE_CHECKING:
     from moetrace.cases import Case
-    from moetrace.engines.job import Engine
+    from moetrace.engines.job import Engine, Job
     from moetrace.models.anatomy import Anatomy
 
 _UNITS = ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
@@ -58,6 +59,18 @@ def batch_bytes(anatomy: Anatomy, batch: BatchRows) -> int:
         masks += 2 * heads * batch.sequences * batch.rows**2 * size  # every head's scores are there at once
     ending = 8 * batch.sequences * batch.read * anatomy.hidden_size * 3  # float64, for direct effects
     return rows * row_bytes(anatomy) + masks + ending
+
+
+def logits_bytes(job: Job, batch: BatchRows) -> int:
+    """Logits of the whole vocabulary, where a metric needs them: some rows of one sequence at a time, or, by
+    the model's own head, all that are read out.
+    """
+    if not any(metric.whole for metric in job.metrics):
+        return 0
+    vocab = job.anatomy.vocab_size
+    part = min(batch.read * vocab, max(LOGITS_AT_ONCE, vocab)) * (4 + 3 * 8)  # and what metrics make of them
+    own_head = job.readout.asked == "model"
+    return part + batch.sequences * batch.read * vocab * _element_size(job.anatomy) * own_head
 
 
 def row_bytes(anatomy: Anatomy) -> int:
@@ -172,7 +185,7 @@ def _needed(engine: Engine, cases: Sequence[Case]) -> int:
     waiting = 0
     if source_of(anatomy.model) is not None:  # batches side by side
         waiting = min(HELD, hidden_bytes(anatomy, sum(own.sequences * own.rows for own in batches)))
-    return waiting + max(batch_bytes(anatomy, own) for own in batches)
+    return waiting + max(batch_bytes(anatomy, own) + logits_bytes(engine.job, own) for own in batches)
 
 
 def _advice(engine: Engine, cases: Sequence[Case], budget: int, allowed: float) -> str:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar, get_type_hints
 
 from moetrace.arguments import as_choice, as_count, as_path, known_names, refuse_type
-from moetrace.corruptions import NoiseLike, as_noise
+from moetrace.corruptions import CorruptionLike, NoiseLike, as_corruption
 from moetrace.engines.engine_choice import ENGINES
 from moetrace.engines.places import Positions, as_positions
+from moetrace.metrics import MetricLike, as_metrics
 from moetrace.models.float32 import COMPUTE_DTYPES, ComputeDtype
 from moetrace.models.readout import READOUTS, ReadoutKind
 from moetrace.progress import Progress
@@ -20,7 +21,7 @@ class ScaleOptions(TypedDict, total=False):
     """Common arguments but for the noise; see :func:`moetrace.trace_layers`."""
 
     position: Positions
-    metric: str
+    metric: MetricLike
     engine: str
     batch_tokens: int | str
     progress: Progress
@@ -34,10 +35,12 @@ class TraceOptions(ScaleOptions, total=False):
     """Common arguments; see :func:`moetrace.trace_layers`."""
 
     noise: NoiseLike
+    corruption: CorruptionLike
 
 
 DEFAULTS: dict[str, Any] = {
     "noise": None,
+    "corruption": None,
     "position": "last",
     "metric": "logit_diff",
     "engine": "auto",
@@ -48,7 +51,6 @@ DEFAULTS: dict[str, Any] = {
     "readout": "exact",
     "compute_dtype": None,
 }
-METRICS = ("logit_diff",)  # equation 1
 FINAL_SUBJECTS = ("refuse", "keep")
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -74,9 +76,9 @@ def checked(options: dict[str, Any], function: Callable[..., Any]) -> dict[str, 
     known_names(options, list(inspect.signature(function).parameters), function.__name__)
     given = DEFAULTS | options
     return {
-        "corruption": as_noise(given["noise"]),
+        "corruption": as_corruption(given["noise"], given["corruption"]),
         "position": as_positions(given["position"]),
-        "metric": as_choice(given["metric"], "metric", METRICS),
+        "metric": as_metrics(given["metric"]),
         "engine": as_choice(given["engine"], "engine", ENGINES),
         "batch_tokens": as_batch_tokens(given["batch_tokens"]),
         "progress": as_progress(given["progress"]),

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from moetrace.engines.direct import at_final
+from moetrace.metrics import LOGIT_DIFF
 from moetrace.models.quantised import quantisation_note
 from moetrace.models.state import stored
 from moetrace.weights import origin
@@ -95,8 +96,8 @@ def provenance(session: Session, layers: tuple[int, ...]) -> dict[str, Any]:
         "versions": versions(),
         "engine": choice.engine.name,
         "engine_reason": choice.reason,
-        "self_check": choice.difference,
-        "null_floor": choice.null,
+        "self_check": _at(choice.difference, session.place),
+        "null_floor": _at(choice.null, session.place),
         "attention": session.attention,
         "compute_dtype": session.compute_dtype,
         "readout": job.readout.asked,
@@ -104,7 +105,8 @@ def provenance(session: Session, layers: tuple[int, ...]) -> dict[str, Any]:
         **job.corruptor.corruption.facts(job.corruptor.embedding),
         "position": job.position,
         "direct": _direct_note(session),
-        "metric": "logit_diff",
+        "metric": session.metric.name,
+        **({"metric_code": session.metric.code} if session.metric.code else {}),
         "ranks": session.ranks,
         "layers": list(layers),
         "case_ids": [case.case_id for case in session.cases],
@@ -112,8 +114,15 @@ def provenance(session: Session, layers: tuple[int, ...]) -> dict[str, Any]:
     }
 
 
+def _at(floors: tuple[float, ...], place: int) -> float:
+    """The floor of one metric; 0 where it wasn't compared."""
+    return floors[place] if place < len(floors) else 0.0
+
+
 def _direct_note(session: Session) -> str:
     """Whether direct effects were measured, and why not."""
+    if session.metric is not LOGIT_DIFF:
+        return "direct effects are of the logit difference alone"
     ending, outcome = session.job.ending, session.outcome
     if ending is None:
         return "not asked for"

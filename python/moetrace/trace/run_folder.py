@@ -15,10 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moetrace.arguments import as_path
-from moetrace.engines.job import Job, LayerRouting, Outcome
+from moetrace.engines.job import Job, LayerRouting, Outcome, Values
 from moetrace.errors import RunFolderError
 from moetrace.files import is_passing, write_json, write_parquet
 from moetrace.integrity import broken_seal, json_digest, sealed_frame, table_seal
+from moetrace.metrics import PAPER, Asked
 from moetrace.results.saved import CALL, refuse_other_content
 from moetrace.trace.provenance import model_facts
 
@@ -33,7 +34,13 @@ PRESENT = "present"
 _SEAL = b"moetrace.part"
 
 
-def call_facts(what: str, job: Job, cases: CaseSet, details: Mapping[str, Any] | None) -> dict[str, Any]:
+def call_facts(
+    what: str,
+    job: Job,
+    cases: CaseSet,
+    details: Mapping[str, Any] | None,
+    metric: Asked = PAPER,
+) -> dict[str, Any]:
     """What tells one call from another: model, cases, patches and options, as JSON values."""
     return {
         "what": what,
@@ -43,6 +50,8 @@ def call_facts(what: str, job: Job, cases: CaseSet, details: Mapping[str, Any] |
         **job.corruptor.corruption.facts(),
         "position": job.position,
         "tokens": json_digest([job.tokens_of(case) for case in cases]),
+        "metric": [own.facts() for own in metric.metrics],
+        "several_metrics": metric.several,
         "readout": job.readout.asked,
         "details": dict(details or {}),
     }
@@ -56,7 +65,7 @@ class RunFolder:
     is refused by name, and can be removed: its cases are then traced again.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, int], call: str, case_ids: frozenset[int]) -> None:
+    def __init__(self, path: Path, shape: tuple[int, int, int], call: str, case_ids: frozenset[int]) -> None:
         self.path, self._shape, self._call, self._case_ids = path, shape, call, case_ids
 
     @classmethod
@@ -68,13 +77,14 @@ class RunFolder:
         cases: CaseSet,
         details: Mapping[str, Any] | None,
         how: Mapping[str, str],
+        metric: Asked,
     ) -> RunFolder:
         """Begin a run or go on with it. RunFolderError where the folder holds another call's run.
 
         ``details``: arguments of this kind of trace. ``how``: the engine that serves it and the attention.
         """
         path = as_path(out, "out")
-        call = {"format": FORMAT, **call_facts(what, job, cases, details), **how}
+        call = {"format": FORMAT, **call_facts(what, job, cases, details, metric), **how}
         call = json.loads(json.dumps(call))
         try:
             found = cls._read_call(path / CALL)
@@ -95,7 +105,8 @@ class RunFolder:
                 "or the same model, cases and arguments to go on with it"
             )
         ids = frozenset(case.case_id for case in cases)
-        return cls(path, (len(job.patches), job.draws), json_digest(call), ids)
+        shape = (len(job.patches), job.draws, len(job.metrics) - 1)
+        return cls(path, shape, json_digest(call), ids)
 
     @staticmethod
     def _read_call(path: Path) -> dict[str, Any] | None:
@@ -138,6 +149,7 @@ class RunFolder:
             for name in ROUTING:
                 column = [getattr(part.routing[where], name)[0].ravel().tolist() for part in parts.values()]
                 columns[f"routing.{layer}.{place}.{name}"] = column
+        columns |= _columns_of_metrics(list(parts.values()))
         try:
             table = pa.Table.from_pandas(pd.DataFrame(columns), preserve_index=False)
         except (pa.ArrowException, OverflowError) as failure:
@@ -171,15 +183,18 @@ class RunFolder:
                 if case_id in owner:
                     raise _refused(path, f"case {case_id} is also in {owner[case_id]}")
                 owner[case_id] = path.name
-                by_patch = {
-                    name: np.array(row[name], dtype=float).reshape(1, *self._shape) for name in BY_PATCH
-                }
+                patched, direct, linear = (
+                    np.array(row[name], dtype=float).reshape(1, *self._shape[:2]) for name in BY_PATCH
+                )
                 done[case_id] = Outcome(
                     np.array([row["clean"]]),
                     np.array([row["noised"]], dtype=float),
-                    present=np.array(row[PRESENT], dtype=bool).reshape(1, self._shape[0]),
-                    routing=self._routing(row),
-                    **by_patch,
+                    patched,
+                    direct,
+                    linear,
+                    np.array(row[PRESENT], dtype=bool).reshape(1, self._shape[0]),
+                    self._routing(row),
+                    tuple(self._values(row, place) for place in range(self._shape[2])),
                 )
         return done
 
@@ -204,6 +219,17 @@ class RunFolder:
             raise _refused(path, f"case {min(stray)} isn't one of this run's")
         return part
 
+    def _values(self, row: Mapping[Any, Any], metric: int) -> Values:
+        """One case's further metric from its columns."""
+        head, swept = f"metric.{metric}.", {}
+        for name, own in row.items():
+            if str(name).startswith(f"{head}swept."):
+                layer, place = map(int, str(name).split(".")[-2:])
+                swept[layer, place] = _draws(own, self._shape[1])
+        patched = np.array(row[f"{head}patched"], dtype=float).reshape(1, *self._shape[:2])
+        noised = np.array([row[f"{head}noised"]], dtype=float)
+        return Values(np.array([row[f"{head}clean"]]), noised, patched, swept)
+
     def _routing(self, row: Mapping[Any, Any]) -> dict[tuple[int, int], LayerRouting]:
         """One case's routing from its columns."""
         names = [str(name).split(".") for name in row if str(name).startswith("routing.")]
@@ -212,6 +238,20 @@ class RunFolder:
             own = (_draws(row[f"routing.{layer}.{place}.{name}"], draws) for name in ROUTING)
             found[layer, place] = LayerRouting(*own)
         return found
+
+
+def _columns_of_metrics(parts: list[Outcome]) -> dict[str, Any]:
+    """Columns of the metrics beside the logit difference."""
+    columns: dict[str, Any] = {}
+    for metric, first in enumerate(parts[0].others):
+        values, head = [part.others[metric] for part in parts], f"metric.{metric}."
+        columns[f"{head}clean"] = [float(own.clean[0]) for own in values]
+        columns[f"{head}noised"] = [own.noised[0].tolist() for own in values]
+        columns[f"{head}patched"] = [own.patched[0].ravel().tolist() for own in values]
+        for where in first.swept:
+            name = ".".join(map(str, where))
+            columns[f"{head}swept.{name}"] = [own.swept[where][0].ravel().tolist() for own in values]
+    return columns
 
 
 def _draws(values: Any, draws: int) -> np.ndarray:

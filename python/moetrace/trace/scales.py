@@ -18,19 +18,19 @@ from moetrace.effects import rescue
 from moetrace.engines.job import Patch
 from moetrace.models.anatomy import find_anatomy
 from moetrace.ranks import on_all_ranks
-from moetrace.results.expert_name import ExpertLike
+from moetrace.results.expert_name import Expert, ExpertLike
 from moetrace.results.scales import ScaleTrace
 from moetrace.trace.matched import check_expert
 from moetrace.trace.options import ScaleOptions, checked, shows_options
 from moetrace.trace.provenance import provenance
-from moetrace.trace.session import case_table, keep, trace
+from moetrace.trace.session import Session, case_table, finished, trace
 
 if TYPE_CHECKING:
     from moetrace.cases import Case, CaseSet
 
 
 @on_all_ranks
-@partial(shows_options, without=("noise",))
+@partial(shows_options, without=("noise", "corruption"))
 def trace_noise_scales(
     model: torch.nn.Module,
     cases: Sequence[Case] | CaseSet,
@@ -45,7 +45,8 @@ def trace_noise_scales(
     >>> mt.trace_noise_scales(model, validation, "L44E069").table()
 
     Nothing is selected anew. The scales are branches of one tree: they share the clean run, and each case's
-    one draw (seed + case_id). ``options``: the common arguments of trace_layers but ``noise``.
+    one draw (seed + case_id). ``options``: the common arguments of trace_layers but ``noise`` and
+    ``corruption``.
     Errors: as trace_matched.
     """
     common = checked(dict(options), trace_noise_scales)
@@ -64,6 +65,11 @@ def trace_noise_scales(
         details={"star": str(chosen)},
         **common | {"corruption": noise},
     )
+    return finished(session, lambda own: _scale_trace_of(own, chosen, noise), common["out"])
+
+
+def _scale_trace_of(session: Session, chosen: Expert, noise: NoiseScales) -> ScaleTrace:
+    """The session's patches are the block's, the expert's and the null patch."""
     outcome, routing = session.outcome, session.outcome.routing[chosen.layer, 0]
     active = routing.clean_active[:, 0, chosen.expert]
     block, own = rescue(outcome.patched, outcome.noised)[:, :2].swapaxes(0, 1)  # (cases, scales) each
@@ -78,6 +84,5 @@ def trace_noise_scales(
     for index, scale in enumerate(noise.scales):
         table[f"noised_{scale:g}"] = outcome.noised[:, index]
     facts = provenance(session, (chosen.layer,)) | {"star": str(chosen)}
-    result = ScaleTrace(table, sites, effects + np.tile(outcome.noised, 2), effects, session.failed, facts)
-    keep(result, common["out"])
-    return result
+    patched = effects + np.tile(outcome.noised, 2)
+    return ScaleTrace(table, sites, patched, effects, session.failed, facts)

@@ -15,11 +15,12 @@ import torch
 from moetrace import effects
 from moetrace.arguments import as_choice, as_count, as_number, as_seed
 from moetrace.cases import Case, CaseSet, as_case_set, validate_cases
-from moetrace.corruptions import NoiseLike, as_noise
+from moetrace.corruptions import CorruptionLike, NoiseLike, SwapSubject, as_corruption
 from moetrace.engines.engine_choice import ENGINES
 from moetrace.engines.job import make_job
 from moetrace.engines.runner import make_runner
 from moetrace.errors import MoetraceWarning, NoCasesError, NonFiniteWarning
+from moetrace.metrics import LOGIT_DIFF, check_foils
 from moetrace.models.anatomy import find_anatomy
 from moetrace.models.float32 import ComputeDtype, computing_in
 from moetrace.models.state import prepared
@@ -56,6 +57,7 @@ def select_cases(
     engine: str = "auto",
     progress: Progress = None,
     compute_dtype: ComputeDtype | None = None,
+    corruption: CorruptionLike = None,
     *,
     _score: Callable[..., pd.DataFrame] | None = None,
 ) -> CaseSet:
@@ -83,6 +85,8 @@ def select_cases(
         progress: None for a bar in a terminal or notebook, True, False, or a function ``(done, total)`` of
             the usable cases found.
         compute_dtype: None for the model's own, or ``"float32"``, from half-precision weights.
+        corruption: In place of noise: see :func:`moetrace.trace_layers`. With ``mt.SwapSubject(cases)`` a
+            case without a partner is dropped first, as ``no_swap_partner``.
 
     Returns:
         The usable cases in the order of the scan. The funnel goes on from the given one with ``scanned``,
@@ -104,13 +108,15 @@ def select_cases(
     seed = None if seed is None else as_seed(seed)
     progress = as_progress(progress)
     source = as_case_set(cases)
+    if isinstance(corruption, SwapSubject):
+        source = corruption.usable(source)
     if not source:
         raise NoCasesError(
             f"there are no cases to select from ({source!r}); look at .dropped for the reasons"
         )
     options: dict[str, Any] = {
         "noise": noise, "batch_tokens": batch_tokens, "engine": engine,
-        "compute_dtype": as_compute_dtype(compute_dtype),
+        "compute_dtype": as_compute_dtype(compute_dtype), "corruption": corruption,
     }  # fmt: skip
     score = _score or score_cases
     verdicts: list[tuple[int, str | None]] = []
@@ -139,6 +145,7 @@ def score_cases(
     batch_tokens: int | str = "auto",
     engine: str = "auto",
     compute_dtype: ComputeDtype | None = None,
+    corruption: CorruptionLike = None,
 ) -> pd.DataFrame:
     """Logit differences (equation 1) of the clean and the noised run (equation 3 is their difference).
 
@@ -150,14 +157,15 @@ def score_cases(
     case_set = as_case_set(cases)
     anatomy = find_anatomy(model)
     validate_cases(case_set, anatomy.vocab_size, "keep", anatomy.positions)
-    chosen, engine = as_noise(noise), as_choice(engine, "engine", ENGINES)
-    chosen.check(case_set)
+    check_foils((LOGIT_DIFF,), case_set)
+    chosen, engine = as_corruption(noise, corruption), as_choice(engine, "engine", ENGINES)
     batch_tokens, compute_dtype = as_batch_tokens(batch_tokens), as_compute_dtype(compute_dtype)
     found: dict[int, tuple[float, float]] = {}
     ranks = here()
     with prepared(anatomy.model), computing_in(anatomy, compute_dtype):
         budget = resolve_budget(batch_tokens, anatomy)
         job = make_job(anatomy, (), chosen)
+        job.corruptor.corruption.check(case_set)
         asked = {"engine": engine, "batch_tokens": budget, "compute_dtype": compute_dtype}
         ranks.agree("scores", lambda: {**call_facts("scores", job, case_set, None), **asked})
         runner = make_runner(job, case_set, engine, budget)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -23,9 +23,10 @@ from moetrace.engines.job import (
     Sweep,
     make_job,
 )
-from moetrace.engines.places import Place, Positions, given_places, single_place
+from moetrace.engines.places import Place, Positions, single_place
 from moetrace.engines.runner import Runner, make_runner
 from moetrace.errors import EngineError, EngineWarning, NoEffectWarning, NonFiniteError, NonFiniteWarning
+from moetrace.metrics import LOGIT_DIFF, PAPER, Asked, Metric, check_foils
 from moetrace.models.anatomy import Anatomy
 from moetrace.models.float32 import ComputeDtype, computing_in
 from moetrace.models.readout import ReadoutKind
@@ -33,12 +34,15 @@ from moetrace.models.state import prepared
 from moetrace.progress import Progress
 from moetrace.ranks import here, progress_bar
 from moetrace.results.base import TraceResult
+from moetrace.results.by_metric import MetricTraces
 from moetrace.trace.budget import resolve_budget
 from moetrace.trace.memory import check_memory
 from moetrace.trace.run_folder import RunFolder, call_facts
 
 if TYPE_CHECKING:
     from moetrace.cases import Case
+
+T = TypeVar("T", bound=TraceResult)
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,20 @@ class Session:
     failed: pd.DataFrame
     compute_dtype: ComputeDtype | None = None
     ranks: int = 1
+    whole: Outcome | None = None  # with every metric of the job
+    asked: Asked = PAPER
+    place: int = 0  # of the outcome's metric among the job's
+
+    @property
+    def metric(self) -> Metric:
+        """What the outcome's values are."""
+        return self.job.metrics[self.place]
+
+    def of_metric(self, metric: Metric) -> Session:
+        """The same session with the values of one of the metrics asked for."""
+        assert self.whole is not None
+        place = self.job.metrics.index(metric)
+        return replace(self, outcome=self.whole.of_metric(place), place=place)
 
     def only(self, columns: Sequence[int]) -> Session:
         """The same session with some of its patches, in this order."""
@@ -81,8 +99,8 @@ def trace(
     *,
     anatomy: Anatomy,
     corruption: Corruption,
-    position: Positions | Sequence[Place],
-    metric: str,
+    position: Positions | tuple[Place, ...],
+    metric: Asked,
     engine: EngineName,
     batch_tokens: int | str,
     progress: Progress,
@@ -98,20 +116,22 @@ def trace(
     """Run ``patches`` on every case, with checked options. Errors: see :func:`moetrace.trace_layers`.
 
     ``position``: one token of each case, or places as patches number them. ``direct``: measure direct
-    effects, too.
+    effects, too, where the logit difference is asked for. The session's outcome is of the first metric;
+    :func:`finished` makes a result of each.
     """
     case_set = as_case_set(cases)
     validate_cases(case_set, anatomy.vocab_size, final_subject, anatomy.positions)
-    corruption.check(case_set)
+    check_foils(metric.metrics, case_set)
     with prepared(anatomy.model), computing_in(anatomy, compute_dtype):
         budget = resolve_budget(batch_tokens, anatomy)
-        places = given_places(position) or single_place(position, case_set)
-        job = make_job(anatomy, patches, corruption, places, sweeps, readout)
+        places = position if isinstance(position, tuple) else single_place(position, case_set)
+        job = make_job(anatomy, patches, corruption, places, sweeps, readout, metric.metrics)
+        job.corruptor.corruption.check(case_set)
         ranks = here()
         asked = {"engine asked for": engine, "batch_tokens": budget, "out": str(out)}
-        ranks.agree(what, lambda: {**call_facts(what, job, case_set, details), **asked})
+        ranks.agree(what, lambda: {**call_facts(what, job, case_set, details, metric), **asked})
         _warn_of_nothing(job, case_set)
-        runner = make_runner(job, case_set, engine, budget, direct)
+        runner = make_runner(job, case_set, engine, budget, direct and LOGIT_DIFF in metric.metrics)
         check_memory(runner.choice.engine, case_set, budget)
         attention = str(getattr(anatomy.config, "_attn_implementation", ""))  # prepared() may have changed it
         folder = None
@@ -123,15 +143,25 @@ def trace(
             }
             path = out
             folder = ranks.first_then_all(
-                "run folder", lambda: RunFolder.open(path, what, job, case_set, details, how)
+                "run folder", lambda: RunFolder.open(path, what, job, case_set, details, how, metric)
             )
         outcome = _run(runner, case_set, folder, progress, what)
         job = runner.choice.engine.job
     found = _without_failed(case_set, outcome, runner.choice, attention, job)
-    return replace(found, compute_dtype=compute_dtype)
+    found = replace(found, compute_dtype=compute_dtype, whole=found.outcome, asked=metric)
+    return found.of_metric(metric.metrics[0])
 
 
-def keep(result: TraceResult, out: Path | None) -> None:
+def finished(session: Session, make: Callable[[Session], T], out: Path | None) -> T:
+    """The result of a session, saved into its run folder; of several metrics a MetricTraces of one each."""
+    results = {metric.name: make(session.of_metric(metric)) for metric in session.asked.metrics}
+    found: Any = MetricTraces(results) if session.asked.several else next(iter(results.values()))
+    keep(found, out)
+    result: T = found
+    return result
+
+
+def keep(result: TraceResult | MetricTraces, out: Path | None) -> None:
     """Save a result into its run folder, if it has one: one rank writes."""
     if out is not None and here().first:
         result.save(out)
@@ -139,7 +169,7 @@ def keep(result: TraceResult, out: Path | None) -> None:
 
 def _warn_of_nothing(job: Job, cases: CaseSet) -> None:
     """Say where what is asked for can't have an effect."""
-    if job.corruptor.embedding.std == 0:
+    if not job.corruptor.replaces and job.corruptor.embedding.std == 0:
         warnings.warn(
             "the embedding is zero everywhere, and so is the noise, whose scale is its standard deviation: "
             "clean and noised runs are the same",

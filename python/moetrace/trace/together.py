@@ -14,6 +14,7 @@ from typing_extensions import Unpack
 
 from moetrace import coalition
 from moetrace.engines.job import Patch, Sweep
+from moetrace.errors import ArgumentError
 from moetrace.models.anatomy import find_anatomy
 from moetrace.models.experts import top_k_of
 from moetrace.ranks import on_all_ranks
@@ -84,6 +85,8 @@ def trace_around(
         details={"star": str(chosen), "seed": seed},
         **common,
     )
+    if session.asked.several:
+        raise ArgumentError(f"metric is {session.asked.names}; expected one metric here: a trace for each")
     null, found, begin = len(patches) - 1, [], len(SITES)
     for own in wanted:
         columns = [*range(begin, begin + len(own.patches)), null]

@@ -5,6 +5,7 @@ and rescue below 0, grey the numerical floor and what isn't marked by a test. Th
 and picture, where no data can be.
 """
 
+from moetrace.results.pictures.axes import of_its_metric
 from moetrace.results.pictures.bars import plot_bars, plot_counts
 from moetrace.results.pictures.curves import plot_case_lines, plot_layers, plot_lines, plot_panels
 from moetrace.results.pictures.maps import CellMap, plot_map
@@ -14,6 +15,7 @@ from moetrace.results.pictures.strips import Pair, plot_pairs, plot_strips
 __all__ = [
     "CellMap",
     "Pair",
+    "of_its_metric",
     "plot_bars",
     "plot_case_lines",
     "plot_counts",

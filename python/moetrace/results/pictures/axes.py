@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from functools import wraps
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 Mask = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
+Plot = TypeVar("Plot", bound=Callable[..., Any])
+_unit: ContextVar[str] = ContextVar("moetrace_unit", default="logits")
 
 BLUE, RED, GREY, DARK, PALE = "#1f5fa8", "#b5462f", "#777777", "#222222", "#d9d9d9"
 SMALL = 8  # points, of ticks and legends
@@ -32,11 +36,12 @@ def new_axes(width: float, height: float) -> Axes:
     return ax
 
 
-def new_panels(rows: int, columns: int, width: float, height: float) -> npt.NDArray[Any]:
-    """Axes (rows, columns) of a new figure that share both scales."""
+def new_panels(rows: int, columns: int, width: float, height: float, shared: bool = True) -> npt.NDArray[Any]:
+    """Axes (rows, columns) of a new figure that share both scales, where ``shared``."""
     _, panels = _pyplot().subplots(
-        rows, columns, figsize=(width, height), layout="constrained", sharex=True, sharey=True, squeeze=False
-    )
+        rows, columns, figsize=(width, height), layout="constrained", sharex=shared, sharey=shared,
+        squeeze=False,
+    )  # fmt: skip
     found: npt.NDArray[Any] = panels
     return found
 
@@ -97,11 +102,34 @@ def width_of(ax: Axes) -> float:
     return float(growth * ax.get_position().width * figure.get_figwidth() * 72)
 
 
+def of_its_metric(plot: Plot) -> Plot:
+    """For the ``plot`` of a result: labels name the unit of its metric in the place of logits."""
+
+    @wraps(plot)
+    def drawn(self: Any, *args: Any, **options: Any) -> Any:
+        before = _unit.set(self.unit)
+        try:
+            return plot(self, *args, **options)
+        finally:
+            _unit.reset(before)
+
+    return cast("Plot", drawn)
+
+
+def in_unit(label: str) -> str:
+    """A label in the unit of what is drawn.
+
+    >>> in_unit("mean rescue (logits)")
+    'mean rescue (logits)'
+    """
+    return label.replace("logits", _unit.get())
+
+
 def floor_band(ax: Axes, floor: float, horizontal: bool = False) -> None:
     """Zero, and around it what numerics alone can give."""
     span, line = (ax.axvspan, ax.axvline) if horizontal else (ax.axhspan, ax.axhline)
     if floor > 0:
-        label = f"numerical floor, ±{floor:.1e} logits"
+        label = in_unit(f"numerical floor, ±{floor:.1e} logits")
         span(-floor, floor, color=GREY, alpha=0.35, lw=0, zorder=0, label=label)
     line(0.0, color=GREY, lw=0.8, zorder=0)
 
@@ -112,9 +140,9 @@ def finish(
     """What all pictures of rescue share: the numerical floor, zero, a label, a title and a legend."""
     floor_band(ax, floor, horizontal)
     if horizontal:
-        ax.set_xlabel(ylabel, fontsize=9)
+        ax.set_xlabel(in_unit(ylabel), fontsize=9)
     else:
-        ax.set_ylabel(ylabel, fontsize=9)
+        ax.set_ylabel(in_unit(ylabel), fontsize=9)
         ax.margins(y=0.1)
     return dress(ax, title)
 

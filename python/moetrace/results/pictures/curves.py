@@ -19,6 +19,7 @@ from moetrace.results.pictures.axes import (
     axes_of,
     finish,
     floor_band,
+    in_unit,
     mark,
     new_panels,
     whole_numbers,
@@ -127,7 +128,7 @@ def plot_panels(
     for ax in axes.flat[len(panels) :]:
         ax.set_visible(False)
     for ax in axes[:, 0]:
-        ax.set_ylabel("rescue (logits)", fontsize=SMALL)
+        ax.set_ylabel(in_unit("rescue (logits)"), fontsize=SMALL)
     for column in range(columns):
         last = axes[(len(panels) - 1 - column) // columns, column]
         last.set_xlabel("layer", fontsize=SMALL)

@@ -20,6 +20,7 @@ from moetrace.results.pictures.axes import (
     Mask,
     axes_of,
     dress,
+    in_unit,
     width_of,
 )
 
@@ -90,7 +91,7 @@ def plot_map(shown: CellMap, title: str, ax: Axes | None) -> Axes:
     ax.set_ylabel(shown.labels[1], fontsize=9)
     figure: Any = ax.figure
     bar = figure.colorbar(cells, ax=ax, pad=0.015, aspect=30)
-    bar.set_label("mean rescue (logits)", fontsize=9)
+    bar.set_label(in_unit("mean rescue (logits)"), fontsize=9)
     bar.ax.tick_params(labelsize=SMALL)
     bar.outline.set_visible(False)
     least, largest = np.nanmin(shown.values, initial=0.0), np.nanmax(shown.values, initial=0.0)
