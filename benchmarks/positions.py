@@ -1,7 +1,7 @@
-"""What the whole map of layers and tokens costs, by rows and by the clock.
+"""What the whole map of layers and tokens costs, in token rows and in processor time.
 
 ```
-python -m benchmarks.positions --cases 4 --repeats 3
+python -m benchmarks.positions --cases 1 --repeats 2
 ```
 
 The yardstick is the clean and noised forward that no method can avoid. A fork at position p of a prompt of n
@@ -13,6 +13,10 @@ need none. Plain hooks run a whole prompt for each layer and token that isn't be
 from __future__ import annotations
 
 import argparse
+import gc
+import statistics
+import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,7 +25,6 @@ import torch
 import moetrace as mt
 from benchmarks import baselines, ours, report
 from benchmarks.model import PROMPT_TOKENS, SUBJECT, build_cases, build_model, draw_noise, twin
-from benchmarks.timing import Timed, interleave
 
 
 def by_rows(model: Any, cases: list[Any], layers: int) -> dict[str, float]:
@@ -29,13 +32,28 @@ def by_rows(model: Any, cases: list[Any], layers: int) -> dict[str, float]:
     forwards = 2 * PROMPT_TOKENS * layers * len(cases)
     plan = mt.plan(model, cases, what="layers", position="all", timed=False)
     last = mt.plan(model, cases, what="layers", timed=False)
+    every = range(layers - 1, -1, -4)[::-1]  # every fourth layer, the last included
+    sparse = mt.plan(model, cases, what="layers", position="all", layers=list(every), timed=False)
     tokens = PROMPT_TOKENS - SUBJECT[0]
     plain = 1 + tokens * layers / 2
-    return {"map": plan.rows / forwards, "last": last.rows / forwards, "plain_hooks": plain}
+    return {
+        "map": plan.rows / forwards,
+        "every_fourth_layer": sparse.rows / forwards,
+        "last": last.rows / forwards,
+        "plain_hooks": plain,
+    }
+
+
+def processor_seconds(run: Callable[[], object]) -> float:
+    """Processor time of a call: what else runs on the machine changes it little."""
+    gc.collect()
+    begin = time.process_time()
+    run()
+    return time.process_time() - begin
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Rows, and times interleaved with the forwards alone."""
+    """Rows, and processor time in turn with the forwards alone, on one thread."""
     machine = report.environment()
     model = build_model(options.layers)
     given = build_cases(options.cases)
@@ -50,27 +68,28 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     last = mt.trace_layers(model, cases, progress=False)
     own = found.at(PROMPT_TOKENS - 1)
     forwards(given, noise)
-    timed = {
-        "forwards": Timed("forwards", len(cases), lambda _: forwards(given, noise)),
-        "map": Timed("map", len(cases), lambda _: run_map()),
-        "last": Timed("last", len(cases), lambda _: mt.trace_layers(model, cases, progress=False)),
+    runs: dict[str, Callable[[], Any]] = {
+        "forwards": lambda: forwards(given, noise),
+        "map": run_map,
+        "last": lambda: mt.trace_layers(model, cases, progress=False),
     }
-    interleave(timed["forwards"], [timed["map"], timed["last"]], options.repeats)
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(options.repeats):
+        for name, run in runs.items():
+            seconds[name].append(processor_seconds(run) / len(cases))
+    ratios = {
+        name: [own / base for own, base in zip(seconds[name], seconds["forwards"], strict=True)]
+        for name in ("map", "last")
+    }
     return {
         "environment": machine,
         "settings": {key: value for key, value in vars(options).items() if key != "name"},
         "rows": by_rows(model, cases, options.layers),
         "time": {
-            name: {
-                "ratio": own_time.median_ratio,
-                "range": [min(own_time.ratios), max(own_time.ratios)],
-                "seconds_per_case": own_time.median_seconds,
-                "samples": own_time.seconds,
-            }
-            for name, own_time in timed.items()
-            if own_time.ratios
+            name: {"ratio": statistics.median(own), "range": [min(own), max(own)]}
+            for name, own in ratios.items()
         },
-        "forward_seconds_per_case": timed["forwards"].median_seconds,
+        "processor_seconds_per_case": seconds,
         "last_token_apart": float(np.abs(own.effects - last.effects).max()),
     }
 
@@ -78,10 +97,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def main() -> None:
     """Measure, print, keep, and fail if the map's last token isn't the layer sweep."""
     parser = argparse.ArgumentParser(description="the whole map of layers and tokens")
-    parser.add_argument("--cases", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--cases", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--layers", type=int, default=24)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--name", default="positions", help="of the JSON file in benchmarks/results")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

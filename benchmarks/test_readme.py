@@ -36,6 +36,9 @@ def figures() -> Iterator[tuple[str, str]]:
     yield "one forward per patch over that", f"{experts['one_forward_per_patch']['ratio']:.0f}"
     for layer, found in experts["coalitions"].items():
         yield f"255 coalitions of layer {layer} of 24", f"{found['factor']:.2f}"
+    positions = result("positions")
+    yield "layer x token map over the same, token rows", f"{positions['rows']['map']:.1f}"
+    yield "layer x token map over the same, processor time", f"{positions['time']['map']['ratio']:.1f}"
     yield "two processes over one", f"{result('ranks')['speedup']:.2f}"
     sweeps = [found["sweeps"] for found in result("protocol")["protocol"].values()]
     yield "the paper's strict protocol", f"{sweeps[0]:.2f}"

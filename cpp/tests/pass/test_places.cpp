@@ -64,7 +64,7 @@ struct Both {
   Both(const ToyModel& toy, const Case& given, std::int64_t draw)
       : model(toy),
         own(given),
-        noise(line(given.noise, draw, 2 * kWidth)),
+        noise(line(given.vectors, draw, 2 * kWidth)),
         clean(toy, given.tokens, 0, {}),
         noised(toy, given.tokens, given.shape.subject_start, noise) {}
 
