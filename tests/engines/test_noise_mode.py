@@ -42,6 +42,9 @@ def test_layers_equal_hooks_by_hand(family, engine):
     assert found.provenance["mode"] == "noise"
     assert found.best == found.layers[int(found.effects.mean(axis=0).argmin())]
     assert found.noise_floor < 1e-4
+    taken = rows.groupby("layer")[["clean", "noised", "patched"]].mean()
+    share = (taken.clean - taken.patched) / (taken.clean - taken.noised)
+    np.testing.assert_allclose(found.normalised(n_resamples=50).ratio, share)
 
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3", "gpt_oss"])
