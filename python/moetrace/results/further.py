@@ -60,8 +60,8 @@ class FurtherFigures:
     def normalised(self, **options: Any) -> pd.DataFrame:
         """How much of what the corruption took is given back: (patched - noised) / (clean - noised).
 
-        Of noised values in the clean run: how much of it they take by themselves, (clean - patched) / (clean -
-        noised).
+        Of noised values in the clean run: how much of it they take by themselves,
+        (clean - patched) / (clean - noised).
 
         >>> layers.normalised(cluster="relation_id")
 
