@@ -112,6 +112,8 @@ def test_tokens_outside_of_the_prompt(model):
         ({mt.Block(1): mt.Ablate("reroute")}, errors.PatchError, ["block.1", "mt.Expert"]),
         ({mt.Routing(1): torch.zeros(8)}, errors.PatchError, ["routing.1", "mt.Suppress"]),
         ({mt.Routing(1): mt.Ablate("mean")}, errors.PatchError, ["routing.1"]),
+        ({mt.Block(1): mt.Suppress(3)}, errors.PatchError, ["block.1", "mt.Routing(1)"]),
+        ({mt.Expert(1, 2): mt.Force([3])}, errors.PatchError, ["L01E002", "mt.Routing(1)"]),
         ({mt.Routing(1): mt.Suppress(8)}, IndexError, ["expert 8 is out of range"]),
         ({}, errors.ArgumentError, ["values is empty"]),
         ([mt.Block(1)], errors.ArgumentTypeError, ["values is", "a dictionary of sites"]),
