@@ -45,3 +45,9 @@ def test_labels_name_the_unit_and_the_mode():
     curve = mt.trace_layers(model, CASES, metric="kl")
     ax = curve.plot(n_flips=20, n_resamples=20)
     assert f"L{curve.best}" in [own.get_text() for own in ax.texts]
+
+
+def test_a_layer_trace_without_cases_has_a_text():
+    found = mt.trace_layers(make_model("qwen3_moe"), CASES, metric=["logit_diff", "kl"]).subset([])
+    assert repr(found["kl"]) == "LayerTrace(0 cases x 4 layers)"
+    assert "0 cases" in found["kl"]._repr_html_()

@@ -226,6 +226,8 @@ class LayerTrace(TraceResult):
         ) <= limit else f"the largest {which}"
 
     def __repr__(self) -> str:
+        if not len(self):
+            return f"LayerTrace(0 cases x {len(self.layers)} layers)"
         means = self.effects.mean(axis=0)
         best = self.best
         return (
