@@ -51,3 +51,12 @@ def test_a_layer_trace_without_cases_has_a_text():
     found = mt.trace_layers(make_model("qwen3_moe"), CASES, metric=["logit_diff", "kl"]).subset([])
     assert repr(found["kl"]) == "LayerTrace(0 cases x 4 layers)"
     assert "0 cases" in found["kl"]._repr_html_()
+
+
+def test_a_position_of_a_layer_map_keeps_its_draws():
+    noise = {"noise": mt.SubjectNoise(draws=3), "layers": [1]}
+    model = make_model("qwen3_moe")
+    one = mt.trace_layers(model, CASES, **noise)
+    at = mt.trace_layers(model, CASES, position=PLACES, **noise).at("last")
+    np.testing.assert_allclose(at.by_draw, one.by_draw, atol=2e-4)
+    assert (at.variance_components().draws == 3).all()

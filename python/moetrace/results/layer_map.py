@@ -129,7 +129,8 @@ class LayerMap(LayerTrace):
         columns, there, facts, cases = at_position(self, position)
         measured = {name: values[np.ix_(there, columns)] for name, values in super()._measured().items()}
         sites = self._sites.iloc[columns][["layer"]].reset_index(drop=True)
-        return LayerTrace(cases, sites, failed=self.failed, provenance=facts, **measured)
+        found = LayerTrace(cases, sites, failed=self.failed, provenance=facts, **measured)
+        return found.with_draws(None if self.by_draw is None else self.by_draw[np.ix_(there, columns)])
 
     def roles(self) -> LayerMap:
         """The same by the role of the token: of each case the mean over its tokens of a role.
