@@ -86,3 +86,10 @@ def test_the_most_harmful_expert_is_selected_and_modes_are_not_mixed(tmp_path):
         found.layer_share(star, mt.trace_layers(model, CASES))
     with pytest.raises(mt.errors.ArgumentError, match="'noisy'"):
         mt.trace_layers(model, CASES, mode="noisy")
+
+
+@pytest.mark.parametrize("trace", ["trace_routes", "trace_paths", "screen_experts"])
+def test_traces_of_clean_values_alone_refuse_it(trace):
+    own = {"pairs": [(1, 2)]} if trace == "trace_paths" else {}
+    with pytest.raises(mt.errors.ArgumentTypeError, match=f"{trace} has no argument 'mode'"):
+        getattr(mt, trace)(make_model("qwen3_moe"), CASES, mode="noise", **own)

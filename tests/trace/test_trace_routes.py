@@ -111,3 +111,10 @@ def test_refused_by_name(model, cases):
     with pytest.raises(errors.LayoutError, match=r"layer 2 .* can't be fixed"):
         refuse_unknown_routing(replace(anatomy, sites=tuple(sites)), 1)
     refuse_unknown_routing(replace(anatomy, sites=tuple(sites)), 2)
+
+
+def test_other_metrics_are_in_their_unit(model, cases):
+    pytest.importorskip("matplotlib").use("Agg")
+    found = mt.trace_routes(model, cases, layers=[0, 1], metric="kl")
+    assert " nats; " in repr(found)
+    assert found.plot().get_ylabel() == "mean rescue (nats)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @on_all_ranks
-@shows_options
+@partial(shows_options, without=("mode",))
 def trace_routes(
     model: torch.nn.Module,
     cases: Sequence[Case] | CaseSet,
@@ -52,7 +53,7 @@ def trace_routes(
     ``layers``: whose blocks are patched; None for every layer with experts, or none where ``experts`` are
     given: Experts, names or pairs (layer, expert), each patched by itself with its patch vector (equation 6);
     one that isn't clean-active in a case has 0 there. ``options``: the common arguments of
-    :func:`moetrace.trace_layers`.
+    :func:`moetrace.trace_layers` but ``mode``: clean values go into the noised run.
 
     Errors: as trace_experts; ExpertRangeError for an expert that doesn't exist; LayoutError where a later
     layer's experts are called in a way that isn't understood, so that its routing can't be fixed.
