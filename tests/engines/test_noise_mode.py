@@ -60,6 +60,9 @@ def test_experts_and_coalitions_of_both_engines_agree(family):
         mt.trace_coalitions(model, CASES, engine=e, **sets, **options) for e in ("tree", "reference")
     )
     np.testing.assert_allclose(first.effects, second.effects, atol=2e-4)
+    worst = first.sites.coalition.iloc[int(first.effects.mean(axis=0).argmin())]
+    assert f"lowest mean rescue {first.effects.mean(axis=0).min():+.3f} of {worst})" in repr(first)
+    assert "0 cases" in repr(first.subset([]))
 
 
 def test_all_experts_noised_are_the_block_noised():

@@ -311,6 +311,11 @@ def test_dense_models_have_no_experts(cases):
         mt.trace_knockout(make_model("llama"), cases)
 
 
+def test_no_cases_are_no_missing_reference(model):
+    with pytest.raises(errors.NoCasesError, match="there are no cases; expected one"):
+        mt.trace_knockout(model, [])
+
+
 def test_a_knock_out_is_no_share_of_a_drop(knock):
     with pytest.raises(errors.ArgumentError, match="no corrupted run"):
         knock.normalised()

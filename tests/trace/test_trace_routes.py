@@ -99,6 +99,8 @@ def test_a_run_folder_is_resumed(model, cases, routes, tmp_path):
 def test_refused_by_name(model, cases):
     with pytest.raises(ExpertRangeError, match="L01E099"):
         mt.trace_routes(model, cases, experts=["L01E099"])
+    with pytest.raises(errors.ArgumentError, match="experts is empty"):
+        mt.trace_routes(model, cases, experts=[])
     with pytest.raises(errors.ArgumentError, match="twice"):
         mt.trace_routes(model, cases, experts=["L01E001", (1, 1)])
     with pytest.raises(errors.LayerRangeError, match="layer 9"):

@@ -36,7 +36,7 @@ def trace_routes(
     cases: Sequence[Case] | CaseSet,
     layers: int | Sequence[int] | None = None,
     *,
-    experts: Sequence[ExpertLike] = (),
+    experts: Sequence[ExpertLike] | None = None,
     **options: Unpack[TraceOptions],
 ) -> RouteTrace:
     """Rescue with later routers free and with their choice fixed as in the noised run.
@@ -65,7 +65,10 @@ def trace_routes(
             f"{type(anatomy.model).__name__} has no layers with routed experts, whose routing could carry "
             "anything; trace_layers serves dense models"
         )
-    named = [check_expert(anatomy, expert) for expert in as_list(experts, "experts", "a list of experts")]
+    given = [] if experts is None else as_list(experts, "experts", "a list of experts")
+    if experts is not None and not given:
+        raise ArgumentError("experts is empty; expected one or more, or None for the blocks of layers")
+    named = [check_expert(anatomy, expert) for expert in given]
     if len(set(named)) != len(named):
         raise ArgumentError("experts has one twice; expected each expert once")
     chosen = () if layers is None and named else anatomy.resolve_layers(layers)
