@@ -1,4 +1,4 @@
-"""What tells one function of a user's from another, in a record of a call."""
+"""Functions of a user's: called with an error that says which failed, and told apart in records."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Callable
 from types import CodeType
 from typing import Any
+
+from moetrace.errors import ArgumentError, MoetraceError
 
 
 def function_name(function: Callable[..., Any]) -> str:
@@ -16,6 +18,25 @@ def function_name(function: Callable[..., Any]) -> str:
     """
     name = getattr(function, "__name__", None) or type(function).__name__
     return "function" if name == "<lambda>" else str(name)
+
+
+def call_for_case(
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    case_id: int,
+    error: type[ArgumentError],
+    what: str,
+    expected: str,
+) -> Any:
+    """What a user's function gives; where it fails an ``error`` that names it and says what is expected."""
+    try:
+        return function(*arguments)
+    except MoetraceError:
+        raise
+    except Exception as failure:
+        raise error(
+            f"{what} failed for case {case_id} ({type(failure).__name__}: {failure}); expected {expected}"
+        ) from failure
 
 
 def function_digest(function: Callable[..., Any]) -> str:

@@ -10,7 +10,7 @@ import torch
 
 import moetrace as mt
 from moetrace.engines.job import make_job
-from moetrace.errors import ArgumentError, ArgumentTypeError, MetricError, NoFoilError
+from moetrace.errors import ArgumentError, ArgumentTypeError, CorruptionError, MetricError, NoFoilError
 from moetrace.metrics import as_metrics
 from moetrace.models import forward as home
 from moetrace.models import readout
@@ -242,6 +242,16 @@ def test_a_function_may_not_take_the_name_of_a_metric(qwen):
 
     with pytest.raises(ArgumentError, match="another name"):
         mt.trace_layers(qwen, CASES, metric=prob)
+
+
+def test_a_function_that_fails_is_named(qwen):
+    def wrong(logits, case):
+        return logits[10**9]
+
+    with pytest.raises(MetricError, match=r"'wrong' failed for case .*IndexError.*each row"):
+        mt.trace_layers(qwen, CASES[:2], metric=wrong)
+    with pytest.raises(CorruptionError, match=r"failed for case .*TypeError.*embeddings"):
+        mt.trace_layers(qwen, CASES[:2], corruption=lambda case: case)
 
 
 def test_a_function_cannot_change_the_logits_of_others(qwen):

@@ -10,7 +10,7 @@ from typing_extensions import Self
 
 from moetrace.arguments import shown
 from moetrace.errors import CorruptionError
-from moetrace.functions import function_digest, function_name
+from moetrace.functions import call_for_case, function_digest, function_name
 
 if TYPE_CHECKING:
     import torch
@@ -103,8 +103,10 @@ class CorruptionFunction(Replacement):
         start, stop = case.subject
         given = embedding.rows(case.input_ids[start:stop])
         expected = f"a tensor or an array of shape {tuple(given.shape)} of finite numbers"
-        found = self.function(case, given.clone())
         name = f"the corruption function {function_name(self.function)!r}"
+        wanted = "a function of (case, embeddings (tokens, width)) that gives embeddings"
+        arguments = (case, given.clone())
+        found = call_for_case(self.function, arguments, case.case_id, CorruptionError, name, wanted)
         try:
             own = torch.as_tensor(found).detach().to("cpu", torch.float32)
         except (TypeError, ValueError, RuntimeError):

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from moetrace.arguments import as_choice, as_list, is_integer, refuse_type, shown
-from moetrace.errors import ArgumentError, MoetraceError
+from moetrace.errors import ArgumentError
+from moetrace.functions import call_for_case
 
 if TYPE_CHECKING:
     from moetrace.cases import Case
@@ -174,15 +175,8 @@ def _place(position: Position, cases: Sequence[Case]) -> Place:
 
 def _said(rule: Rule, name: str | int, case: Case) -> tuple[int, ...]:
     """What a user's function says of a case."""
-    try:
-        given: Any = rule(case)
-    except MoetraceError:
-        raise
-    except Exception as failure:
-        raise ArgumentError(
-            f"position {name!r} failed for case {case.case_id} ({type(failure).__name__}: {failure}); "
-            "expected a function of a Case that gives a token index, or a list of them"
-        ) from failure
+    wanted = "a function of a Case that gives a token index, or a list of them"
+    given = call_for_case(rule, (case,), case.case_id, ArgumentError, f"position {name!r}", wanted)
     expected = "a token index, or a list of different ones"
     values = [given]
     if not is_integer(given):

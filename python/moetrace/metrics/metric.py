@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from moetrace.arguments import as_choice, as_list, nearest, refuse_type, shown
 from moetrace.errors import ArgumentError, MetricError, NoFoilError
-from moetrace.functions import function_digest, function_name
+from moetrace.functions import call_for_case, function_digest, function_name
 
 if TYPE_CHECKING:
     import torch
@@ -183,7 +183,14 @@ def function_metric(function: Callable[..., Any]) -> Metric:
 
         assert given.whole is not None
         rows = len(given.whole)
-        found = function(given.whole.clone(), given.case)
+        found = call_for_case(
+            function,
+            (given.whole.clone(), given.case),
+            given.case.case_id,
+            MetricError,
+            f"the metric function {name!r}",
+            "a function of (logits (rows, vocabulary), case) that gives a number for each row",
+        )
         try:
             own = torch.as_tensor(found).detach().to("cpu", torch.float64)
         except (TypeError, ValueError, RuntimeError):

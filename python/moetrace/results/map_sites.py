@@ -40,7 +40,12 @@ def at_position(
     matches = [name for name in names if type(name) is type(position) or isinstance(position, np.integer)]
     if position not in matches:
         near = nearest(position, [name for name in names if isinstance(name, str)])
-        raise ArgumentError(f"position {shown(position)} wasn't traced{near}; expected one of {shown(names)}")
+        of_all = trace.provenance.get("position") == "all"
+        roles = "; .roles() has them by the token's role" if of_all else ""
+        raise ArgumentError(
+            f"position {shown(position)} wasn't traced by that name{near}; expected one of {shown(names)}"
+            + roles
+        )
     columns = np.flatnonzero((trace.sites.position == position).to_numpy())
     there = np.flatnonzero((trace.tokens[:, columns] >= 0).all(axis=1))
     cases = trace.cases.iloc[there].drop(columns=["subject_start", "subject_stop", "input_ids"])
