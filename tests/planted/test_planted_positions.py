@@ -46,7 +46,7 @@ def test_the_expert_map(moved, engine):
 def test_what_the_map_says(moved):
     truth, writer, reader = moved.truth, moved.writer, moved.reader
     drop = truth.clean - truth.noised
-    assert (truth.clean > 0.5).all()
+    assert len(mt.select_cases(moved.model, moved.cases, n=4)) == len(moved.cases)
     assert (drop > 0.8).all()
     at_subject, at_last = truth.layers_at("subject_last"), truth.layers_at("last")
     # One layer at the subject gives most of it back; behind the move the last token's layers share all of it.

@@ -12,11 +12,12 @@ from moetrace.cases import CaseSet
 from moetrace.corruptions import NoiseLike, SubjectNoise, as_noise
 from moetrace.engines.places import as_positions, is_map, places_of
 from moetrace.errors import ArgumentError
-from moetrace.planted.design import BASE, FAMILIES, GAIN, Design, Role
+from moetrace.planted.design import FAMILIES, GAIN, Design, Role
 from moetrace.planted.signal import CONST, HEIGHT, PAIR, SPAN, SUBJECT, WIDTH, Prompts, make_prompts
 from moetrace.planted.weights import EPS, NEVER, OPEN, build_model
 from moetrace.results.expert_name import Expert
 
+BASE = 0.1  # share that the last token brings along, so that select_cases keeps the longest prompts, too
 READS = 0.6  # share of the signal that the first layer behind the move reads; later ones share the rest
 ROUTES = 40.0  # slope of the writer's router logit in the subject's cosine
 BESIDE = -0.05  # cosine of the subject's earlier tokens: the clean run doesn't route them to the writer
@@ -71,7 +72,8 @@ class PlantedPositions:
     """A model with a known map of layers and tokens, cases for it, and the answer.
 
     Attributes:
-        family: as given. cases: a CaseSet. model: a transformers model on the CPU, float32, evaluation mode.
+        family: as given. cases: a CaseSet; all pass :func:`moetrace.select_cases`.
+        model: a transformers model on the CPU, float32, in evaluation mode.
         writer: the expert that writes at the subject's last token. moves: the layer whose attention brings
         it to the last token. reader: the expert of that layer that reads most of it there.
         truth: a :class:`PositionTruth` under the default noise.
@@ -119,7 +121,7 @@ def plant_positions(
     the subject's tokens, T tokens in the prompt; experts of that layer and of later ones read shares of it
     there, which sum to 1: 0.6 the ``reader``, the rest in equal parts. So
 
-        clean, noised = 5 * (-0.2 + z)
+        clean, noised = 5 * (0.1 + z)
         Rescue = 27.5 / T * (m~ with the clean w - m~)   in ``layer``, at a token of the subject
         Rescue = share * 5 * (z_clean - z_noised)        from ``moves`` on, at the last token
 
