@@ -153,7 +153,7 @@ def test_linear_effects_of_experts_add_up_to_their_coalitions(family, engine):
         job = make_job(anatomy, chosen, mt.SubjectNoise(draws=2), sweeps=[Sweep(layer, 2, of_union=True)])
         job = replace(job, ending=stream.find_ending(job, CASES[0]))
         found = engine(job).run(CASES)
-    own = found.routing[layer]
+    own = found.routing[layer, 0]
     for column, active in enumerate((own.clean_active, own.patched_active)):
         sums = np.where(active, own.direct_linear, 0.0).sum(axis=2)
         # A norm behind the block (flex_olmo) isn't linear, and a delta is what the layer's output gains.

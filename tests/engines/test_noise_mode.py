@@ -42,6 +42,9 @@ def test_layers_equal_hooks_by_hand(family, engine):
     assert found.provenance["mode"] == "noise"
     assert found.best == found.layers[int(found.effects.mean(axis=0).argmin())]
     assert found.noise_floor < 1e-4
+    taken = rows.groupby("layer")[["clean", "noised", "patched"]].mean()
+    share = (taken.clean - taken.patched) / (taken.clean - taken.noised)
+    np.testing.assert_allclose(found.normalised(n_resamples=50).ratio, share)
 
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3", "gpt_oss"])
@@ -57,6 +60,9 @@ def test_experts_and_coalitions_of_both_engines_agree(family):
         mt.trace_coalitions(model, CASES, engine=e, **sets, **options) for e in ("tree", "reference")
     )
     np.testing.assert_allclose(first.effects, second.effects, atol=2e-4)
+    worst = first.sites.coalition.iloc[int(first.effects.mean(axis=0).argmin())]
+    assert f"lowest mean rescue {first.effects.mean(axis=0).min():+.3f} of {worst})" in repr(first)
+    assert "0 cases" in repr(first.subset([]))
 
 
 def test_all_experts_noised_are_the_block_noised():
@@ -83,3 +89,10 @@ def test_the_most_harmful_expert_is_selected_and_modes_are_not_mixed(tmp_path):
         found.layer_share(star, mt.trace_layers(model, CASES))
     with pytest.raises(mt.errors.ArgumentError, match="'noisy'"):
         mt.trace_layers(model, CASES, mode="noisy")
+
+
+@pytest.mark.parametrize("trace", ["trace_routes", "trace_paths", "screen_experts"])
+def test_traces_of_clean_values_alone_refuse_it(trace):
+    own = {"pairs": [(1, 2)]} if trace == "trace_paths" else {}
+    with pytest.raises(mt.errors.ArgumentTypeError, match=f"{trace} has no argument 'mode'"):
+        getattr(mt, trace)(make_model("qwen3_moe"), CASES, mode="noise", **own)

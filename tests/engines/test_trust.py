@@ -391,7 +391,8 @@ def test_looped_layers_are_refused_by_name() -> None:
 
 def test_no_noise_is_no_noise(model: Any) -> None:
     for noise in (0, 0.0, mt.SubjectNoise(0.0)):
-        found = mt.trace_layers(model, CASES, noise=noise)
+        with pytest.warns(errors.NoEffectWarning, match="changes the logit difference of no case"):
+            found = mt.trace_layers(model, CASES, noise=noise)
         assert found.provenance["noise"]["scale"] == 0.0
         np.testing.assert_allclose(found.cases.clean, found.cases.noised, atol=1e-5)
     np.testing.assert_array_equal(

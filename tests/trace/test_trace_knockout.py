@@ -311,6 +311,16 @@ def test_dense_models_have_no_experts(cases):
         mt.trace_knockout(make_model("llama"), cases)
 
 
+def test_no_cases_are_no_missing_reference(model):
+    with pytest.raises(errors.NoCasesError, match="there are no cases; expected one"):
+        mt.trace_knockout(model, [])
+
+
+def test_a_knock_out_is_no_share_of_a_drop(knock):
+    with pytest.raises(errors.ArgumentError, match="no corrupted run"):
+        knock.normalised()
+
+
 def test_a_router_whose_logits_are_not_told_is_refused(cases):
     own = make_model("qwen3_moe", seed=5)
     kind = type(own.model.layers[1].mlp.gate)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import moetrace as mt
+from moetrace.errors import NoEffectWarning
 from moetrace.results.display import result_html
 from moetrace.results.layers import Sharpness
 from tests.engines import oracle
@@ -46,7 +47,8 @@ def test_numbers_do_not_depend_on_the_order(model, cases, result):
 
 
 def test_scale_zero_leaves_nothing_to_rescue(model, cases):
-    nothing = mt.trace_layers(model, cases, noise=mt.SubjectNoise(scale=0.0))
+    with pytest.warns(NoEffectWarning, match="nothing to rescue"):
+        nothing = mt.trace_layers(model, cases, noise=mt.SubjectNoise(scale=0.0))
     np.testing.assert_allclose(nothing.effects, 0.0, atol=1e-4)
     np.testing.assert_allclose(nothing.cases.clean, nothing.cases.noised, atol=1e-4)
 

@@ -99,6 +99,8 @@ def test_a_run_folder_is_resumed(model, cases, routes, tmp_path):
 def test_refused_by_name(model, cases):
     with pytest.raises(ExpertRangeError, match="L01E099"):
         mt.trace_routes(model, cases, experts=["L01E099"])
+    with pytest.raises(errors.ArgumentError, match="experts is empty"):
+        mt.trace_routes(model, cases, experts=[])
     with pytest.raises(errors.ArgumentError, match="twice"):
         mt.trace_routes(model, cases, experts=["L01E001", (1, 1)])
     with pytest.raises(errors.LayerRangeError, match="layer 9"):
@@ -111,3 +113,10 @@ def test_refused_by_name(model, cases):
     with pytest.raises(errors.LayoutError, match=r"layer 2 .* can't be fixed"):
         refuse_unknown_routing(replace(anatomy, sites=tuple(sites)), 1)
     refuse_unknown_routing(replace(anatomy, sites=tuple(sites)), 2)
+
+
+def test_other_metrics_are_in_their_unit(model, cases):
+    pytest.importorskip("matplotlib").use("Agg")
+    found = mt.trace_routes(model, cases, layers=[0, 1], metric="kl")
+    assert " nats; " in repr(found)
+    assert found.plot().get_ylabel() == "mean rescue (nats)"

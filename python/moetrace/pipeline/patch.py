@@ -119,6 +119,11 @@ class Patch(ForwardScope):
     def _check(self, site: Site | Expert, value: Value) -> None:
         if isinstance(site, Routing):
             self._check_routing(site, value)
+        elif isinstance(value, Suppress | Force):
+            raise PatchError(
+                f"{site}: the value is {shown(value)}, which changes what is routed where; expected "
+                f"{{mt.Routing({site.layer}): {shown(value)}}}"
+            )
         elif not (isinstance(site, Expert) and value == Ablate("reroute")):
             router = isinstance(site, Router)
             check_value(

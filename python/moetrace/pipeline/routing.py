@@ -33,7 +33,7 @@ def linear_call(
     """:func:`routed_call` for a place where nothing but experts that are linear in their weights will do."""
     try:
         return routed_call(module, args, kwargs, where)
-    except LayoutError as failure:
+    except (LayoutError, ContributionError) as failure:
         raise ContributionError(
             f"{where}: {type(module).__name__} isn't given each token's experts and weights, so that an "
             "expert's output needn't be linear in its weight (the router may scale what goes in, as in "

@@ -63,7 +63,7 @@ def check_value(site: Any, value: Any, width: int | None) -> None:
                 f"{width}, as (width,), (n, width) or (batch, n, width)"
             )
         return
-    if callable(value):
+    if callable(value) and not isinstance(value, type):
         return
     hint = "; mt.Ablate('zero') puts zeros there" if isinstance(value, int | float) else ""
     refuse_type(value, f"the value of {site}", expected + hint)

@@ -56,11 +56,6 @@ class TraceResult(FurtherFigures):
         return len(self._cases)
 
     @property
-    def noises(self) -> bool:
-        """Whether noised values were put into the clean run (``mode="noise"``)."""
-        return self.provenance.get("mode") == "noise"
-
-    @property
     def cases(self) -> pd.DataFrame:
         """One row for each case: case_id, relation_id, [true, foil,] clean, noised, null_rescue."""
         return self._cases.copy()

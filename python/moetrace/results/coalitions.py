@@ -242,12 +242,14 @@ class CoalitionTrace(TraceResult):
         return table[valid].reset_index(drop=True)
 
     def __repr__(self) -> str:
+        size = f"{len(self)} cases x {self.effects.shape[1]} coalitions"
+        start = f"CoalitionTrace(layer {int(self._sites.layer.iloc[0])}, {size}"
+        if not len(self):
+            return start + ")"
         means = self.effects.mean(axis=0)
-        top = int(means.argmax())
-        return (
-            f"CoalitionTrace(layer {int(self._sites.layer.iloc[0])}, {len(self)} cases x {len(means)} "
-            f"coalitions, highest mean rescue {means[top]:+.3f} of {self._sites.coalition.iloc[top]})"
-        )
+        top = int((self._toward_recall * means).argmax())
+        which = "highest" if self._toward_recall > 0 else "lowest"
+        return f"{start}, {which} mean rescue {means[top]:+.3f} of {self._sites.coalition.iloc[top]})"
 
     def _repr_html_(self) -> str:
         options: dict[str, Any] = {} if len(self) < 2 else {"correction": "max_t"}

@@ -21,6 +21,7 @@ from moetrace.results.experts import ExpertTrace
 from moetrace.results.further import read_only
 from moetrace.results.map_pictures import plot_best_experts
 from moetrace.results.map_sites import at_position, map_from_rows, of_all, with_positions
+from moetrace.results.pictures import of_its_metric
 from moetrace.results.roles import ROLES, by_role, roles_of
 
 if TYPE_CHECKING:
@@ -129,8 +130,8 @@ class ExpertMap(TraceResult):
         return ExpertTrace(cases, sites, ExpertArrays(**cut), self.failed, facts)
 
     def candidates(self, min_active: float = 1, mean: Mean = "active") -> pd.DataFrame:
-        """Recurrent experts of every position, those of the highest mean first: as of an expert trace, with
-        the position in front.
+        """Recurrent experts of every position, those of the highest mean first (for kl and rank, and with
+        ``mode="noise"``, of the lowest): as of an expert trace, with the position in front.
         """
         tables = []
         for position in self.positions:
@@ -141,7 +142,7 @@ class ExpertMap(TraceResult):
         if not tables:
             return pd.DataFrame(columns=["position"])
         found = pd.concat(tables, ignore_index=True).sort_values(
-            "mean_rescue", ascending=False, kind="stable"
+            "mean_rescue", ascending=self._toward_recall < 0, kind="stable"
         )
         return found[["position", *found.columns.drop("position")]].reset_index(drop=True)
 
@@ -172,10 +173,12 @@ class ExpertMap(TraceResult):
         table["n"] = n
         return table[table.n > 0].reset_index(drop=True)
 
+    @of_its_metric
     def plot(
         self, ax: Axes | None = None, kind: str = "heatmap", position: Any = None, **options: Any
     ) -> Axes:
-        """Layer x position: in each cell the highest mean rescue of an expert; by role of ``position="all"``.
+        """Layer x position: in each cell the highest mean rescue of an expert (for kl and rank, and with
+        ``mode="noise"``, the lowest); by role of ``position="all"``.
 
         >>> everywhere.plot()
         >>> named.plot(position="last")          # one position, as an expert trace draws it
@@ -190,11 +193,11 @@ class ExpertMap(TraceResult):
                 f"{sorted(options)} are arguments of one position's picture; give position=, too"
             )
         if self.provenance.get("position") == "all":
-            return plot_best_experts(self.roles(), list(ROLES), len(self), ax)
+            return plot_best_experts(self, self.roles(), list(ROLES), ax)
         table = self.sites
         n = (~np.isnan(self.effects)).sum(axis=0)
         table["mean"] = np.nansum(self.effects, axis=0) / np.maximum(n, 1)
-        return plot_best_experts(table, self.positions, len(self), ax)
+        return plot_best_experts(self, table, self.positions, ax)
 
     def __repr__(self) -> str:
         return (

@@ -45,15 +45,23 @@ class FurtherFigures:
         return self.metric if known is None else known.unit
 
     @property
+    def noises(self) -> bool:
+        """Whether noised values were put into the clean run (``mode="noise"``)."""
+        return self.provenance.get("mode") == "noise"
+
+    @property
     def _toward_recall(self) -> int:
         """1, or -1 where a smaller value of the metric is nearer to the clean run (kl, rank); the other way
         round where noised values were put into the clean run, and the largest loss is what matters."""
         known = METRICS.get(self.metric)
         toward = -1 if known is not None and not known.upward else 1
-        return -toward if self.provenance.get("mode") == "noise" else toward
+        return -toward if self.noises else toward
 
     def normalised(self, **options: Any) -> pd.DataFrame:
         """How much of what the corruption took is given back: (patched - noised) / (clean - noised).
+
+        Of noised values in the clean run: how much of it they take by themselves,
+        (clean - patched) / (clean - noised).
 
         >>> layers.normalised(cluster="relation_id")
 
@@ -66,7 +74,7 @@ class FurtherFigures:
         cluster = as_choice(options.pop("cluster", None), "cluster", (None, "relation_id"))
         labels = None if cluster is None else self._cases[cluster].to_numpy()
         taken = drop(self._cases.clean.to_numpy()[:, None], self._noised_of_sites())
-        taken = np.broadcast_to(taken, self.effects.shape)
+        taken = np.broadcast_to(-taken if self.noises else taken, self.effects.shape)
         counts = self._there().sum(axis=0)
         many = np.flatnonzero(counts > 1) if len(self._cases) > 1 else np.arange(len(counts))
         found = ratio_of_means(self.effects[:, many], taken[:, many], cluster=labels, nan="omit", **options)

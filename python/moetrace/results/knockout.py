@@ -70,6 +70,13 @@ class KnockoutTrace(TraceResult):
             Expert(int(layer), int(expert)) for layer, expert in self._sites[["layer", "expert"]].to_numpy()
         ]
 
+    def normalised(self, **options: Any) -> pd.DataFrame:
+        """ArgumentError: a knock-out has no corrupted run that its effects could be a share of."""
+        raise ArgumentError(
+            "a knock-out has no corrupted run, and so no drop that its effects could be a share of; "
+            ".summary() has them in logits, and .greedy(n) as a share of what the whole model does"
+        )
+
     @property
     def layers(self) -> tuple[int, ...]:
         """The layers traced, ascending."""

@@ -11,7 +11,7 @@ import pandas as pd
 from moetrace.results.base import adjusted_p_values
 from moetrace.results.display import LEVEL, tested_label
 from moetrace.results.pictures import CellMap, plot_map, plot_points
-from moetrace.results.pictures.axes import BLUE, GREY, RED, axes_of, dress
+from moetrace.results.pictures.axes import BLUE, GREY, RED, axes_of, dress, whole_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -94,6 +94,8 @@ def draw_curves(rows: pd.DataFrame, curve: str, value: str, title: str, ax: Axes
     if value == "faithfulness":
         ax.axhline(1.0, color=GREY, lw=0.8, zorder=0)
     ax.axhline(0.0, color=GREY, lw=0.8, zorder=0)
+    if curve == "off":
+        whole_numbers(ax)
     ax.set_xlabel(label, fontsize=9)
     ax.set_ylabel(_VALUES[value], fontsize=9)
     ax.margins(y=0.1)

@@ -14,6 +14,7 @@ from moetrace.results.further import read_only
 from moetrace.results.layers import LayerTrace, Sharpness
 from moetrace.results.map_pictures import plot_case, plot_positions
 from moetrace.results.map_sites import at_position, map_from_rows, of_all, with_positions
+from moetrace.results.pictures import of_its_metric
 from moetrace.results.roles import ROLES, by_role, roles_of
 
 if TYPE_CHECKING:
@@ -98,7 +99,8 @@ class LayerMap(LayerTrace):
 
     @property
     def best(self) -> int:
-        """The layer of the highest mean rescue over all layers and positions; of equal ones the lowest."""
+        """The layer of the highest mean rescue over all layers and positions (for kl and rank, and with
+        ``mode="noise"``, the lowest); of equal ones the lowest."""
         return int(self._sites.layer.iloc[self._best])
 
     @property
@@ -108,7 +110,7 @@ class LayerMap(LayerTrace):
 
     @property
     def _best(self) -> int:
-        means = self._means()
+        means = self._toward_recall * self._means()
         return int(np.flatnonzero(means == np.nanmax(means))[0])
 
     def _means(self) -> npt.NDArray[np.float64]:
@@ -127,7 +129,8 @@ class LayerMap(LayerTrace):
         columns, there, facts, cases = at_position(self, position)
         measured = {name: values[np.ix_(there, columns)] for name, values in super()._measured().items()}
         sites = self._sites.iloc[columns][["layer"]].reset_index(drop=True)
-        return LayerTrace(cases, sites, failed=self.failed, provenance=facts, **measured)
+        found = LayerTrace(cases, sites, failed=self.failed, provenance=facts, **measured)
+        return found.with_draws(None if self.by_draw is None else self.by_draw[np.ix_(there, columns)])
 
     def roles(self) -> LayerMap:
         """The same by the role of the token: of each case the mean over its tokens of a role.
@@ -166,6 +169,7 @@ class LayerMap(LayerTrace):
         """Of the best position: top layer, next layer and their gap (Table 6)."""
         return self.at(self.best_position).sharpness()
 
+    @of_its_metric
     def plot(  # type: ignore[override]
         self,
         ax: Axes | None = None,
@@ -188,14 +192,15 @@ class LayerMap(LayerTrace):
         if case is not None:
             return plot_case(self, case, tokenizer, ax)
         shown = self.roles() if self.provenance.get("position") == "all" else self
-        return plot_positions(shown, {"correction": "max_t", **summary}, "block output", ax)
+        return plot_positions(shown, {"correction": "max_t", **summary}, ax)
 
     def __repr__(self) -> str:
-        means = self._means()
+        sites = f"{len(self)} cases x {len(self.layers)} layers x {len(self.positions)} positions"
+        if not len(self):
+            return f"LayerMap({sites})"
         return (
-            f"LayerMap({len(self)} cases x {len(self.layers)} layers x {len(self.positions)} positions, best "
-            f"layer {self.best} at {self.best_position!r} with mean rescue {np.nanmax(means):+.3f}, "
-            f"numerical floor {self.noise_floor:.1e})"
+            f"LayerMap({sites}, best layer {self.best} at {self.best_position!r} with mean rescue "
+            f"{self._means()[self._best]:+.3f}, numerical floor {self.noise_floor:.1e})"
         )
 
     def _repr_html_(self) -> str:

@@ -169,7 +169,8 @@ class LayerTrace(TraceResult):
             return self._panels(ax, kind, limit, options)
         if kind == "curve":
             title = f"{self._what}, {len(self)} cases"
-            return plot_layers(self.summary(**options), self.noise_floor, ax, options, title, self.noises)
+            table, toward = self.summary(**options), self._toward_recall
+            return plot_layers(table, self.noise_floor, ax, options, title, self.noises, toward)
         order = np.argsort(self.layers)
         table = self.summary(**options).iloc[order]
         title = f"{self._what}, each of {len(self)} cases"
@@ -225,6 +226,8 @@ class LayerTrace(TraceResult):
         ) <= limit else f"the largest {which}"
 
     def __repr__(self) -> str:
+        if not len(self):
+            return f"LayerTrace(0 cases x {len(self.layers)} layers)"
         means = self.effects.mean(axis=0)
         best = self.best
         return (

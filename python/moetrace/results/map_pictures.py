@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def plot_positions(trace: Any, options: Mapping[str, Any], what: str, ax: Axes | None) -> Axes:
+def plot_positions(trace: Any, options: Mapping[str, Any], ax: Axes | None) -> Axes:
     """Mean rescue by layer and position, marked by the summary's test."""
     table, layers, positions = trace.summary(**options), sorted(trace.layers), trace.positions
     p = "p_adjusted" if "p_adjusted" in table else "p_value"
@@ -35,9 +35,9 @@ def plot_positions(trace: Any, options: Mapping[str, Any], what: str, ax: Axes |
         empty_label="no case has it",
         upward=False,
         cell=(0.16, 0.26),
+        value_label=f"mean {_measure(trace)} (logits)",
     )
-    title = f"Clean {what} restored at one layer and position, {len(trace)} cases"
-    return plot_map(cells, title, ax)
+    return plot_map(cells, f"{_done(trace)} at one layer and position, {len(trace)} cases", ax)
 
 
 def plot_case(trace: Any, case: Any, tokenizer: Any, ax: Axes | None) -> Axes:
@@ -68,8 +68,17 @@ def plot_case(trace: Any, case: Any, tokenizer: Any, ax: Axes | None) -> Axes:
         empty_label="",
         upward=False,
         cell=(0.16, 0.26),
+        value_label=f"{_measure(trace)} (logits)",
     )
-    return plot_map(cells, f"Clean block output restored at one layer and token of case {case}", ax)
+    return plot_map(cells, f"{_done(trace)} at one layer and token of case {case}", ax)
+
+
+def _measure(trace: Any) -> str:
+    return "effect" if trace.noises else "rescue"
+
+
+def _done(trace: Any) -> str:
+    return "Noised block output put in" if trace.noises else "Clean block output restored"
 
 
 def _first(sites: pd.DataFrame, position: Any) -> int:
@@ -85,13 +94,15 @@ def _told(trace: Any, own: pd.Series, position: Any, token: int, tokenizer: Any)
     return f"{text.strip() or text}{mark}{name}"
 
 
-def plot_best_experts(table: pd.DataFrame, positions: Sequence[Any], cases: int, ax: Axes | None) -> Axes:
-    """The highest mean rescue of an expert in each layer and position. ``table``: layer, position, expert,
-    mean."""
-    best = table.groupby(["position", "layer"])["mean"].max().unstack("layer")
+def plot_best_experts(trace: Any, table: pd.DataFrame, positions: Sequence[Any], ax: Axes | None) -> Axes:
+    """The mean rescue of the best expert in each layer and position: the highest, or the lowest where that
+    is what matters. ``table``: layer, position, expert, mean."""
+    toward = trace._toward_recall
+    groups = table.groupby(["position", "layer"])["mean"]
+    best = (groups.max() if toward > 0 else groups.min()).unstack("layer")
     shown_positions = [name for name in positions if name in best.index]
     best = best.loc[shown_positions, sorted(best.columns)]
-    top = table.loc[[table["mean"].idxmax()]]
+    top = table.loc[[(toward * table["mean"]).idxmax()]]
     place = (shown_positions.index(top.position.iloc[0]), list(best.columns).index(top.layer.iloc[0]))
     cells = CellMap(
         values=best.to_numpy(),
@@ -103,6 +114,10 @@ def plot_best_experts(table: pd.DataFrame, positions: Sequence[Any], cases: int,
         empty_label="no case has it",
         named=[(*place, f"L{int(top.layer.iloc[0]):02d}E{int(top.expert.iloc[0]):03d}")],
         upward=False,
+        named_label="highest mean" if toward > 0 else "lowest mean",
         cell=(0.16, 0.26),
+        value_label=f"mean {_measure(trace)} (logits)",
     )
-    return plot_map(cells, f"Highest mean rescue of an expert by layer and position, {cases} cases", ax)
+    which = "Highest" if toward > 0 else "Lowest"
+    title = f"{which} mean {_measure(trace)} of an expert by layer and position, {len(trace)} cases"
+    return plot_map(cells, title, ax)

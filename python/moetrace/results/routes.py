@@ -12,7 +12,7 @@ from moetrace.results.base import TraceResult, summarise
 from moetrace.results.display import plain, refuse_groups, result_html, table_note
 from moetrace.results.expert_arrays import Floats
 from moetrace.results.further import read_only
-from moetrace.results.pictures import plot_lines
+from moetrace.results.pictures import of_its_metric, plot_lines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,6 +83,7 @@ class RouteTrace(TraceResult):
         order = np.arange(3 * count).reshape(3, count).T.ravel()
         return summarise(values[:, order], sites.iloc[order], self._cases, **options)
 
+    @of_its_metric
     def plot(self, ax: Axes | None = None, **summary: Any) -> Axes:
         """Mean rescue by patch, and what of it later routing carries, with intervals.
 
@@ -108,7 +109,7 @@ class RouteTrace(TraceResult):
         name = f"the block of layer {where.layer}" if where.patch == "block" else where.patch
         return (
             f"RouteTrace({len(self)} cases x {len(self._sites)} patches; later routing carries most of "
-            f"{name}: {share[at]:+.3f} of {self.effects[:, at].mean():+.3f} logits; numerical floor "
+            f"{name}: {share[at]:+.3f} of {self.effects[:, at].mean():+.3f} {self.unit}; numerical floor "
             f"{self.noise_floor:.1e})"
         )
 

@@ -106,7 +106,9 @@ def trace_knockout(
     others = case_set if reference is None else as_case_set(reference)
     if not len(others):
         raise NoCasesError(
-            "the reference set holds no cases; give some, or reference=None for the traced ones"
+            "there are no cases; expected one or more"
+            if reference is None
+            else "the reference set holds no cases; give some, or reference=None for the traced ones"
         )
     call = Call(case_set, others, wanted, asked, common)
     plain = everywhere or any(is_stacked(anatomy.experts(layer)) for layer in wanted.layers)

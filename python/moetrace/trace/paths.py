@@ -39,7 +39,7 @@ Pair = tuple[Any, Any]
 
 
 @on_all_ranks
-@partial(shows_options, without=("metric", "out", "compute_dtype", "engine", "batch_tokens"))
+@partial(shows_options, without=("mode", "metric", "out", "compute_dtype", "engine", "batch_tokens"))
 def trace_paths(
     model: torch.nn.Module,
     cases: Sequence[Case] | CaseSet,
@@ -61,9 +61,9 @@ def trace_paths(
     - an expert: it alone sees it, with its routing weight of the noised run. It does nothing, and the path is
       exactly 0, where the noised run doesn't route to it; so is that of a sender that isn't clean-active.
 
-    ``options``: the common arguments of :func:`moetrace.trace_layers` but ``metric``, ``engine``, ``out``,
-    ``batch_tokens`` and ``compute_dtype``. Plain hooked forwards, for each case and draw two and two more for
-    all its pairs.
+    ``options``: the common arguments of :func:`moetrace.trace_layers` but ``mode``, ``metric``, ``engine``,
+    ``out``, ``batch_tokens`` and ``compute_dtype``. Plain hooked forwards, for each case and draw two and two
+    more for all its pairs.
 
     Errors: ArgumentError for pairs that are none, twice there, or whose sender isn't before its receiver;
     LayerRangeError and ExpertRangeError for sites that don't exist; LayoutError where layers don't add to one

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,13 +30,13 @@ if TYPE_CHECKING:
 
 
 @on_all_ranks
-@shows_options
+@partial(shows_options, without=("mode",))
 def trace_routes(
     model: torch.nn.Module,
     cases: Sequence[Case] | CaseSet,
     layers: int | Sequence[int] | None = None,
     *,
-    experts: Sequence[ExpertLike] = (),
+    experts: Sequence[ExpertLike] | None = None,
     **options: Unpack[TraceOptions],
 ) -> RouteTrace:
     """Rescue with later routers free and with their choice fixed as in the noised run.
@@ -52,7 +53,7 @@ def trace_routes(
     ``layers``: whose blocks are patched; None for every layer with experts, or none where ``experts`` are
     given: Experts, names or pairs (layer, expert), each patched by itself with its patch vector (equation 6);
     one that isn't clean-active in a case has 0 there. ``options``: the common arguments of
-    :func:`moetrace.trace_layers`.
+    :func:`moetrace.trace_layers` but ``mode``: clean values go into the noised run.
 
     Errors: as trace_experts; ExpertRangeError for an expert that doesn't exist; LayoutError where a later
     layer's experts are called in a way that isn't understood, so that its routing can't be fixed.
@@ -64,7 +65,10 @@ def trace_routes(
             f"{type(anatomy.model).__name__} has no layers with routed experts, whose routing could carry "
             "anything; trace_layers serves dense models"
         )
-    named = [check_expert(anatomy, expert) for expert in as_list(experts, "experts", "a list of experts")]
+    given = [] if experts is None else as_list(experts, "experts", "a list of experts")
+    if experts is not None and not given:
+        raise ArgumentError("experts is empty; expected one or more, or None for the blocks of layers")
+    named = [check_expert(anatomy, expert) for expert in given]
     if len(set(named)) != len(named):
         raise ArgumentError("experts has one twice; expected each expert once")
     chosen = () if layers is None and named else anatomy.resolve_layers(layers)

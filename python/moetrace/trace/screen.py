@@ -46,7 +46,7 @@ _LAYERS = 8  # of whose intermediates a batch keeps as many bytes as a trace's b
 
 
 @on_all_ranks
-@partial(shows_options, without=("metric", "out", "compute_dtype"))
+@partial(shows_options, without=("mode", "metric", "out", "compute_dtype"))
 def screen_experts(
     model: torch.nn.Module,
     cases: Sequence[Case] | CaseSet,
@@ -73,8 +73,8 @@ def screen_experts(
     with which ``.recall(k)`` and ``.correlation()`` say how good the estimates were. ``rank``: what is best:
     the highest "mean" estimate over cases, or "abs", the highest mean magnitude.
     ``position``: as of trace_layers, or "all": each token by itself, as sites of their own.
-    ``options``: the common arguments of :func:`moetrace.trace_layers` but ``metric``, ``out`` and
-    ``compute_dtype``; ``engine`` is that of the exact patches.
+    ``options``: the common arguments of :func:`moetrace.trace_layers` but ``mode``, ``metric``, ``out``
+    and ``compute_dtype``; ``engine`` is that of the exact patches.
 
     It is first order: an expert that works together with others, or past a threshold, can have an estimate
     of 0 (``plant("pair")`` has two). Where trace_experts is affordable it is the better tool. It needs memory

@@ -152,6 +152,7 @@ def trace(
         outcome = _run(runner, case_set, folder, progress, what)
         job = runner.choice.engine.job
     found = _without_failed(case_set, outcome, runner.choice, attention, job)
+    _warn_of_no_drop(found)
     found = replace(found, compute_dtype=compute_dtype, whole=found.outcome, asked=metric)
     return found.of_metric(metric.metrics[0])
 
@@ -203,6 +204,21 @@ def _warn_of_nothing(job: Job, cases: CaseSet) -> None:
                 NoEffectWarning,
                 stacklevel=5,
             )
+
+
+def _warn_of_no_drop(session: Session) -> None:
+    """Say where the corruption left every case as it was: all rescues are rounding then."""
+    outcome, job = session.outcome, session.job
+    most = np.abs(outcome.noised - outcome.clean[:, None]).max()
+    floor = max(session.choice.null[0], session.choice.difference[0], 1e-6 * np.abs(outcome.clean).max())
+    nothing = not job.corruptor.replaces and job.corruptor.embedding.std == 0
+    if job.ablation is None and most <= floor and not nothing:
+        warnings.warn(
+            f"the corruption changes the logit difference of no case by more than {most:.1g}, which is "
+            "rounding: clean and noised runs are the same, and there is nothing to rescue",
+            NoEffectWarning,
+            stacklevel=5,
+        )
 
 
 def _run(runner: Runner, cases: CaseSet, folder: RunFolder | None, progress: Progress, what: str) -> Outcome:

@@ -36,11 +36,12 @@ def plot_layers(
     options: Mapping[str, Any] | None = None,
     title: str = "",
     noises: bool = False,
+    toward: int = 1,
 ) -> Axes:
     """Mean rescue by layer with the interval as a band; filled marks where the test is below 0.05.
 
-    ``options``: what the summary was asked for, as its labels say. ``noises``: effects of noised values, the
-    lowest of which is named.
+    ``options``: what the summary was asked for, as its labels say. ``noises``: effects of noised values.
+    ``toward``: the highest mean is named, or for -1 the lowest.
     """
     given = dict(options or {})
     summary = summary.sort_values("layer", ignore_index=True)
@@ -59,7 +60,7 @@ def plot_layers(
         (np.isnan(p), "#cccccc", "too few cases for a test"),
     ]
     mark(ax, layer, mean, marks)
-    top = int((-mean if noises else mean).argmax())
+    top = int((toward * mean).argmax())
     height = summary.ci_high.iloc[top]
     ax.annotate(
         f"L{layer[top]}", (layer[top], mean[top] if np.isnan(height) else height), xytext=(0, 3),

@@ -47,6 +47,7 @@ class CellMap:
     mark_label: str
     empty_label: str
     named: Sequence[tuple[int, int, str]] = ()
+    named_label: str = "highest means"
     upward: bool = True
     cell: tuple[float, float] = (0.2, 0.2)
     value_label: str = "mean rescue (logits)"
@@ -83,7 +84,7 @@ def plot_map(shown: CellMap, title: str, ax: Axes | None) -> Axes:
         corners = np.array([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)])
         frames = [corners + np.array([column, row]) for row, column, _ in shown.named]
         names = ", ".join(plain(text) for *_, text in shown.named)
-        label = f"highest means: {names}"
+        label = f"{shown.named_label}: {names}"
         ax.add_collection(
             PolyCollection(frames, facecolors="none", edgecolors=DARK, linewidths=1.3, label=label, zorder=4)
         )
