@@ -236,6 +236,8 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "report.write_folder": (report.write_folder, {"folder": "run", "path": None, "compare": None}),
         "planted.plant": (planted.plant, {"kind": "single", "family": "mixtral", "n": 4, "layers": 5,
                                           "layer": 2, "shares": None, "seed": 0}),
+        "planted.plant_positions": (planted.plant_positions, {"family": "mixtral", "n": 2, "layers": 4,
+                                                              "layer": 1, "moves": 2, "seed": 0}),
         "Planted.truth_under": (p["planted"].truth_under, {"noise": mt.SubjectNoise(1.0)}),
         "stats.bootstrap": (stats.bootstrap, {"x": p["x"], **boot}),
         "stats.sign_flip": (stats.sign_flip, {"x": p["x"], "n_flips": 20, "seed": 0, "cluster": None,

@@ -10,6 +10,7 @@ True
 from moetrace.planted.design import FAMILIES, KINDS
 from moetrace.planted.necessity import Necessity
 from moetrace.planted.plant import Planted, plant
+from moetrace.planted.positions import PlantedPositions, PositionTruth, plant_positions
 from moetrace.planted.routes import PlantedRoutes, RouteTruth, plant_routes
 from moetrace.planted.truth import Truth
 
@@ -18,9 +19,12 @@ __all__ = [
     "KINDS",
     "Necessity",
     "Planted",
+    "PlantedPositions",
     "PlantedRoutes",
+    "PositionTruth",
     "RouteTruth",
     "Truth",
     "plant",
+    "plant_positions",
     "plant_routes",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,16 +41,21 @@ class Prompts:
         z = SPAN / T * sum over subject tokens of x[SUBJECT] / sqrt(|x|^2 + width * eps), where x is the
         embedding, and under noise the embedding plus the draw (equation 2).
         """
-        std = float(np.std(self.embedding, ddof=1))
         found = []
+        for case, x in zip(self.cases, self.subjects(noise), strict=True):
+            length = np.sqrt((x**2).sum(axis=2) + WIDTH * eps)
+            found.append((x[:, :, SUBJECT] / length).sum(axis=1) * SPAN / len(case.input_ids))
+        return np.stack(found, axis=1)
+
+    def subjects(self, noise: SubjectNoise | None = None) -> Iterator[np.ndarray]:
+        """Of each case, float64 (draws, subject tokens, width): embeddings, clean (one draw) or noised."""
+        std = float(np.std(self.embedding, ddof=1))
         for case in self.cases:
             x = self.embedding[list(case.input_ids[slice(*case.subject)])][None]
             if noise is not None:
                 drawn = noise.sample(case, WIDTH) * (noise.scale * std)
                 x = x + drawn.numpy().astype(np.float64)
-            length = np.sqrt((x**2).sum(axis=2) + WIDTH * eps)
-            found.append((x[:, :, SUBJECT] / length).sum(axis=1) * SPAN / len(case.input_ids))
-        return np.stack(found, axis=1)
+            yield x
 
 
 def make_prompts(n: int, base: float, seed: int) -> Prompts:

@@ -29,8 +29,11 @@ NEVER = -30.0  # a router's logit beside those of routed experts, which are abov
 EPS = 1e-6
 
 
-def build_model(design: Design, prompts: Prompts) -> Any:
-    """A model of transformers in float32 and evaluation mode; the global random state is left alone."""
+def build_model(design: Design, prompts: Prompts, attends: int = 0, reads: int = SUBJECT) -> Any:
+    """A model of transformers in float32 and evaluation mode; the global random state is left alone.
+
+    ``attends``: the one layer with attention, which moves the coordinate ``reads`` to the signal's.
+    """
     import transformers
 
     maker: Any = transformers.AutoModelForCausalLM
@@ -49,7 +52,7 @@ def build_model(design: Design, prompts: Prompts) -> Any:
     model.get_input_embeddings().weight.copy_(torch.from_numpy(prompts.embedding))
     _set_head(model.get_output_embeddings().weight, prompts)
     layers = model.model.layers
-    _set_attention(layers[0].self_attn, identity)
+    _set_attention(layers[attends].self_attn, identity, reads)
     for layer, roles in zip(layers, design.roles, strict=True):
         _set_router(layer.mlp.gate.weight, roles)
         _set_experts(layer.mlp.experts, roles)
@@ -80,9 +83,9 @@ def _set_head(head: torch.Tensor, prompts: Prompts) -> None:
     head[[*prompts.true_ids, *prompts.foil_ids], SCRATCH] = 0.1
 
 
-def _set_attention(attention: Any, identity: float) -> None:
-    """Queries of zero attend to all tokens alike; the first head's value is the subject coordinate."""
-    attention.v_proj.weight[0, SUBJECT] = SPAN / (identity * math.sqrt(WIDTH))
+def _set_attention(attention: Any, identity: float, reads: int) -> None:
+    """Queries of zero attend to all tokens alike; the first head's value is the coordinate that it reads."""
+    attention.v_proj.weight[0, reads] = SPAN / (identity * math.sqrt(WIDTH))
     attention.o_proj.weight[SIGNAL, 0] = 1.0
 
 
