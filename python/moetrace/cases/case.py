@@ -75,12 +75,17 @@ class Case:
             "input_ids": _integers(self.input_ids, "input_ids", case_id),
             "subject": subject,
             "true_id": _integer(self.true_id, "true_id", case_id),
-            "foil_id": None if is_null(self.foil_id) else _integer(self.foil_id, "foil_id", case_id),
+            "foil_id": None if _is_missing(self.foil_id) else _integer(self.foil_id, "foil_id", case_id),
             "relation_id": _text(self.relation_id, "relation_id", case_id),
             **{name: _text(getattr(self, name), name, case_id) for name in ("prompt", "true", "foil")},
         }
         for name, value in coerced.items():
             object.__setattr__(self, name, value)
+
+
+def _is_missing(value: Any) -> bool:
+    """What a table has in the place of nothing; arrays are something."""
+    return not hasattr(value, "__len__") and is_null(value)
 
 
 def _integer(value: Any, name: str, case_id: Any) -> int:
@@ -101,7 +106,7 @@ def _integers(values: Any, name: str, case_id: int) -> tuple[int, ...]:
 
 
 def _text(value: Any, name: str, case_id: int) -> str:
-    if not hasattr(value, "__len__") and is_null(value):
+    if _is_missing(value):
         return ""
     if not isinstance(value, str) and not is_integer(value):
         raise CaseError(f"case {case_id}: {name} is {shown(value)}; expected a text")

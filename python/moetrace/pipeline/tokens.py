@@ -27,7 +27,7 @@ def forward_of(tokens: Tokens) -> _core.Forward:
         as_choice(tokens, "tokens", ("last",))
         return _core.Forward(kinds.LAST)
     if is_integer(tokens):
-        return _core.Forward(kinds.COLUMNS, [as_integer(tokens, "tokens")])
+        return _core.Forward(kinds.COLUMNS, [_number(tokens)])
     if isinstance(tokens, slice):
         raise ArgumentTypeError(
             f"tokens is {shown(tokens)}; expected {_EXPECTED}: list(range(3, 7)) for 3 to 6"
@@ -44,18 +44,26 @@ def forward_of(tokens: Tokens) -> _core.Forward:
             )
         numbers = [number for row in rows for number in row]
         return _core.Forward(kinds.ROWS, numbers, len(rows))
-    numbers = [as_integer(number, "tokens", _EXPECTED) for number in listed]
+    numbers = [_number(number) for number in listed]
     if len(set(numbers)) != len(numbers):
         twice = sorted({number for number in numbers if numbers.count(number) > 1})
         raise ArgumentError(f"tokens repeats {shown(twice)}; expected each token once")
     return _core.Forward(kinds.COLUMNS, numbers)
 
 
+def _number(given: Any) -> int:
+    """A token's number. ArgumentError for one that no prompt is long enough for."""
+    number = as_integer(given, "tokens", _EXPECTED)
+    if abs(number) >= 2**62:
+        raise ArgumentError(f"tokens names {shown(number)}; expected numbers of tokens in a prompt")
+    return number
+
+
 def _by_sequence(row: Any) -> list[int]:
     given = as_list(row, "tokens", _EXPECTED)
     if given and all(isinstance(value, bool) for value in given):
         return [column for column, value in enumerate(given) if value]
-    return [as_integer(number, "tokens", _EXPECTED) for number in given]
+    return [_number(number) for number in given]
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,8 @@ def screen_experts(
     Errors: as trace_experts; ModelError, by name, for weights that gradients can't flow through: streamed,
     offloaded, quantised.
     """
-    everywhere = options.get("position") == "all"
+    asked = options.get("position")
+    everywhere = isinstance(asked, str) and asked == "all"
     given = cast(TraceOptions, {**options, "position": "last"}) if everywhere else options
     common = checked(dict(given), screen_experts)
     top = as_count(top, "top")
