@@ -213,7 +213,7 @@ def test_an_interrupt_at_any_moment_leaves_no_model_marked():
         for step in range(60):
             try:
                 signal.setitimer(signal.ITIMER_REAL, 0.0002 + 0.0001 * step)
-                with state._by_one_thread(model):
+                with state.by_one_thread(model):
                     time.sleep(0.003)
                 signal.setitimer(signal.ITIMER_REAL, 0)
             except KeyboardInterrupt:
@@ -237,6 +237,6 @@ def test_an_interrupt_that_was_held_back_leaves_no_model_marked(monkeypatch):
             pass
 
     monkeypatch.setattr(state, "_using", Using())
-    with pytest.raises(KeyboardInterrupt), state._by_one_thread(model):
+    with pytest.raises(KeyboardInterrupt), state.by_one_thread(model):
         pass
     assert not state._traced
