@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shlex
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from moetrace.errors import ArgumentError, MoetraceError
 
 FAILED, STOPPED = 1, 130  # 128 + SIGINT, as shells have it
 _WORDS = "moetrace.words"
+_TO_SPEAK = 3.0  # seconds in which the rank that speaks has started, too
 
 
 class Commands(TyperGroup):
@@ -33,6 +35,7 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except Exception as failure:
             if rank() and getattr(failure, "exit_code", 0) == 2:  # a usage error of typer's click
+                time.sleep(_TO_SPEAK)  # a launcher ends the others with the first that ends
                 raise typer.Exit(2) from None
             raise
 
