@@ -172,10 +172,15 @@ def keep(result: TraceResult | MetricTraces, out: Path | None) -> None:
         result.save(out)
 
 
+def _has_no_scale(job: Job) -> bool:
+    """Whether noise is zero because the embedding is."""
+    return not job.corruptor.replaces and job.corruptor.embedding.std == 0
+
+
 def _warn_of_nothing(job: Job, cases: CaseSet) -> None:
     """Say where what is asked for can't have an effect."""
     corrupts = job.ablation is None
-    if corrupts and not job.corruptor.replaces and job.corruptor.embedding.std == 0:
+    if corrupts and _has_no_scale(job):
         warnings.warn(
             "the embedding is zero everywhere, and so is the noise, whose scale is its standard deviation: "
             "clean and noised runs are the same",
@@ -211,8 +216,7 @@ def _warn_of_no_drop(session: Session) -> None:
     outcome, job = session.outcome, session.job
     most = np.abs(outcome.noised - outcome.clean[:, None]).max()
     floor = max(session.choice.null[0], session.choice.difference[0], 1e-6 * np.abs(outcome.clean).max())
-    nothing = not job.corruptor.replaces and job.corruptor.embedding.std == 0
-    if job.ablation is None and most <= floor and not nothing:
+    if job.ablation is None and most <= floor and not _has_no_scale(job):
         warnings.warn(
             f"the corruption changes the logit difference of no case by more than {most:.1g}, which is "
             "rounding: clean and noised runs are the same, and there is nothing to rescue",
