@@ -85,8 +85,18 @@ class RunFolder:
         ``details``: arguments of this kind of trace. ``how``: the engine that serves it and the attention.
         """
         path = as_path(out, "out")
-        call = {"format": FORMAT, **call_facts(what, job, cases, details, metric), **how}
-        call = json.loads(json.dumps(call))
+        digest = cls.agreed_call(
+            path, what, {"format": FORMAT, **call_facts(what, job, cases, details, metric), **how}
+        )
+        ids = frozenset(case.case_id for case in cases)
+        shape = (len(job.patches), job.draws, len(job.metrics) - 1)
+        return cls(path, shape, digest, ids)
+
+    @classmethod
+    def agreed_call(cls, path: Path, what: str, facts: Mapping[str, Any]) -> str:
+        """The digest of a call that the folder holds, or holds from now on. RunFolderError where it holds
+        another one. ``facts``: JSON values, with ``format``."""
+        call = json.loads(json.dumps(facts))
         try:
             found = cls._read_call(path / CALL)
             if found is None:
@@ -94,10 +104,10 @@ class RunFolder:
                 write_json(path / CALL, call)
         except OSError as failure:
             raise RunFolderError(f"{path} can't be used ({failure}); give another folder") from failure
-        if found is not None and found.get("format") != FORMAT:
+        if found is not None and found.get("format") != call["format"]:
             raise RunFolderError(
                 f"{path / CALL}: format is {found.get('format')!r:.80}; this version of moetrace reads "
-                f"{FORMAT}: give another folder, or remove this one to trace anew"
+                f"{call['format']}: give another folder, or remove this one to trace anew"
             )
         if found is not None and found != call:
             changed = sorted(key for key in {*call, *found} if found.get(key) != call.get(key))
@@ -105,9 +115,7 @@ class RunFolder:
                 f"{path} holds a run of another call (different: {', '.join(changed)}); give another folder, "
                 "or the same model, cases and arguments to go on with it"
             )
-        ids = frozenset(case.case_id for case in cases)
-        shape = (len(job.patches), job.draws, len(job.metrics) - 1)
-        return cls(path, shape, json_digest(call), ids)
+        return json_digest(call)
 
     @staticmethod
     def _read_call(path: Path) -> dict[str, Any] | None:
@@ -151,8 +159,12 @@ class RunFolder:
                 column = [getattr(part.routing[where], name)[0].ravel().tolist() for part in parts.values()]
                 columns[f"routing.{layer}.{place}.{name}"] = column
         columns |= _columns_of_metrics(list(parts.values()))
+        self.write_part(self._name(parts), columns)
+
+    def write_part(self, name: str, columns: Mapping[str, Any]) -> None:
+        """Write one file of finished cases, sealed; ``columns``: case_id and others."""
         try:
-            table = pa.Table.from_pandas(pd.DataFrame(columns), preserve_index=False)
+            table = pa.Table.from_pandas(pd.DataFrame(dict(columns)), preserve_index=False)
         except (pa.ArrowException, OverflowError) as failure:
             raise RunFolderError(
                 f"a batch can't be written as a table ({failure}); expected case ids below 2^63"
@@ -160,7 +172,7 @@ class RunFolder:
         seal = json.dumps({"call": self._call, **table_seal(table)}).encode()
         table = table.replace_schema_metadata({**(table.schema.metadata or {}), _SEAL: seal})
         try:
-            write_parquet(self.path / PARTS / self._name(parts), table)
+            write_parquet(self.path / PARTS / name, table)
         except OSError as failure:
             raise RunFolderError(
                 f"{self.path} can't be written ({failure}); the batches that it holds stay: make room, and "
@@ -176,13 +188,11 @@ class RunFolder:
         """Outcome of each finished case. RunFolderError names a part that isn't what this run wrote."""
         done: dict[int, Outcome] = {}
         owner: dict[int, str] = {}
-        for path in sorted((self.path / PARTS).glob("*.parquet")):
-            if is_passing(path.name):
-                continue
-            for row in self._read_part(path).to_dict("records"):
+        for path in self.part_files():
+            for row in self.read_part(path).to_dict("records"):
                 case_id = int(row["case_id"])
                 if case_id in owner:
-                    raise _refused(path, f"case {case_id} is also in {owner[case_id]}")
+                    raise refused(path, f"case {case_id} is also in {owner[case_id]}")
                 owner[case_id] = path.name
                 patched, direct, linear = (
                     np.array(row[name], dtype=float).reshape(1, *self._shape[:2]) for name in BY_PATCH
@@ -199,7 +209,12 @@ class RunFolder:
                 )
         return done
 
-    def _read_part(self, path: Path) -> pd.DataFrame:
+    def part_files(self) -> list[Path]:
+        """The files of finished cases, in order."""
+        files = sorted((self.path / PARTS).glob("*.parquet"))
+        return [path for path in files if not is_passing(path.name)]
+
+    def read_part(self, path: Path) -> pd.DataFrame:
         """One part, verified."""
         try:
             table = pq.read_table(pa.BufferReader(path.read_bytes()))
@@ -208,16 +223,16 @@ class RunFolder:
             fault = None if seal is None else broken_seal(seal, table)
             call = None if seal is None else seal["call"]
         except Exception as failure:  # pyarrow raises many kinds for what isn't Parquet
-            raise _refused(path, f"it can't be read ({failure})") from None
+            raise refused(path, f"it can't be read ({failure})") from None
         if seal is None:
-            raise _refused(path, "it has no digests, so something else wrote it")
+            raise refused(path, "it has no digests, so something else wrote it")
         if call != self._call:
-            raise _refused(path, f"it belongs to another run than {CALL}")
+            raise refused(path, f"it belongs to another run than {CALL}")
         if fault:
-            raise _refused(path, f"it isn't what was written: {fault}")
+            raise refused(path, f"it isn't what was written: {fault}")
         part = sealed_frame(table)
         if stray := set(part.case_id.tolist()) - self._case_ids:
-            raise _refused(path, f"case {min(stray)} isn't one of this run's")
+            raise refused(path, f"case {min(stray)} isn't one of this run's")
         return part
 
     def _values(self, row: Mapping[Any, Any], metric: int) -> Values:
@@ -263,5 +278,6 @@ def _draws(values: Any, draws: int) -> np.ndarray:
     return flat.reshape(1, draws, flat.size // draws)
 
 
-def _refused(path: Path, fault: str) -> RunFolderError:
+def refused(path: Path, fault: str) -> RunFolderError:
+    """What to raise for a part that can't be used."""
     return RunFolderError(f"{path} can't be used: {fault}; remove it to trace its cases again")
