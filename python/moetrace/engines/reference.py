@@ -20,18 +20,9 @@ from moetrace.cases.forced import asked_of
 from moetrace.engines.ablation import Ablated, BlockCall, ablate, clean_of, routing_of
 from moetrace.engines.direct import PlainTap, at_final
 from moetrace.engines.fixed_routing import Held, RoutingTap, held_hooks
-from moetrace.engines.job import (
-    Job,
-    LayerRouting,
-    Origin,
-    Outcome,
-    Patch,
-    Sweep,
-    Values,
-    embedding_device,
-    hook_error,
-)
+from moetrace.engines.job import Job, Origin, Patch, Sweep, embedding_device, hook_error
 from moetrace.engines.lockstep import gather
+from moetrace.engines.outcome import LayerRouting, Outcome, Values
 from moetrace.engines.patched_runs import Watched, Written, patched_runs, sizes, tokens_of
 from moetrace.models.anatomy import expert_count
 from moetrace.models.forward import CleanRow, read_metrics

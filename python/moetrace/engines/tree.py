@@ -19,15 +19,8 @@ from torch import nn
 from moetrace._native import _core
 from moetrace.cases.forced import asked_of
 from moetrace.engines.direct import TreeTap
-from moetrace.engines.job import (
-    OUTCOME,
-    Job,
-    LayerRouting,
-    Outcome,
-    Values,
-    embedding_device,
-    hook_error,
-)
+from moetrace.engines.job import Job, embedding_device, hook_error
+from moetrace.engines.outcome import OUTCOME, LayerRouting, Outcome, Values
 from moetrace.errors import ContributionError
 from moetrace.models.anatomy import Anatomy, expert_count
 from moetrace.models.experts import block_scale, routed_call

@@ -16,14 +16,8 @@ from moetrace.cases import CaseSet, as_case_set, case_columns, validate_cases
 from moetrace.corruptions import Corruption
 from moetrace.effects import rescue
 from moetrace.engines.engine_choice import EngineChoice, EngineName
-from moetrace.engines.job import (
-    Job,
-    Mode,
-    Outcome,
-    Patch,
-    Sweep,
-    make_job,
-)
+from moetrace.engines.job import Job, Mode, Patch, Sweep, make_job
+from moetrace.engines.outcome import Outcome
 from moetrace.engines.places import Place, Positions, single_place
 from moetrace.engines.runner import Runner, make_runner
 from moetrace.engines.teacher_forcing import forcing_of
