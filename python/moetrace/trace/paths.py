@@ -15,7 +15,8 @@ from moetrace._native import _core
 from moetrace.arguments import as_list, shown
 from moetrace.cases import CaseSet, as_case_set, case_columns, validate_cases
 from moetrace.engines.engine_choice import choose_engine
-from moetrace.engines.job import Outcome, Patch, Values, make_job
+from moetrace.engines.job import Patch, make_job
+from moetrace.engines.outcome import Outcome, Values
 from moetrace.engines.paths import Path, PathEngine, PathOutcome
 from moetrace.engines.places import single_place
 from moetrace.errors import ArgumentError, ModelError

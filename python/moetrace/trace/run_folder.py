@@ -15,7 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from moetrace.arguments import as_path
-from moetrace.engines.job import Job, LayerRouting, Outcome, Values
+from moetrace.engines.job import Job
+from moetrace.engines.outcome import LayerRouting, Outcome, Values
 from moetrace.errors import RunFolderError
 from moetrace.files import is_passing, write_json, write_parquet
 from moetrace.integrity import broken_seal, json_digest, sealed_frame, table_seal

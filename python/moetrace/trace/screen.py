@@ -24,7 +24,8 @@ from moetrace.engines.gradients import (
     refuse_without_gradients,
     with_gradients,
 )
-from moetrace.engines.job import Job, Outcome, Patch, Sweep, Values, make_job
+from moetrace.engines.job import Job, Patch, Sweep, make_job
+from moetrace.engines.outcome import Outcome, Values
 from moetrace.engines.places import single_place
 from moetrace.errors import ArgumentError, NoEffectWarning
 from moetrace.metrics import LOGIT_DIFF, check_foils
