@@ -110,6 +110,7 @@ class LayerMap(LayerTrace):
 
     @property
     def _best(self) -> int:
+        self._refuse_no_cases()
         means = self._toward_recall * self._means()
         return int(np.flatnonzero(means == np.nanmax(means))[0])
 
