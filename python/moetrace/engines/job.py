@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 
 from moetrace._native import _core
+from moetrace.cases.forced import asked_of
 from moetrace.corruptions import Corruption, Corruptor, Embedding, as_noise
 from moetrace.engines.places import ALL, LAST, Place, Position, places_of
 from moetrace.errors import HookError
@@ -122,7 +123,7 @@ class Job:
 
     def tokens_of(self, case: Case) -> list[tuple[int, ...]]:
         """Positions of each place in a case. ArgumentError where the prompt has no such token."""
-        return [place.find(case) for place in self.places]
+        return [place.find(asked_of(case)) for place in self.places]
 
     def shape_of(self, case: Case) -> _core.CaseShape:
         """What the tree has to know of a case."""
