@@ -4,8 +4,8 @@
 python -m benchmarks.capture --repeats 15
 ```
 
-Model and prompts of the other tables, one batch of them, every layer. Prints the median of the ratios of neighbouring
-measurements and keeps it as ``benchmarks/results/capture.json``.
+Model and prompts of the other tables, one batch of them, every layer. Prints the median of the ratios of
+neighbouring measurements and keeps it as ``benchmarks/results/capture.json``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ EVERY_KIND = ("block", "routing", "contributions", "router_logits", "residual", 
 
 
 def ways(model: torch.nn.Module) -> dict[str, Callable[[], AbstractContextManager[Any]]]:
-    """By name what a forward is run in. Those of GOAL copy nothing of every token beside blocks and routing."""
+    """By name what a forward is run in; of heavy ones much is copied, and GOAL doesn't hold."""
     expert, width = mt.Expert(3, 17), model.config.hidden_size
     return {
         "capture: block outputs": lambda: mt.capture(model, what=("block",)),
