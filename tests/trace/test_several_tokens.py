@@ -316,3 +316,11 @@ def test_curves_of_knock_outs(qwen):
     np.testing.assert_allclose(effect, trace.effects[:, first[0]], atol=5e-5)
     with pytest.raises(MetricError):
         trace.greedy(1, metric="rank")
+
+
+def test_what_reads_single_tokens_alone_says_so(qwen):
+    match = r"reads objects of one token, and 4 of 5 cases have objects of several: case ids \[101, 102, 103"
+    with pytest.raises(mt.MoetraceError, match=f"screen_experts {match}"):
+        mt.screen_experts(qwen, CASES)
+    with pytest.raises(mt.MoetraceError, match=f"trace_paths {match}"):
+        mt.trace_paths(qwen, CASES, [("L01E002", 2)])

@@ -18,7 +18,7 @@ from moetrace.results.expert_arrays import Bools
 from moetrace.results.knockout_curves import KnockoutCurves
 from moetrace.trace.knockout_call import Call, details_of
 from moetrace.trace.provenance import model_facts
-from moetrace.trace.run_folder import RunFolder, refused
+from moetrace.trace.run_folder import SealedFolder, refused
 
 if TYPE_CHECKING:
     from moetrace.cases import Case
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 FORMAT = 1
 
 
-class CurveFolder(RunFolder):
+class CurveFolder(SealedFolder):
     """``parts/*.parquet`` hold finished sets, one file a set with a row for each case, sealed as the cases of
     other runs are. The sets are those of any ``n``, ``draws`` or ``shares``: a call with others goes on with
     what is there."""
 
     def __init__(self, path: Path, call: str, case_ids: Sequence[int], metrics: Sequence[Metric]) -> None:
-        super().__init__(path, (0, 0, 0), call, frozenset(case_ids))
+        super().__init__(path, call, frozenset(case_ids))
         self._ordered, self._metrics = list(case_ids), tuple(metrics)
 
     @classmethod
