@@ -64,10 +64,12 @@ def _tree(engine: TreeEngine, cases: list[Case]) -> list[Forward]:
 
 
 def _plain(job: Job, case: Case) -> list[Forward]:
-    """One case in the reference engine: clean, and for each draw noised and patched sequences."""
+    """One case in the reference engine: clean, and for each draw noised and patched sequences; a knock-out
+    has no noised one."""
     tokens, runs = len(case.input_ids), len(job.runs)
     rows, most = np.full(len(job.anatomy.layers), tokens), sequences_together(tokens)
-    copies = [1] + [1, *(min(most, runs - begin) for begin in range(0, runs, most))] * job.draws
+    noised = [] if job.ablation is not None else [1]
+    copies = [1] + [*noised, *(min(most, runs - begin) for begin in range(0, runs, most))] * job.draws
     return [Forward(count, rows, tokens, 1) for count in copies]
 
 
@@ -89,8 +91,11 @@ def layer_flops(batches: Sequence[Batch], size: ModelSize) -> npt.NDArray[np.flo
     return found
 
 
-def head_flops(batches: Sequence[Batch], size: ModelSize, every_row: bool) -> float:
-    """Operations of the head: for one row of each sequence, or for every row that is read out."""
+def head_flops(job: Job, batches: Sequence[Batch], size: ModelSize) -> float:
+    """Operations of the head: the model's own, for one row of each sequence or for every row that is read
+    out; and where a metric needs the whole vocabulary, the exact read-out of every such row."""
+    own_head = job.readout.own_head
+    whole = any(metric.whole for metric in job.metrics) and not own_head
     forwards = [own for batch in batches for own in batch.forwards]
-    rows = sum(own.sequences * (own.read if every_row else 1) for own in forwards)
+    rows = sum(own.sequences * ((own.read if own_head else 1) + own.read * whole) for own in forwards)
     return 2.0 * rows * size.head_entries
