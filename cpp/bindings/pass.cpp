@@ -269,6 +269,14 @@ void init_pass(py::module_& m) {
           py::arg("rows"), Release(), "Every run as a sequence, while so many rows of each case are there.")
       .def_property_readonly("final_rows", &Pass::final_rows,
                              "Rows that are read out: clean, noised for each draw, then every fork.")
+      .def(
+          "last_rows",
+          [](const Pass& pass, std::int64_t count) {
+            const auto runs = static_cast<std::int64_t>(pass.final_rows().size());
+            return grid(pass.last_rows(count), {pass.layout().cases(), runs, count});
+          },
+          py::arg("count"),
+          "int64 (cases, runs, count): rows of the same runs at the final positions, the final one first.")
       .def_property_readonly("fused_calls", &Pass::fused_calls,
                              "Calls of experts that the fused routine served.")
       .def_property_readonly(

@@ -379,6 +379,10 @@ class Pass:
         """
         int64 (cases, start rows)
         """
+    def last_rows(self, count: typing.SupportsInt | typing.SupportsIndex) -> numpy.typing.NDArray[numpy.int64]:
+        """
+        int64 (cases, runs, count): rows of the same runs at the final positions, the final one first.
+        """
     def misfired(self) -> str:
         """
         Says which sites didn't fire exactly once; empty if all did.

@@ -35,6 +35,7 @@ def test_positional_order_is_the_contract() -> None:
     names = [field.name for field in dataclasses.fields(Case)]
     assert names == [
         "input_ids", "subject", "true_id", "foil_id", "case_id", "relation_id", "prompt", "true", "foil",
+        "true_more", "foil_more",
     ]  # fmt: skip
 
 

@@ -53,6 +53,29 @@ def test_every_drop_reason(reason: str, change: dict[str, str]) -> None:
     assert (len(cases), dict(cases.dropped)) == (0, {reason: 1})
 
 
+def test_objects_of_several_tokens_are_kept_where_asked_for() -> None:
+    records = [
+        fact(case_id=0),
+        fact(case_id=1, target_true="Paris Rome"),
+        fact(case_id=2, target_true="Paris Rome", target_new="Paris France"),
+        fact(case_id=3, target_true="Paris Rome", target_new="Paris Rome"),
+        fact(case_id=4, target_true="Timbuktu"),
+        fact(case_id=5, target_new="Rome Timbuktu"),
+        fact(case_id=6, target_new=""),
+    ]
+    cases = make_cases(records, word_tokenizer(), objects="several_tokens")
+    assert [(case.case_id, case.true_ids, case.foil_ids) for case in cases] == [
+        (0, (8,), (9,)), (1, (8, 9), (9,)), (2, (8, 9), (8, 6)),
+    ]  # fmt: skip
+    assert dict(cases.dropped) == {
+        "same_object": 1, "true_not_tokens": 1, "foil_not_tokens": 1, "no_foil": 1,
+    }  # fmt: skip
+    assert list(cases.funnel)[2] == "object_tokens"
+    assert cases[:1] == make_cases(records[:1], word_tokenizer())
+    with pytest.raises(ArgumentError, match="objects is 'any'; expected 'single_token' or 'several_tokens'"):
+        make_cases(records, word_tokenizer(), objects="any")
+
+
 def test_funnel_and_reasons_add_up_and_order_is_kept() -> None:
     records = [
         fact(case_id=i, **change) for i, change in enumerate([{}, *REASONS.values(), {"subject": "Lyon"}])

@@ -13,7 +13,8 @@ from moetrace.cases.objects import following_tokens
 def tokens(tokenizer: object, prompt: str, *objects: str) -> list[int | None]:
     encoder = Encoder(tokenizer)
     prompts = [prompt] * len(objects)
-    return following_tokens(encoder, prompts, encoder.encode(prompts), objects)
+    found = following_tokens(encoder, prompts, encoder.encode(prompts), objects)
+    return [None if own is None else own[0] for own in found]
 
 
 @pytest.mark.parametrize("name", ["qwen3", "mixtral"])
@@ -50,7 +51,11 @@ def test_the_rule_agrees_with_the_vocabularies_own_libraries(
             encoder, prompts, encoder.encode(prompts), [fact.target_new for fact in facts]
         )
         own = [encode(fact.target_new) for fact in facts]
-        assert found == [row[0] if len(row) == 1 else None for row in own]
+        assert found == [(row[0],) if len(row) == 1 else None for row in own]
+        several = following_tokens(
+            encoder, prompts, encoder.encode(prompts), [fact.target_new for fact in facts], several=True
+        )
+        assert several == [tuple(row) for row in own]
 
 
 def test_the_test_tokenizers_are_the_real_ones(

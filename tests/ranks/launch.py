@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import socket
@@ -11,13 +12,26 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+_PORTS = itertools.count()
 
 
 def free_port() -> int:
-    """A port of this machine that nobody uses."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    """A port of this machine that nobody uses, and that no other test process will ask for.
+
+    Between this and the bind of rank 0 the port is nobody's: each worker of pytest-xdist has a range of its
+    own, below those that the system gives to whoever asks for any.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first = 12_000 + 200 * (worker % 100)
+    for count in itertools.islice(_PORTS, 200):
+        port = first + count % 200
+        with socket.socket() as found:
+            try:
+                found.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise OSError(f"no free port from {first} to {first + 199}")
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -378,6 +378,33 @@ std::vector<std::int64_t> Pass::final_rows() const {
   return rows;
 }
 
+std::vector<std::int64_t> Pass::last_rows(std::int64_t count) const {
+  std::vector<std::int64_t> rows;
+  for (std::int64_t index = 0; index < layout_.cases(); ++index) {
+    const tree::CaseShape& shape = cases_[static_cast<std::size_t>(index)].shape;
+    const auto positions = [&](auto row_at) {
+      for (std::int64_t back = 0; back < count; ++back) {
+        rows.push_back(row_at(std::max<std::int64_t>(shape.length - 1 - back, 0)));
+      }
+    };
+    for (std::int64_t branch = -1; branch < job_.draws; ++branch) {
+      positions([&](std::int64_t position) { return layout_.base_row(index, branch, position); });
+    }
+    for (std::size_t run = 0; run < runs_.size(); ++run) {
+      const Patch& patch = runs_[run].patch;
+      const std::int64_t first = shape.length - shape.chain(patch.place);
+      for (std::int64_t draw = 0; draw < job_.draws; ++draw) {
+        positions([&](std::int64_t position) {
+          if (position >= first)
+            return layout_.row_of(index, fork(static_cast<std::int64_t>(run), draw), position);
+          return layout_.base_row(index, patch.origin == Origin::kNoise ? -1 : draw, position);
+        });
+      }
+    }
+  }
+  return rows;
+}
+
 std::int64_t Pass::fused_calls() const noexcept {
   std::int64_t calls = 0;
   for (const auto& [layer, call] : calls_) calls += call->fused_calls();

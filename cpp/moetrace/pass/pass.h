@@ -62,6 +62,10 @@ class Pass {
   std::vector<std::int64_t> position_ids() const;
   /// Rows of a case that are read out: clean, noised for each draw, then every fork.
   std::vector<std::int64_t> final_rows() const;
+  /// The rows of the same runs at the final `count` positions of each prompt, the final one first: row-major
+  /// (cases, runs, count). A fork's before its first row are those of the run that it leaves from; where a
+  /// prompt has fewer tokens its first one stands in.
+  std::vector<std::int64_t> last_rows(std::int64_t count) const;
 
   /// Layers with expert patches, whose routing is recorded.
   const std::map<std::int64_t, std::shared_ptr<experts::ExpertsCall>>& routed() const noexcept {

@@ -1,5 +1,8 @@
 #include "moetrace/tree/layout.h"
 
+#include <stdexcept>
+#include <string>
+
 namespace moetrace::tree {
 
 Layout::Layout(const std::vector<CaseShape>& cases, const std::vector<Fork>& forks, std::int64_t branches,
@@ -51,6 +54,15 @@ const Positions& Layout::positions(std::int64_t index, std::int64_t fork) const 
 
 std::int64_t Layout::row_of(std::int64_t index, std::int64_t fork, std::int64_t position) const {
   return plan_.fork_last(fork) - (shapes_.at(static_cast<std::size_t>(index)).length - 1 - position);
+}
+
+std::int64_t Layout::base_row(std::int64_t index, std::int64_t branch, std::int64_t position) const {
+  const bool shared = position < shapes_.at(static_cast<std::size_t>(index)).subject_start;
+  for (std::int64_t row = 0; row < plan_.base_rows; ++row) {
+    const auto at = static_cast<std::size_t>(index * plan_.rows + row);
+    if (plan_.position[at] == position && plan_.branch[at] == (shared ? -1 : branch)) return row;
+  }
+  throw std::out_of_range("position " + std::to_string(position) + " of case " + std::to_string(index));
 }
 
 std::int64_t Layout::origin(std::int64_t index, std::int64_t row) const {

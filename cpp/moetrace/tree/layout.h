@@ -45,6 +45,8 @@ class Layout {
   std::vector<std::int64_t> forks(std::int64_t end) const;
   /// The row of a fork that stands at a position of a case, at or behind the first that is patched.
   std::int64_t row_of(std::int64_t index, std::int64_t fork, std::int64_t position) const;
+  /// The row of the clean (-1) or a noised run (0, 1, …) that stands at a position of a case.
+  std::int64_t base_row(std::int64_t index, std::int64_t branch, std::int64_t position) const;
   /// The rows at the position of a fork's row: of the run that it leaves from, of the clean run and of the
   /// noised run of its draw.
   std::int64_t origin(std::int64_t index, std::int64_t row) const;

@@ -243,6 +243,41 @@ TEST_CASE("a batch in which no case has the place of a patch") {
   }
 }
 
+TEST_CASE("the last rows of every run are those of its prompt's final tokens, or of the run it leaves from") {
+  const Job own = job_of_places();
+  const auto cases = cases_of_places();
+  const auto runs = static_cast<std::int64_t>(runs_of(own).size());
+  const Pass pass(own, facts_of(0), cases, 0, runs, Join::kAfterLayer);
+  const tree::Plan& plan = pass.layout().plan();
+  const auto finals = pass.final_rows();
+  const std::int64_t count = 5;  // one more than the second prompt has
+  const auto rows = pass.last_rows(count);
+  REQUIRE(rows.size() == cases.size() * finals.size() * static_cast<std::size_t>(count));
+  auto row = rows.begin();
+  for (std::size_t index = 0; index < cases.size(); ++index) {
+    const tree::CaseShape& shape = cases[index].shape;
+    for (std::size_t run = 0; run < finals.size(); ++run) {
+      const std::int64_t given = static_cast<std::int64_t>(run) - 1 - kDraws;
+      const Patch* patch = given < 0 ? nullptr : &pass.runs()[static_cast<std::size_t>(given / kDraws)].patch;
+      const std::int64_t draw = given < 0 ? static_cast<std::int64_t>(run) - 1 : given % kDraws;
+      const bool from_clean = patch != nullptr && patch->origin == Origin::kNoise;
+      const std::int64_t chain = patch == nullptr ? 0 : shape.chain(patch->place);
+      for (std::int64_t back = 0; back < count; ++back, ++row) {
+        CAPTURE(run);
+        CAPTURE(back);
+        const std::int64_t position = std::max<std::int64_t>(shape.length - 1 - back, 0);
+        const auto at = index * static_cast<std::size_t>(plan.rows) + static_cast<std::size_t>(*row);
+        CHECK(plan.position[at] == position);
+        const bool own_row = position >= shape.length - chain;
+        CHECK(plan.fork[at] == (own_row ? given : -1));
+        const bool shared = position < shape.subject_start;
+        CHECK(plan.branch[at] == (from_clean || (shared && !own_row) ? -1 : draw));
+        if (back == 0 && (patch == nullptr || chain > 0)) CHECK(*row == finals[run]);
+      }
+    }
+  }
+}
+
 TEST_CASE("a layer's experts are swept once at a place") {
   Job own = job_of_places();
   own.sweeps = {{1, 2, false, 0}, {1, 2, true, 0}};

@@ -6,8 +6,9 @@
 >>> discovery, validation = usable.split(seed=0)
 """
 
-from moetrace.cases.case import Case, case_columns, case_keys, validate_cases
+from moetrace.cases.case import Case, case_columns, case_keys, refuse_several_tokens, validate_cases
 from moetrace.cases.case_set import CaseSet, as_case_set
+from moetrace.cases.forced import ForcedCase, asked_of, forced_sequences, free_ids
 from moetrace.cases.make import make_cases
 from moetrace.cases.record import Record
 from moetrace.cases.records import Records, load_records
@@ -15,12 +16,17 @@ from moetrace.cases.records import Records, load_records
 __all__ = [
     "Case",
     "CaseSet",
+    "ForcedCase",
     "Record",
     "Records",
     "as_case_set",
+    "asked_of",
     "case_columns",
     "case_keys",
+    "forced_sequences",
+    "free_ids",
     "load_records",
     "make_cases",
+    "refuse_several_tokens",
     "validate_cases",
 ]

@@ -24,6 +24,7 @@ from moetrace.errors import (
 
 KEYS = ("case_id", "relation_id")
 TEXTS = ("true", "foil")
+MORE = ("true_more", "foil_more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +39,10 @@ class Case:
         input_ids: Token ids of the prompt, as a tuple; a list, a numpy array or a 1-D tensor is taken too.
         subject: Half-open range of token positions, ``(start, stop)``, counted from the first token
             (a beginning-of-sequence token included).
-        true_id: Token id of the true object, the token that should follow the prompt.
+        true_id: Token id of the true object, the token that should follow the prompt. A row of ids is an
+            object of several tokens: this is then the first, and the others are ``true_more``.
         foil_id: Token id of the false object. The paper's metric is logit(true) - logit(foil) (equation 1);
-            None where there is none, for metrics of the true object alone.
+            None where there is none, for metrics of the true object alone. A row of ids as in ``true_id``.
         case_id: The case's own number. Its noise is drawn with seed ``noise seed + case_id`` (Table 2).
         relation_id: Relation of the fact, as ``"P103"``; groups of cases in tables and folds. None and a
             missing value of a table are no relation, "".
@@ -48,6 +50,9 @@ class Case:
         true: The true object as text, for people; "" where it isn't known. Two cases are equal, and have one
             fingerprint, whatever these two say: the ids decide.
         foil: The false object as text.
+        true_more: The true object's tokens behind its first; none in the paper. With some, in either object,
+            metrics are of sums of log-probabilities under teacher forcing (:mod:`moetrace.metrics`).
+        foil_more: The same of the false object.
 
     Raises:
         CaseError: A field can't be read as integers, or as text.
@@ -62,6 +67,23 @@ class Case:
     prompt: str = ""
     true: str = field(default="", compare=False)
     foil: str = field(default="", compare=False)
+    true_more: tuple[int, ...] = ()
+    foil_more: tuple[int, ...] = ()
+
+    @property
+    def several_tokens(self) -> bool:
+        """Whether an object has more tokens than one."""
+        return bool(self.true_more or self.foil_more)
+
+    @property
+    def true_ids(self) -> tuple[int, ...]:
+        """All tokens of the true object."""
+        return (self.true_id, *self.true_more)
+
+    @property
+    def foil_ids(self) -> tuple[int, ...] | None:
+        """All tokens of the false object; None where there is none."""
+        return None if self.foil_id is None else (self.foil_id, *self.foil_more)
 
     def __post_init__(self) -> None:
         case_id = _integer(self.case_id, "case_id", self.case_id)
@@ -74,8 +96,8 @@ class Case:
             "case_id": case_id,
             "input_ids": _integers(self.input_ids, "input_ids", case_id),
             "subject": subject,
-            "true_id": _integer(self.true_id, "true_id", case_id),
-            "foil_id": None if _is_missing(self.foil_id) else _integer(self.foil_id, "foil_id", case_id),
+            **_object(self.true_id, self.true_more, "true", case_id),
+            **_object(self.foil_id, self.foil_more, "foil", case_id),
             "relation_id": _text(self.relation_id, "relation_id", case_id),
             **{name: _text(getattr(self, name), name, case_id) for name in ("prompt", "true", "foil")},
         }
@@ -103,6 +125,22 @@ def _integers(values: Any, name: str, case_id: int) -> tuple[int, ...]:
     except ArgumentError as failure:
         raise CaseError(f"case {case_id}: {failure}") from None
     return tuple(_integer(value, f"{name}[{place}]", case_id) for place, value in enumerate(plain))
+
+
+def _object(first: Any, more: Any, name: str, case_id: int) -> dict[str, Any]:
+    """An object's fields: its first token and the others."""
+    others = _integers(more, f"{name}_more", case_id)
+    if name == "foil" and _is_missing(first):
+        if others:
+            raise CaseError(f"case {case_id}: foil_more is {shown(more)}, and there is no foil_id")
+        return {"foil_id": None, "foil_more": ()}
+    if isinstance(first, str) or not hasattr(first, "__len__") or getattr(first, "shape", None) == ():
+        return {f"{name}_id": _integer(first, f"{name}_id", case_id), f"{name}_more": others}
+    tokens = _integers(first, f"{name}_id", case_id)
+    if not tokens or others:
+        what = "an empty row" if not tokens else f"a row, and {name}_more is {shown(more)} beside it"
+        raise CaseError(f"case {case_id}: {name}_id is {what}; expected a token id, or all of the object's")
+    return {f"{name}_id": tokens[0], f"{name}_more": tokens[1:]}
 
 
 def _text(value: Any, name: str, case_id: int) -> str:
@@ -156,7 +194,7 @@ def validate_cases(
         NoCasesError: There are none.
         DuplicateCaseError: Two share a case id.
         SubjectSpanError: A subject span is empty, out of range, or covers the final token.
-        SameObjectError: True and foil object are the same token.
+        SameObjectError: True and foil object are the same.
         TokenIdError: A token id lies outside the vocabulary.
         PromptLengthError: A prompt has more tokens than the model has positions.
         CaseError: A prompt has no tokens.
@@ -170,10 +208,12 @@ def validate_cases(
     refuse_duplicates(cases)
     for case in cases:
         _check_span(case, final_subject)
-        if positions is not None and len(case.input_ids) > positions:
+        forced = max(len(case.true_more), len(case.foil_more))
+        if positions is not None and len(case.input_ids) + forced > positions:
+            objects = f" and its longest object {1 + forced}" if forced else ""
             raise PromptLengthError(
-                f"case {case.case_id}: the prompt has {len(case.input_ids)} tokens; expected at most "
-                f"{positions}, the positions that the model has. Drop the case: run_protocol does so"
+                f"case {case.case_id}: the prompt has {len(case.input_ids)} tokens{objects}; expected at "
+                f"most {positions}, the positions that the model has. Drop the case: run_protocol does so"
             )
         _check_objects(case)
         _check_ids(case, vocab_size)
@@ -191,6 +231,21 @@ def refuse_duplicates(cases: Iterable[Case]) -> None:
         seen.add(case.case_id)
 
 
+def refuse_several_tokens(cases: Iterable[Case], what: str) -> None:
+    """Raise CaseError where an object has several tokens, for what reads single ones alone.
+
+    >>> refuse_several_tokens(cases, "screen_experts")
+    """
+    held = list(cases)
+    longer = [case.case_id for case in held if case.several_tokens]
+    if longer:
+        raise CaseError(
+            f"{what} reads objects of one token, and {len(longer)} of {len(held)} cases have objects of several: "
+            f"case ids {longer[:20]}; expected single tokens, as make_cases keeps by default. Traces of layers, "
+            "experts, coalitions, routes and knock-outs take several"
+        )
+
+
 def fingerprint(cases: Iterable[Case]) -> str:
     """The digest of :meth:`CaseSet.fingerprint`."""
     digest = hashlib.sha256()
@@ -203,6 +258,7 @@ def fingerprint(cases: Iterable[Case]) -> str:
             case.foil_id,
             case.relation_id,
             case.prompt,
+            *([case.true_more, case.foil_more] if case.several_tokens else []),
         ]
         digest.update(json.dumps(row, separators=(",", ":")).encode() + b"\n")
     return digest.hexdigest()
@@ -230,9 +286,10 @@ def _check_span(case: Case, final_subject: str) -> None:
 
 
 def _check_objects(case: Case) -> None:
-    if case.true_id == case.foil_id:
+    if case.true_ids == case.foil_ids:
+        token = f"token {case.true_id}" if not case.true_more else f"tokens {list(case.true_ids)}"
         raise SameObjectError(
-            f"case {case.case_id}: true and foil object are both token {case.true_id}; expected two tokens,"
+            f"case {case.case_id}: true and foil object are both {token}; expected two objects,"
             " since the logit difference of one is always 0"
         )
 
@@ -240,7 +297,12 @@ def _check_objects(case: Case) -> None:
 def _check_ids(case: Case, vocab_size: int) -> None:
     named = [(f"input_ids[{place}]", token) for place, token in enumerate(case.input_ids)]
     foil = [] if case.foil_id is None else [("foil_id", case.foil_id)]
-    for name, token in [*named, ("true_id", case.true_id), *foil]:
+    more = [
+        (f"{name}[{at}]", token)
+        for name in ("true_more", "foil_more")
+        for at, token in enumerate(getattr(case, name))
+    ]
+    for name, token in [*named, ("true_id", case.true_id), *foil, *more]:
         if not 0 <= token < vocab_size:
             raise TokenIdError(
                 f"case {case.case_id}: {name} is {token}; expected 0 to {vocab_size - 1}, the model's"

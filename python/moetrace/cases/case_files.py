@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from moetrace.arguments import as_path
-from moetrace.cases.case import TEXTS, Case, case_columns, fingerprint
+from moetrace.cases.case import MORE, TEXTS, Case, case_columns, fingerprint
 from moetrace.errors import CaseError, RecordError
 from moetrace.files import write_atomically
 from moetrace.integrity import json_digest
@@ -40,6 +40,7 @@ def case_frame(cases: Sequence[Case], record_indices: Sequence[int]) -> pd.DataF
     import pandas as pd
 
     foils = [case.foil_id for case in cases]
+    several = any(case.several_tokens for case in cases)
     return pd.DataFrame(
         {
             "case_id": [case.case_id for case in cases],
@@ -50,6 +51,7 @@ def case_frame(cases: Sequence[Case], record_indices: Sequence[int]) -> pd.DataF
             "subject_stop": [case.subject[1] for case in cases],
             "true_id": [case.true_id for case in cases],
             "foil_id": pd.array(foils, dtype="Int64") if None in foils else foils,
+            **({name: [getattr(c, name) for c in cases] for name in MORE} if several else {}),
             **{name: values for name, values in case_columns(cases).items() if name in TEXTS},
             "record_index": list(record_indices),
         }
@@ -111,6 +113,8 @@ def read_case_set(path: str | os.PathLike[str], build: Callable[..., _Set]) -> _
         columns = document["cases"]
         for name in TEXTS:  # which files of before they were kept lack
             columns.setdefault(name, [""] * len(columns["case_id"]))
+        for name in MORE:
+            columns.setdefault(name, [()] * len(columns["case_id"]))
         cases = [Case(*row) for row in zip(*(columns[name] for name in _FIELDS), strict=True)]
         origin = Origin(
             funnel=dict(document["funnel"]),
@@ -170,7 +174,10 @@ def _digests(cases: Sequence[Case], origin: Origin) -> dict[str, str]:
 
 
 def _columns(cases: Sequence[Case], origin: Origin) -> dict[str, list[Any]]:
-    columns: dict[str, list[Any]] = {name: [getattr(case, name) for case in cases] for name in _FIELDS}
+    more = MORE if any(case.several_tokens for case in cases) else ()
+    columns: dict[str, list[Any]] = {
+        name: [getattr(case, name) for case in cases] for name in _FIELDS if name not in MORE or name in more
+    }
     return columns | {"record_index": list(origin["record_indices"])}
 
 
@@ -179,7 +186,7 @@ def _write_parquet(cases: Sequence[Case], origin: Origin, head: dict[str, Any], 
     import pyarrow.parquet as pq
 
     ids, text = pa.int64(), pa.string()
-    types = {name: pa.list_(ids) for name in ("input_ids", "subject")}
+    types = {name: pa.list_(ids) for name in ("input_ids", "subject", *MORE)}
     types |= dict.fromkeys(("relation_id", "prompt", *TEXTS), text)
     columns = {
         name: pa.array(values, types.get(name, ids)) for name, values in _columns(cases, origin).items()

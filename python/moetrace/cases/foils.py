@@ -15,13 +15,13 @@ FoilRule = Literal["relation"] | Callable[[Record], str | None] | None
 
 
 def choose_foils(
-    records: Sequence[Record], true_ids: Sequence[int | None], rule: FoilRule, seed: int
+    records: Sequence[Record], true_ids: Sequence[tuple[int, ...] | None], rule: FoilRule, seed: int
 ) -> list[str]:
     """The foil's text for each record, empty where there is none.
 
     Args:
         records: The facts.
-        true_ids: Token of each true object; None where it isn't a single token.
+        true_ids: Tokens of each true object; None where it can't be taken.
         rule: See :func:`moetrace.cases.make_cases`.
         seed: Of ``"relation"``. A record's draw depends on the seed, its case id and the objects of its
             relation, not on the order of the records.
@@ -51,8 +51,10 @@ def _foil_by(rule: Callable[[Record], str | None], record: Record) -> str:
     return (text or "").strip()
 
 
-def _relation_foils(records: Sequence[Record], true_ids: Sequence[int | None], seed: int) -> list[str]:
-    tokens: dict[str, dict[str, int]] = defaultdict(dict)
+def _relation_foils(
+    records: Sequence[Record], true_ids: Sequence[tuple[int, ...] | None], seed: int
+) -> list[str]:
+    tokens: dict[str, dict[str, tuple[int, ...]]] = defaultdict(dict)
     facts: dict[tuple[str, str], set[str]] = defaultdict(set)
     for record, true_id in zip(records, true_ids, strict=True):
         facts[record.relation_id, record.subject].add(record.target_true)

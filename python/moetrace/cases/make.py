@@ -26,6 +26,7 @@ def make_cases(
     foil: FoilRule = None,
     add_special_tokens: bool = True,
     seed: int = 0,
+    objects: Literal["single_token", "several_tokens"] = "single_token",
 ) -> CaseSet:
     """Tokenise records; keep those whose objects are single tokens and whose subject is clearly placed.
 
@@ -38,7 +39,9 @@ def make_cases(
 
     - ``subject_in_prompt``: ``subject_empty``, ``subject_not_in_prompt``, ``subject_repeated``;
     - ``single_token``: ``true_not_single_token``, ``no_foil``, ``foil_not_single_token`` (section 3.1). An
-      object passes if prompt, space and object tokenise to the prompt's tokens and one more;
+      object passes if prompt, space and object tokenise to the prompt's tokens and one more; or, with
+      ``objects="several_tokens"``, where the filter is ``object_tokens`` and the reasons ``true_not_tokens``
+      and ``foil_not_tokens``, to the prompt's tokens and any more;
     - ``different_objects``: ``same_object``, true and foil are the same token;
     - ``subject_tokens``: ``subject_merged``, a token covers the subject and a neighbouring word;
       ``subject_is_final``, the last token is the subject's, so a patch there would replace a noised token.
@@ -54,16 +57,19 @@ def make_cases(
         add_special_tokens: Start prompts with the tokens that the tokenizer starts text with (BOS). Tokens
             that it would end text with are never added: the prompt goes on.
         seed: For ``foil="relation"``.
+        objects: ``"several_tokens"`` keeps objects of any number of tokens; their log-probabilities are
+            summed under teacher forcing (:mod:`moetrace.metrics`).
 
     Returns:
         The cases, in the order of the records, with the objects' texts; empty if all were dropped.
 
     Raises:
         TokenizerError: The tokenizer isn't one, or can't tell where the subject lies.
-        ArgumentError: ``final_subject`` or ``foil`` is none of the above.
+        ArgumentError: ``final_subject``, ``foil`` or ``objects`` is none of the above.
         RecordError, NoCasesError, DuplicateCaseError: The records are bad; see :func:`load_records`.
     """
     as_choice(final_subject, "final_subject", ("drop", "keep"))
+    several = as_choice(objects, "objects", ("single_token", "several_tokens")) == "several_tokens"
     if not callable(foil):
         as_choice(foil, "foil", (None, "relation"))
     add_special_tokens, seed = as_flag(add_special_tokens, "add_special_tokens"), as_seed(seed)
@@ -71,7 +77,8 @@ def make_cases(
     encoder = Encoder(tokenizer, add_special_tokens)
     sieve = _Sieve([_Draft(index, record) for index, record in enumerate(facts)])
     sieve.step("subject_in_prompt", _place)
-    sieve.step("single_token", partial(_add_objects, encoder=encoder, foil=foil, seed=seed))
+    add = partial(_add_objects, encoder=encoder, foil=foil, seed=seed, several=several)
+    sieve.step("object_tokens" if several else "single_token", add)
     sieve.step("different_objects", _compare_objects)
     sieve.step("subject_tokens", partial(_add_spans, encoder=encoder, final_subject=final_subject))
     return CaseSet(
@@ -94,8 +101,8 @@ class _Draft:
     record: Record
     prompt: PlacedPrompt = NOWHERE
     ids: list[int] = field(default_factory=list)
-    true_id: int = -1
-    foil_id: int = -1
+    true_ids: tuple[int, ...] = ()
+    foil_ids: tuple[int, ...] = ()
     foil: str = ""
     span: tuple[int, int] = (0, 0)
 
@@ -104,8 +111,10 @@ class _Draft:
         return Case(
             input_ids=(*start, *self.ids),
             subject=(self.span[0] + len(start), self.span[1] + len(start)),
-            true_id=self.true_id,
-            foil_id=self.foil_id,
+            true_id=self.true_ids[0],
+            true_more=self.true_ids[1:],
+            foil_id=self.foil_ids[0],
+            foil_more=self.foil_ids[1:],
             case_id=self.record.case_id,
             relation_id=self.record.relation_id,
             prompt=self.prompt.text,
@@ -143,29 +152,30 @@ def _place(drafts: list[_Draft]) -> Reasons:
     return reasons
 
 
-def _add_objects(drafts: list[_Draft], encoder: Encoder, foil: FoilRule, seed: int) -> Reasons:
+def _add_objects(drafts: list[_Draft], encoder: Encoder, foil: FoilRule, seed: int, several: bool) -> Reasons:
     texts = [draft.prompt.text for draft in drafts]
     records = [draft.record for draft in drafts]
     ids = encoder.encode(texts)
-    true = following_tokens(encoder, texts, ids, [record.target_true for record in records])
+    true = following_tokens(encoder, texts, ids, [record.target_true for record in records], several)
     foils = choose_foils(records, true, foil, seed)
     # Most of the time goes into tokenising: foils are only looked at where the true object passed.
-    foils = [text if true_id is not None else "" for text, true_id in zip(foils, true, strict=True)]
-    false = following_tokens(encoder, texts, ids, foils)
+    foils = [text if true_ids is not None else "" for text, true_ids in zip(foils, true, strict=True)]
+    false = following_tokens(encoder, texts, ids, foils, several)
+    fault = "not_tokens" if several else "not_single_token"
     reasons: Reasons = []
-    for draft, row, true_id, text, foil_id in zip(drafts, ids, true, foils, false, strict=True):
-        if true_id is None:
-            reasons.append("true_not_single_token")
-        elif foil_id is None:
-            reasons.append("foil_not_single_token" if text else "no_foil")
+    for draft, row, true_ids, text, foil_ids in zip(drafts, ids, true, foils, false, strict=True):
+        if true_ids is None:
+            reasons.append(f"true_{fault}")
+        elif foil_ids is None:
+            reasons.append(f"foil_{fault}" if text else "no_foil")
         else:
-            draft.ids, draft.true_id, draft.foil_id, draft.foil = row, true_id, foil_id, text
+            draft.ids, draft.true_ids, draft.foil_ids, draft.foil = row, true_ids, foil_ids, text
             reasons.append(None)
     return reasons
 
 
 def _compare_objects(drafts: list[_Draft]) -> Reasons:
-    return ["same_object" if draft.true_id == draft.foil_id else None for draft in drafts]
+    return ["same_object" if draft.true_ids == draft.foil_ids else None for draft in drafts]
 
 
 def _add_spans(drafts: list[_Draft], encoder: Encoder, final_subject: str) -> Reasons:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from typing_extensions import Self
 
+from moetrace.cases.forced import asked_of
 from moetrace.corruptions.embedding import Embedding
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Corruptor:
 
     def values(self, case: Case) -> torch.Tensor:
         """float32 (draws, subject tokens, width)."""
-        return self.corruption.values(case, self.embedding)
+        return self.corruption.values(asked_of(case), self.embedding)
 
     def first_draw(self) -> Corruptor:
         """The same with its first corrupted run alone."""

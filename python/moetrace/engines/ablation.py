@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from moetrace._native import _core
-from moetrace.engines.job import LayerRouting, Patch
+from moetrace.engines.job import Patch
+from moetrace.engines.outcome import LayerRouting
 from moetrace.errors import LayoutError
 from moetrace.models.anatomy import Anatomy, expert_count
 from moetrace.models.experts import routed_call, weighed_inputs

@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from moetrace._native import _core
-from moetrace.engines.job import Engine, Job, Outcome
+from moetrace.engines.job import Engine, Job
 from moetrace.engines.lockstep import gather
 from moetrace.engines.mixers import classes_of, likely_mixers, look_for_mixers
+from moetrace.engines.outcome import Outcome
 from moetrace.engines.reference import ReferenceEngine
 from moetrace.engines.self_check import (
     MOST_APART,

@@ -18,7 +18,8 @@ import torch
 
 from moetrace._native import _core
 from moetrace.engines.frozen import Stream, frozen_hook, mixers
-from moetrace.engines.job import Job, Outcome, Patch, Values
+from moetrace.engines.job import Job, Patch
+from moetrace.engines.outcome import Outcome, Values
 from moetrace.engines.patched_runs import Watched, Written, patched_runs
 from moetrace.engines.receivers import Receiver
 from moetrace.engines.reference import ReferenceEngine, sequences_together

@@ -16,21 +16,13 @@ import numpy as np
 import torch
 
 from moetrace._native import _core
+from moetrace.cases.forced import asked_of
 from moetrace.engines.ablation import Ablated, BlockCall, ablate, clean_of, routing_of
 from moetrace.engines.direct import PlainTap, at_final
 from moetrace.engines.fixed_routing import Held, RoutingTap, held_hooks
-from moetrace.engines.job import (
-    Job,
-    LayerRouting,
-    Origin,
-    Outcome,
-    Patch,
-    Sweep,
-    Values,
-    embedding_device,
-    hook_error,
-)
+from moetrace.engines.job import Job, Origin, Patch, Sweep, embedding_device, hook_error
 from moetrace.engines.lockstep import gather
+from moetrace.engines.outcome import LayerRouting, Outcome, Values
 from moetrace.engines.patched_runs import Watched, Written, patched_runs, sizes, tokens_of
 from moetrace.models.anatomy import expert_count
 from moetrace.models.forward import CleanRow, read_metrics
@@ -135,7 +127,10 @@ class ReferenceEngine:
         """The clean run again, in which every expert contributes what takes its place."""
         assert self.job.ablation is not None
         experts = {
-            layer: {at: self.job.ablation.switched_off(case, layer, at, own) for at, own in tokens.items()}
+            layer: {
+                at: self.job.ablation.switched_off(asked_of(case), layer, at, own)
+                for at, own in tokens.items()
+            }
             for layer, tokens in clean.experts.items()
         }
         return replace(clean, experts=experts)

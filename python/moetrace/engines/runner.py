@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from moetrace.engines.agreed import agreed_choice, first_verdict
 from moetrace.engines.engine_choice import EngineChoice, EngineName, choose_engine, confirmed
-from moetrace.engines.job import Job, Outcome, left_of, shortest_of
+from moetrace.engines.job import Job, left_of, shortest_of
+from moetrace.engines.outcome import Outcome
 from moetrace.engines.sweeps import Sweeps
 from moetrace.ranks import here
 from moetrace.weights import source_of

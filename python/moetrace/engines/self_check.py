@@ -18,17 +18,9 @@ import torch
 
 from moetrace._native import _core
 from moetrace.arguments import shown
-from moetrace.engines.job import (
-    Job,
-    LayerRouting,
-    Origin,
-    Outcome,
-    Patch,
-    Sweep,
-    Values,
-    embedding_device,
-)
+from moetrace.engines.job import Job, Origin, Patch, Sweep, embedding_device
 from moetrace.engines.lockstep import gather
+from moetrace.engines.outcome import LayerRouting, Outcome, Values
 from moetrace.engines.places import LAST
 from moetrace.engines.reference import ReferenceEngine
 from moetrace.engines.tree import TreeEngine

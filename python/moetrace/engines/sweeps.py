@@ -26,9 +26,10 @@ from moetrace.engines.engine_choice import (
     not_served,
     reason_for,
 )
-from moetrace.engines.job import Engine, Job, LayerRouting, Outcome, left_of, shortest_of
+from moetrace.engines.job import Engine, Job, left_of, shortest_of
 from moetrace.engines.lockstep import Lockstep
 from moetrace.engines.mixers import classes_of
+from moetrace.engines.outcome import LayerRouting, Outcome
 from moetrace.engines.self_check import TOLERANCE, Witness, compare_wide
 from moetrace.engines.tree import TreeEngine, lower
 from moetrace.models.float32 import is_half

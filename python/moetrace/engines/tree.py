@@ -17,16 +17,10 @@ import torch
 from torch import nn
 
 from moetrace._native import _core
+from moetrace.cases.forced import asked_of
 from moetrace.engines.direct import TreeTap
-from moetrace.engines.job import (
-    OUTCOME,
-    Job,
-    LayerRouting,
-    Outcome,
-    Values,
-    embedding_device,
-    hook_error,
-)
+from moetrace.engines.job import Job, embedding_device, hook_error
+from moetrace.engines.outcome import OUTCOME, LayerRouting, Outcome, Values
 from moetrace.errors import ContributionError
 from moetrace.models.anatomy import Anatomy, expert_count
 from moetrace.models.experts import block_scale, routed_call
@@ -111,7 +105,7 @@ class TreeEngine:
         found = _core.PassCase(list(case.input_ids), start, stop, self.job.tokens_of(case), nothing)
         for layer, place in self.job.expert_places if ablation.kind != "zero" else ():
             for position in self.job.tokens_of(case)[place]:
-                experts, vectors = ablation.instead(case, layer, position, width)
+                experts, vectors = ablation.instead(asked_of(case), layer, position, width)
                 found.replace(layer, position, experts, vectors.numpy())
         return found
 
@@ -227,6 +221,7 @@ class TreeEngine:
                 self.job.metrics,
                 run.reset,
                 joining,
+                last_rows=run.last_rows,
             )
         misfired = run.misfired()
         if misfired:

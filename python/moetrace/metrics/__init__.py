@@ -4,22 +4,26 @@ from moetrace.metrics.metric import (
     LOGIT_DIFF,
     METRICS,
     PAPER,
+    SUMS,
     Asked,
     Metric,
     MetricLike,
     Reading,
     as_metrics,
     check_foils,
+    check_single,
 )
 
 __all__ = [
     "LOGIT_DIFF",
     "METRICS",
     "PAPER",
+    "SUMS",
     "Asked",
     "Metric",
     "MetricLike",
     "Reading",
     "as_metrics",
     "check_foils",
+    "check_single",
 ]

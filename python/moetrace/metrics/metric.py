@@ -1,10 +1,19 @@
-"""What is read off a run's final token: named metrics, and a user's function of logits."""
+"""What is read off a run's final token: named metrics, and a user's function of logits.
+
+Where objects have several tokens, metrics of an object are of its sum of log-probabilities under teacher
+forcing: ln p(object | prompt) = sum of ln p(token i | prompt, tokens before i), each read in a run that goes
+on with the object's own tokens. ``logit_diff`` is then the difference of the two sums: of single tokens the
+same number, since the normaliser cancels (equation 1). Metrics of a distribution (``kl``, a user's function)
+stay those of the token behind the prompt.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from moetrace.arguments import as_choice, as_list, nearest, refuse_type, shown
 from moetrace.errors import ArgumentError, MetricError, NoFoilError
@@ -22,13 +31,15 @@ class Reading:
 
     ``pair``: float64 (rows, 2), logits of the true and the foil object; where a case has no foil, of another
     token. ``whole``: (rows, vocabulary) float32 or float64, None unless a metric needs it. ``clean``: the
-    clean run's, (vocabulary,), None unless a metric needs it.
+    clean run's, (vocabulary,), None unless a metric needs it. ``sums``: float64 (rows,), by object the sum of
+    its tokens' log-probabilities under teacher forcing, where the run goes on with them.
     """
 
     case: Case
     pair: torch.Tensor
     whole: torch.Tensor | None = None
     clean: torch.Tensor | None = None
+    sums: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def logits(self) -> torch.Tensor:
@@ -44,6 +55,9 @@ class Metric:
     ``unit``: of its values and rescues. ``whole``: needs the logits of the whole vocabulary; ``needs_foil``,
     ``needs_clean``: a foil object, the clean run's distribution. ``upward``: larger is nearer to recall.
     ``smooth``: a small change of logits changes it little, so that engines can be compared by it.
+    ``of_sums``: the metric of the true object's and the foil's sums of log-probabilities, for objects of
+    several tokens; None where it is of the distribution behind the prompt. ``single``: it is of single tokens
+    alone.
     """
 
     name: str
@@ -55,6 +69,8 @@ class Metric:
     upward: bool = True
     smooth: bool = True
     code: str = ""  # of a user's function: a digest
+    of_sums: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None
+    single: bool = False
 
     def facts(self) -> str | dict[str, str]:
         """What tells it from others, as JSON values."""
@@ -95,16 +111,37 @@ def rank(given: Reading) -> torch.Tensor:
     return 1.0 + (logits > logits[:, given.case.true_id, None]).sum(dim=1).double()
 
 
-LOGIT_DIFF = Metric("logit_diff", "logits", logit_diff, whole=False, needs_foil=True)
+def _sum_of(which: str) -> Callable[[Reading], torch.Tensor]:
+    return lambda given: given.sums[which]
+
+
+# What is read of objects of several tokens; metrics are made of both.
+SUMS = tuple(Metric(f"{which} object", "nats", _sum_of(which)) for which in ("true", "foil"))
+
+LOGIT_DIFF = Metric(
+    "logit_diff",
+    "logits",
+    logit_diff,
+    whole=False,
+    needs_foil=True,
+    of_sums=lambda true, foil: true - foil,
+)
 METRICS = {
     metric.name: metric
     for metric in (
         LOGIT_DIFF,
-        Metric("logprob", "nats", logprob),
-        Metric("prob", "probability", prob),
-        Metric("prob_ratio", "ratio of probabilities", prob_ratio, whole=False, needs_foil=True),
+        Metric("logprob", "nats", logprob, of_sums=lambda true, _: true),
+        Metric("prob", "probability", prob, of_sums=lambda true, _: np.exp(true)),
+        Metric(
+            "prob_ratio",
+            "ratio of probabilities",
+            prob_ratio,
+            whole=False,
+            needs_foil=True,
+            of_sums=lambda true, foil: np.exp(true - foil),
+        ),
         Metric("kl", "nats", kl, needs_clean=True, upward=False),
-        Metric("rank", "ranks", rank, upward=False, smooth=False),
+        Metric("rank", "ranks", rank, upward=False, smooth=False, single=True),
     )
 }
 EXPECTED = f"{', '.join(map(repr, METRICS))}, a function of (logits, case), or a list of them"
@@ -215,9 +252,24 @@ def check_foils(metrics: Sequence[Metric], cases: Sequence[Case]) -> None:
     wanting = [metric.name for metric in metrics if metric.needs_foil]
     without = [case.case_id for case in cases if case.foil_id is None]
     if wanting and without:
-        few = ", ".join(map(str, without[:20])) + (", …" if len(without) > 20 else "")
         raise NoFoilError(
             f"metric {wanting[0]!r} compares the true object with a foil, and {len(without)} of {len(cases)} "
-            f"cases have none: case ids {few}; expected a foil_id, or a metric of the true object alone: "
-            "metric='logprob', 'prob', 'kl' or 'rank'"
+            f"cases have none: case ids {_few(without)}; expected a foil_id, or a metric of the true object "
+            "alone: metric='logprob', 'prob', 'kl' or 'rank'"
         )
+
+
+def check_single(metrics: Sequence[Metric], cases: Sequence[Case]) -> None:
+    """MetricError where a metric is of objects of one token, and cases have objects of several."""
+    single = [metric.name for metric in metrics if metric.single]
+    longer = [case.case_id for case in cases if case.several_tokens]
+    if single and longer:
+        raise MetricError(
+            f"metric {single[0]!r} is of objects of one token, and {len(longer)} of {len(cases)} cases have "
+            f"objects of several: case ids {_few(longer)}; expected single tokens, or a metric of sums of "
+            "log-probabilities: metric='logit_diff', 'logprob', 'prob' or 'prob_ratio'"
+        )
+
+
+def _few(case_ids: Sequence[int]) -> str:
+    return ", ".join(map(str, case_ids[:20])) + (", …" if len(case_ids) > 20 else "")

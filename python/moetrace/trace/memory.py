@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from moetrace._native import _core
+from moetrace.cases.forced import ForcedCase
 from moetrace.engines.reference import sequences_together
 from moetrace.engines.sweeps import HELD
 from moetrace.engines.tree import TreeEngine
@@ -203,14 +204,15 @@ def rows_of(engine: Engine, cases: Sequence[Case]) -> BatchRows:
     """A batch of an engine where it is largest."""
     job, longest = engine.job, max(len(case.input_ids) for case in cases)
     begin, end = 0, len(job.runs)
+    read = 1 + max(case.forced if isinstance(case, ForcedCase) else 0 for case in cases)  # of a run
     if not isinstance(engine, TreeEngine):
-        return BatchRows(max(1, min(end, sequences_together(longest))), longest, 1)
+        return BatchRows(max(1, min(end, sequences_together(longest))), longest, read)
     if len(cases) == 1:
         parts = engine.cuts(cases[0], engine.batch_tokens)
         begin, end = max(parts, key=lambda part: part[1] - part[0])
     draws = job.draws
     rows = max(_core.tree_rows(job.shape_of(case), job.runs, begin, end, draws) for case in cases)
-    return BatchRows(len(cases), rows, 1 + draws * (1 + end - begin))
+    return BatchRows(len(cases), rows, read * (1 + draws * (1 + end - begin)))
 
 
 def _device(anatomy: Anatomy) -> torch.device:

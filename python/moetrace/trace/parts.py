@@ -8,7 +8,8 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from moetrace.engines.job import Job, LayerRouting, Outcome, Values
+from moetrace.engines.job import Job
+from moetrace.engines.outcome import LayerRouting, Outcome, Values
 
 P = TypeVar("P")
 ROUTING = tuple(f.name for f in fields(LayerRouting))

@@ -13,10 +13,11 @@ from typing_extensions import Unpack
 
 from moetrace._native import _core
 from moetrace.arguments import as_list, shown
-from moetrace.cases import CaseSet, as_case_set, validate_cases
+from moetrace.cases import CaseSet, as_case_set, refuse_several_tokens, validate_cases
 from moetrace.effects import rescue
 from moetrace.engines.engine_choice import choose_engine
-from moetrace.engines.job import Outcome, Patch, make_job
+from moetrace.engines.job import Patch, make_job
+from moetrace.engines.outcome import Outcome
 from moetrace.engines.paths import Path, PathEngine
 from moetrace.engines.places import single_place
 from moetrace.errors import ArgumentError, ModelError
@@ -86,6 +87,7 @@ def trace_paths(
     validate_cases(case_set, anatomy.vocab_size, common["final_subject"], anatomy.positions)
     asked, out = common["metric"], common["out"]
     check_foils(asked.metrics, case_set)
+    refuse_several_tokens(case_set, "trace_paths")
     with prepared(anatomy.model), computing_in(anatomy, common["compute_dtype"]):
         patches = [*(path.sender for path in paths), Patch.null(min(path.sender.layer for path in paths))]
         places = single_place(common["position"], case_set)

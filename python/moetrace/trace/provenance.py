@@ -124,6 +124,8 @@ def _direct_note(session: Session) -> str:
     """Whether direct effects were measured, and why not."""
     if session.metric is not LOGIT_DIFF:
         return "direct effects are of the logit difference alone"
+    if any(case.several_tokens for case in session.cases):
+        return "direct effects are of objects of one token"
     ending, outcome = session.job.ending, session.outcome
     if ending is None:
         return "not asked for"

@@ -13,7 +13,7 @@ import torch
 from typing_extensions import Unpack
 
 from moetrace.arguments import as_choice, as_count
-from moetrace.cases import CaseSet, as_case_set, case_columns, validate_cases
+from moetrace.cases import CaseSet, as_case_set, case_columns, refuse_several_tokens, validate_cases
 from moetrace.engines.differentiable import (
     refuse_flat,
     refuse_steps,
@@ -22,7 +22,8 @@ from moetrace.engines.differentiable import (
 )
 from moetrace.engines.engine_choice import EngineChoice
 from moetrace.engines.gradients import Estimates, GradientScreen
-from moetrace.engines.job import Job, Outcome, Values, make_job
+from moetrace.engines.job import Job, make_job
+from moetrace.engines.outcome import Outcome, Values
 from moetrace.engines.places import places_of, single_place
 from moetrace.errors import ArgumentError
 from moetrace.metrics import check_foils
@@ -104,6 +105,7 @@ def screen_experts(
     case_set = as_case_set(cases)
     validate_cases(case_set, anatomy.vocab_size, common["final_subject"], anatomy.positions)
     check_foils(common["metric"].metrics, case_set)
+    refuse_several_tokens(case_set, "screen_experts")
     longest = max(len(case.input_ids) for case in case_set)
     sites = screen_sites(
         {str(layer): expert_count(anatomy, layer) for layer in chosen}, longest if everywhere else None

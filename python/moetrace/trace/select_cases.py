@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -18,7 +17,9 @@ from moetrace.cases import Case, CaseSet, as_case_set, validate_cases
 from moetrace.corruptions import CorruptionLike, NoiseLike, SwapSubject, as_corruption
 from moetrace.engines.engine_choice import ENGINES
 from moetrace.engines.job import make_job
+from moetrace.engines.outcome import Outcome
 from moetrace.engines.runner import make_runner
+from moetrace.engines.teacher_forcing import forcing_of
 from moetrace.errors import MoetraceWarning, NoCasesError, NonFiniteWarning
 from moetrace.metrics import LOGIT_DIFF, check_foils
 from moetrace.models.anatomy import find_anatomy
@@ -160,7 +161,7 @@ def score_cases(
     check_foils((LOGIT_DIFF,), case_set)
     chosen, engine = as_corruption(noise, corruption), as_choice(engine, "engine", ENGINES)
     batch_tokens, compute_dtype = as_batch_tokens(batch_tokens), as_compute_dtype(compute_dtype)
-    found: dict[int, tuple[float, float]] = {}
+    found: dict[int, Outcome] = {}
     ranks = here()
     with prepared(anatomy.model), computing_in(anatomy, compute_dtype):
         budget = resolve_budget(batch_tokens, anatomy)
@@ -168,15 +169,17 @@ def score_cases(
         job.corruptor.corruption.check(case_set)
         asked = {"engine": engine, "batch_tokens": budget, "compute_dtype": compute_dtype}
         ranks.agree("scores", lambda: {**call_facts("scores", job, case_set, None), **asked})
-        runner = make_runner(job, case_set, engine, budget)
-        check_memory(runner.choice.engine, case_set, budget)
+        forcing = forcing_of(job, case_set)
+        run_job, run_set = (job, case_set) if forcing is None else (forcing.job, forcing.sequences)
+        runner = make_runner(run_job, run_set, engine, budget)
+        check_memory(runner.choice.engine, run_set, budget)
         for batch, outcome in runner.run((), lambda _: ranks.look()):
-            ids = [case.case_id for case in batch]
-            found |= zip(ids, zip(outcome.clean, outcome.noised.mean(axis=1), strict=True), strict=True)
+            found |= {case.case_id: outcome.case(index) for index, case in enumerate(batch)}
         found = ranks.joined("scores", found)
+    outcome = Outcome.stack([found[case.case_id] for case in run_set])
+    scores = outcome if forcing is None else forcing.outcome(outcome)
     ids = [case.case_id for case in case_set]
-    scores = np.array([found[case_id] for case_id in ids], dtype=float).reshape(-1, 2)
-    table = pd.DataFrame({"case_id": ids, "clean": scores[:, 0], "noised": scores[:, 1]})
+    table = pd.DataFrame({"case_id": ids, "clean": scores.clean, "noised": scores.noised.mean(axis=1)})
     values = table[["clean", "noised"]]
     table[["clean", "noised"]] = values.where(values.abs().lt(float("inf")).all(axis=1), axis=0)
     return table

@@ -16,18 +16,13 @@ from moetrace.cases import CaseSet, as_case_set, case_columns, validate_cases
 from moetrace.corruptions import Corruption
 from moetrace.effects import rescue
 from moetrace.engines.engine_choice import EngineChoice, EngineName
-from moetrace.engines.job import (
-    Job,
-    Mode,
-    Outcome,
-    Patch,
-    Sweep,
-    make_job,
-)
+from moetrace.engines.job import Job, Mode, Patch, Sweep, make_job
+from moetrace.engines.outcome import Outcome
 from moetrace.engines.places import Place, Positions, single_place
 from moetrace.engines.runner import Runner, make_runner
+from moetrace.engines.teacher_forcing import forcing_of
 from moetrace.errors import EngineError, EngineWarning, NoEffectWarning, NonFiniteError, NonFiniteWarning
-from moetrace.metrics import LOGIT_DIFF, PAPER, Asked, Metric, check_foils
+from moetrace.metrics import LOGIT_DIFF, PAPER, Asked, Metric, check_foils, check_single
 from moetrace.models.anatomy import Anatomy
 from moetrace.models.float32 import ComputeDtype, computing_in
 from moetrace.models.readout import ReadoutKind
@@ -128,6 +123,7 @@ def trace(
     case_set = as_case_set(cases)
     validate_cases(case_set, anatomy.vocab_size, final_subject, anatomy.positions)
     check_foils(metric.metrics, case_set)
+    check_single(metric.metrics, case_set)
     with prepared(anatomy.model), computing_in(anatomy, compute_dtype):
         budget = resolve_budget(batch_tokens, anatomy)
         places = position if isinstance(position, tuple) else single_place(position, case_set)
@@ -137,8 +133,11 @@ def trace(
         asked = {"engine asked for": engine, "batch_tokens": budget, "out": str(out)}
         ranks.agree(what, lambda: {**call_facts(what, job, case_set, details, metric), **asked})
         _warn_of_nothing(job, case_set)
-        runner = make_runner(job, case_set, engine, budget, direct and LOGIT_DIFF in metric.metrics)
-        check_memory(runner.choice.engine, case_set, budget)
+        forcing = forcing_of(job, case_set)
+        run_job, run_set = (job, case_set) if forcing is None else (forcing.job, forcing.sequences)
+        direct = direct and LOGIT_DIFF in metric.metrics and forcing is None
+        runner = make_runner(run_job, run_set, engine, budget, direct)
+        check_memory(runner.choice.engine, run_set, budget)
         attention = str(getattr(anatomy.config, "_attn_implementation", ""))  # prepared() may have changed it
         folder = None
         if out is not None:
@@ -147,13 +146,16 @@ def trace(
                 "attention": attention,
                 "compute_dtype": compute_dtype or "",
             }
-            path, form = out, OutcomeForm.of(job)
+            path, form = out, OutcomeForm.of(run_job)
             folder = ranks.first_then_all(
-                "run folder", lambda: RunFolder.open(path, what, job, case_set, details, how, metric, form)
+                "run folder",
+                lambda: RunFolder.open(path, what, run_job, run_set, details, how, metric, form),
             )
-        outcome = _run(runner, case_set, folder, progress, what)
-        job = runner.choice.engine.job
-    found = _without_failed(case_set, outcome, runner.choice, attention, job)
+        outcome, choice = _run(runner, run_set, folder, progress, what), runner.choice
+        if forcing is not None:
+            outcome, choice = forcing.outcome(outcome), forcing.choice(choice, outcome)
+        job = replace(choice.engine.job, metrics=job.metrics)
+    found = _without_failed(case_set, outcome, choice, attention, job)
     _warn_of_no_drop(found)
     found = replace(found, compute_dtype=compute_dtype, whole=found.outcome, asked=metric)
     return found.of_metric(metric.metrics[0])
