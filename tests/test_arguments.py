@@ -165,7 +165,7 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
                                                "ablation": "zero", "reference": None, "seed": 0, **silent}),
         "knockout_curves": (mt.knockout_curves, {"trace": p["knockout"], "model": model, "cases": cases[:2],
                                                  "n": 1, "by": "effect", "draws": 1, "shares": (0, 1),
-                                                 "seed": 0, "reference": None}),
+                                                 "seed": 0, "reference": None, "metric": None, "out": None}),
         "trace_routes": (mt.trace_routes, {**every, "layers": [1], "experts": [star], "position": "last",
                                            "metric": "logit_diff", "corruption": None}),
         "trace_paths": (mt.trace_paths, {**every, "pairs": [(1, 2)], "position": "last", "corruption": None,

@@ -240,9 +240,9 @@ def refuse_several_tokens(cases: Iterable[Case], what: str) -> None:
     longer = [case.case_id for case in held if case.several_tokens]
     if longer:
         raise CaseError(
-            f"{what} reads objects of one token, and {len(longer)} of {len(held)} cases have objects of several: "
-            f"case ids {longer[:20]}; expected single tokens, as make_cases keeps by default. Traces of layers, "
-            "experts, coalitions, routes and knock-outs take several"
+            f"{what} reads objects of one token, and {len(longer)} of {len(held)} cases have objects of "
+            f"several: case ids {longer[:20]}; expected single tokens, as make_cases keeps by default. "
+            "Traces of layers, experts, coalitions, routes and knock-outs take several"
         )
 
 

@@ -55,37 +55,22 @@ def call_facts(
     }
 
 
-class RunFolder(Generic[P]):
-    """``call.json`` says what is traced; ``parts/*.parquet`` hold finished cases, one row a case.
+class SealedFolder:
+    """``call.json`` says what is run; ``parts/*.parquet`` hold finished cases, with a case_id in each row.
 
     A part's Parquet metadata hold the digest of its call and the seal of its columns
     (:mod:`moetrace.integrity`). One that was edited, belongs to another run, or holds cases of another part
     is refused by name, and can be removed: its cases are then traced again.
     """
 
-    def __init__(self, path: Path, form: Form[P], call: str, case_ids: frozenset[int]) -> None:
-        self.path, self._form, self._call, self._case_ids = path, form, call, case_ids
+    def __init__(self, path: Path, call: str, case_ids: frozenset[int]) -> None:
+        self.path, self._call, self._case_ids = path, call, case_ids
 
     @classmethod
-    def open(
-        cls,
-        out: str | Path,
-        what: str,
-        job: Job,
-        cases: CaseSet,
-        details: Mapping[str, Any] | None,
-        how: Mapping[str, str],
-        metric: Asked,
-        form: Form[P],
-    ) -> RunFolder[P]:
-        """Begin a run or go on with it. RunFolderError where the folder holds another call's run.
-
-        ``details``: arguments of this kind of trace. ``how``: the engine that serves it and the attention.
-        ``form``: of what is found of a case, as columns.
-        """
-        path = as_path(out, "out")
-        call = {"format": FORMAT, **call_facts(what, job, cases, details, metric), **how}
-        call = json.loads(json.dumps(call))
+    def agreed_call(cls, path: Path, what: str, facts: Mapping[str, Any]) -> str:
+        """The digest of a call that the folder holds, or holds from now on. RunFolderError where it holds
+        another one. ``facts``: JSON values, with ``format``."""
+        call = json.loads(json.dumps(facts))
         try:
             found = cls._read_call(path / CALL)
             if found is None:
@@ -93,10 +78,10 @@ class RunFolder(Generic[P]):
                 write_json(path / CALL, call)
         except OSError as failure:
             raise RunFolderError(f"{path} can't be used ({failure}); give another folder") from failure
-        if found is not None and found.get("format") != FORMAT:
+        if found is not None and found.get("format") != call["format"]:
             raise RunFolderError(
                 f"{path / CALL}: format is {found.get('format')!r:.80}; this version of moetrace reads "
-                f"{FORMAT}: give another folder, or remove this one to trace anew"
+                f"{call['format']}: give another folder, or remove this one to trace anew"
             )
         if found is not None and found != call:
             changed = sorted(key for key in {*call, *found} if found.get(key) != call.get(key))
@@ -104,8 +89,7 @@ class RunFolder(Generic[P]):
                 f"{path} holds a run of another call (different: {', '.join(changed)}); give another folder, "
                 "or the same model, cases and arguments to go on with it"
             )
-        ids = frozenset(case.case_id for case in cases)
-        return cls(path, form, json_digest(call), ids)
+        return json_digest(call)
 
     @staticmethod
     def _read_call(path: Path) -> dict[str, Any] | None:
@@ -132,11 +116,10 @@ class RunFolder(Generic[P]):
         write_json(self.path / CALL, call)
         self._call = json_digest(call)
 
-    def append(self, parts: Mapping[int, P]) -> None:
-        """Keep a finished batch."""
-        columns = {"case_id": list(parts), **self._form.columns(list(parts.values()))}
+    def write_part(self, name: str, columns: Mapping[str, Any]) -> None:
+        """Write one file of finished cases, sealed; ``columns``: case_id and others."""
         try:
-            table = pa.Table.from_pandas(pd.DataFrame(columns), preserve_index=False)
+            table = pa.Table.from_pandas(pd.DataFrame(dict(columns)), preserve_index=False)
         except (pa.ArrowException, OverflowError) as failure:
             raise RunFolderError(
                 f"a batch can't be written as a table ({failure}); expected case ids below 2^63"
@@ -144,12 +127,79 @@ class RunFolder(Generic[P]):
         seal = json.dumps({"call": self._call, **table_seal(table)}).encode()
         table = table.replace_schema_metadata({**(table.schema.metadata or {}), _SEAL: seal})
         try:
-            write_parquet(self.path / PARTS / self._name(parts), table)
+            write_parquet(self.path / PARTS / name, table)
         except OSError as failure:
             raise RunFolderError(
                 f"{self.path} can't be written ({failure}); the batches that it holds stay: make room, and "
                 "make the same call again to go on"
             ) from failure
+
+    def part_files(self) -> list[Path]:
+        """The files of finished cases, in order."""
+        files = sorted((self.path / PARTS).glob("*.parquet"))
+        return [path for path in files if not is_passing(path.name)]
+
+    def read_part(self, path: Path) -> pd.DataFrame:
+        """One part, verified."""
+        try:
+            table = pq.read_table(pa.BufferReader(path.read_bytes()))
+            text = (table.schema.metadata or {}).get(_SEAL)
+            seal = None if text is None else json.loads(text)
+            fault = None if seal is None else broken_seal(seal, table)
+            call = None if seal is None else seal["call"]
+        except Exception as failure:  # pyarrow raises many kinds for what isn't Parquet
+            raise refused(path, f"it can't be read ({failure})") from None
+        if seal is None:
+            raise refused(path, "it has no digests, so something else wrote it")
+        if call != self._call:
+            raise refused(path, f"it belongs to another run than {CALL}")
+        if fault:
+            raise refused(path, f"it isn't what was written: {fault}")
+        part = sealed_frame(table)
+        if stray := set(part.case_id.tolist()) - self._case_ids:
+            raise refused(path, f"case {min(stray)} isn't one of this run's")
+        return part
+
+
+class RunFolder(SealedFolder, Generic[P]):
+    """The parts of a trace: one row a case.
+
+    >>> folder = RunFolder.open(out, "layers", job, cases, None, how, metric, OutcomeForm.of(job))
+    """
+
+    def __init__(self, path: Path, form: Form[P], call: str, case_ids: frozenset[int]) -> None:
+        super().__init__(path, call, case_ids)
+        self._form = form
+
+    @classmethod
+    def open(
+        cls,
+        out: str | Path,
+        what: str,
+        job: Job,
+        cases: CaseSet,
+        details: Mapping[str, Any] | None,
+        how: Mapping[str, str],
+        metric: Asked,
+        form: Form[P],
+    ) -> RunFolder[P]:
+        """Begin a run or go on with it. RunFolderError where the folder holds another call's run.
+
+        ``details``: arguments of this kind of trace. ``how``: the engine that serves it and the attention.
+        ``form``: of what is found of a case, as columns.
+        """
+        path = as_path(out, "out")
+        digest = cls.agreed_call(
+            path, what, {"format": FORMAT, **call_facts(what, job, cases, details, metric), **how}
+        )
+        ids = frozenset(case.case_id for case in cases)
+        return cls(path, form, digest, ids)
+
+    def append(self, parts: Mapping[int, P]) -> None:
+        """Keep a finished batch."""
+        self.write_part(
+            self._name(parts), {"case_id": list(parts), **self._form.columns(list(parts.values()))}
+        )
 
     @staticmethod
     def _name(case_ids: Iterable[int]) -> str:
@@ -160,38 +210,16 @@ class RunFolder(Generic[P]):
         """What each finished case gave. RunFolderError names a part that isn't what this run wrote."""
         done: dict[int, P] = {}
         owner: dict[int, str] = {}
-        for path in sorted((self.path / PARTS).glob("*.parquet")):
-            if is_passing(path.name):
-                continue
-            for row in self._read_part(path).to_dict("records"):
+        for path in self.part_files():
+            for row in self.read_part(path).to_dict("records"):
                 case_id = int(row["case_id"])
                 if case_id in owner:
-                    raise _refused(path, f"case {case_id} is also in {owner[case_id]}")
+                    raise refused(path, f"case {case_id} is also in {owner[case_id]}")
                 owner[case_id] = path.name
                 done[case_id] = self._form.read(row)
         return done
 
-    def _read_part(self, path: Path) -> pd.DataFrame:
-        """One part, verified."""
-        try:
-            table = pq.read_table(pa.BufferReader(path.read_bytes()))
-            text = (table.schema.metadata or {}).get(_SEAL)
-            seal = None if text is None else json.loads(text)
-            fault = None if seal is None else broken_seal(seal, table)
-            call = None if seal is None else seal["call"]
-        except Exception as failure:  # pyarrow raises many kinds for what isn't Parquet
-            raise _refused(path, f"it can't be read ({failure})") from None
-        if seal is None:
-            raise _refused(path, "it has no digests, so something else wrote it")
-        if call != self._call:
-            raise _refused(path, f"it belongs to another run than {CALL}")
-        if fault:
-            raise _refused(path, f"it isn't what was written: {fault}")
-        part = sealed_frame(table)
-        if stray := set(part.case_id.tolist()) - self._case_ids:
-            raise _refused(path, f"case {min(stray)} isn't one of this run's")
-        return part
 
-
-def _refused(path: Path, fault: str) -> RunFolderError:
+def refused(path: Path, fault: str) -> RunFolderError:
+    """What to raise for a part that can't be used."""
     return RunFolderError(f"{path} can't be used: {fault}; remove it to trace its cases again")
