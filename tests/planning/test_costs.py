@@ -269,8 +269,7 @@ def test_arguments_that_a_kind_of_trace_does_not_have() -> None:
         ("select", {"mode": "noise"}, "mode is 'noise'"),
         ("protocol", {"position": "all"}, "position is 'all'"),
         ("knockout", {"noise": 2.0}, "noise is 2.0; knock-outs leave from the clean run"),
-        ("knockout", {"position": "all"}, "planned at one position"),
-        ("knockout", {"position": ["last", 3]}, "planned at one position"),
+        ("knockout", {"position": ["last", 3]}, "a knock-out is at one position"),
     ):
         with pytest.raises(errors.ArgumentError, match=match):
             mt.plan(model, CASES, what, timed=False, **options)  # type: ignore[arg-type]

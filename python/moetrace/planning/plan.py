@@ -15,8 +15,9 @@ from typing_extensions import Unpack
 from moetrace._native import _core
 from moetrace.arguments import as_choice, as_count, as_flag, as_number, as_seed, known_names, refuse_type
 from moetrace.cases import CaseSet, as_case_set, validate_cases
+from moetrace.cases.forced import asked_of
 from moetrace.corruptions import SwapSubject
-from moetrace.metrics import check_foils
+from moetrace.metrics import check_foils, check_single
 from moetrace.planning.blueprint import Blueprint, blueprint_of, computed_in
 from moetrace.planning.memory import peak_memory
 from moetrace.planning.result import Plan
@@ -26,6 +27,7 @@ from moetrace.planning.stages import (
     Stage,
     bare_job,
     experts_stage,
+    forced,
     knockout_stage,
     layers_stage,
     protocol_stages,
@@ -73,7 +75,7 @@ def plan(
             needn't be there.
         cases: As the trace takes them. For "select" and "protocol": what the selection scans.
         what: "layers" (:func:`moetrace.trace_layers`), "experts" (:func:`moetrace.trace_experts`), "knockout"
-            (:func:`moetrace.trace_knockout` with ``ablation="zero"``, at one position), "select"
+            (:func:`moetrace.trace_knockout` with ``ablation="zero"``), "select"
             (:func:`moetrace.select_cases`) or "protocol" (:func:`moetrace.run_protocol`).
         layers: Of "layers", "experts" and "knockout", as they take it.
         settings: Of "protocol": its Settings, a preset's name, or a mapping of settings.
@@ -123,6 +125,7 @@ def plan(
     final_subject: Any = common["final_subject"] if what in ("layers", "experts") else "keep"
     validate_cases(case_set, blueprint.anatomy.vocab_size, final_subject, blueprint.anatomy.positions)
     check_foils(common["metric"].metrics, case_set)
+    check_single(common["metric"].metrics, case_set)
     common["corruption"].check(case_set)
     working = computed_in(blueprint, common["compute_dtype"])
     job = bare_job(working.anatomy, common, case_set, what)
@@ -136,6 +139,7 @@ def plan(
         stages = [select_stage(job, case_set, n, share, seed, stream)]
     else:
         stages = protocol_stages(job, case_set, chosen, share, stream)
+    stages = [forced(stage) for stage in stages]
     budget = resolve_budget(common["batch_tokens"], working.anatomy)
     laid = _Laid(stages, common["engine"], budget, wide=working.dtype != blueprint.dtype)
     found = estimate(working, laid.stages, laid.batches, laid.engine, stream) if timed else None
@@ -195,9 +199,9 @@ def _plan(
         lines.append(
             {
                 "stage": stage.name,
-                "cases": len(stage.cases),
+                "cases": len({asked_of(case).case_id for case in stage.cases}),
                 "forwards": sum(len(batch.forwards) for batch in batches),
-                "tokens": sum(len(case.input_ids) for case in stage.cases),
+                "tokens": sum(_prompts(stage).values()),
                 "rows": int(rows[index].sum()),
                 "flops": float(flops[index].sum()) + head,
                 "bytes_read": size.layer_bytes * len(stage.scans) if stream else 0,
@@ -219,7 +223,7 @@ def _plan(
     )
     # What a process loads before its first trace; of a model in memory nothing is left to load.
     loaded = 0 if blueprint.loaded else size.bytes - (size.layer_bytes if stream else 0)
-    distinct = {case.case_id: len(case.input_ids) for stage in laid.stages for case in stage.cases}
+    distinct = {case_id: size for stage in laid.stages for case_id, size in _prompts(stage).items()}
     return Plan(
         model=blueprint.name,
         what=what,
@@ -236,6 +240,11 @@ def _plan(
         stages=stages,
         layers=layers,
     )
+
+
+def _prompts(stage: Stage) -> dict[int, int]:
+    """Tokens of each prompt, by case id."""
+    return {own.case_id: len(own.input_ids) for own in map(asked_of, stage.cases)}
 
 
 def _notes(

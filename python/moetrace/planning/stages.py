@@ -14,7 +14,8 @@ from moetrace.cases import CaseSet
 from moetrace.corruptions import Corruptor, NoiseScales
 from moetrace.engines.job import ORIGINS, Job, Origin, Patch, Sweep, embedding_of
 from moetrace.engines.knockout import Ablation
-from moetrace.engines.places import LAST, as_positions, is_map, places_of
+from moetrace.engines.places import LAST, Place, places_of
+from moetrace.engines.teacher_forcing import forcing_of
 from moetrace.errors import ArgumentError
 from moetrace.metrics import LOGIT_DIFF
 from moetrace.models.experts import top_k_of
@@ -23,7 +24,7 @@ from moetrace.protocol.settings import NOISE
 from moetrace.results.expert_name import Expert
 from moetrace.trace.coalitions import wanted_of
 from moetrace.trace.experts import expert_layers_of, expert_sweeps
-from moetrace.trace.knockout_call import NO_NOISE
+from moetrace.trace.knockout_call import NO_NOISE, knockout_place
 from moetrace.trace.layers import layer_patches
 from moetrace.trace.maps import null_place
 from moetrace.trace.matched import matched_patches
@@ -66,7 +67,10 @@ def bare_job(anatomy: Anatomy, common: dict[str, Any], cases: Sequence[Case], wh
     """A job without patches, with checked options; the weights needn't be there."""
     readout = make_readout(anatomy, common["readout"])
     corruption = NO_NOISE if what == "knockout" else common["corruption"]
-    places = places_of(common["position"], cases, prefix=what != "layers")
+    if what == "knockout":
+        places: tuple[Place, ...] = (knockout_place(common["position"], cases),)
+    else:
+        places = places_of(common["position"], cases, prefix=what != "layers")
     further = tuple(metric for metric in common["metric"].metrics if metric != LOGIT_DIFF)
     bound, metrics = Corruptor(corruption, embedding_of(anatomy)), (LOGIT_DIFF, *further)
     return Job(anatomy, (), bound, readout, places, metrics=metrics, mode=common["mode"])
@@ -90,7 +94,7 @@ def experts_stage(job: Job, cases: Sequence[Case], layers: Any = None, union: bo
 
 
 def knockout_stage(job: Job, cases: Sequence[Case], layers: Any = None) -> Stage:
-    """:func:`moetrace.trace_knockout` at one position, with contributions taken away ("zero")."""
+    """:func:`moetrace.trace_knockout` with contributions taken away ("zero")."""
     chosen = expert_layers_of(job.anatomy, layers)
     place, origin = job.places[0], Origin.NOISE
     sweeps = tuple(expert_sweeps(job.anatomy, chosen, job.places, False, origin))
@@ -205,6 +209,16 @@ def scales_stage(job: Job, cases: Sequence[Case], layer: int, scales: tuple[floa
     return Stage("scales", own, [list(cases)], direct=False)
 
 
+def forced(stage: Stage) -> Stage:
+    """The stage as it runs: cases whose objects have several tokens as sequences that go on with them."""
+    scans = [(scan, forcing_of(stage.job, scan)) for scan in stage.scans]
+    known = [forcing for _, forcing in scans if forcing is not None]
+    if not known:
+        return stage
+    own = [list(scan) if forcing is None else list(forcing.sequences) for scan, forcing in scans]
+    return replace(stage, job=known[0].job, scans=own, direct=False)
+
+
 def refuse_options(what: str, given: Mapping[str, Any]) -> None:
     """ArgumentError for a common argument that this kind of trace doesn't have."""
     fixed: dict[str, Any]
@@ -219,8 +233,3 @@ def refuse_options(what: str, given: Mapping[str, Any]) -> None:
     for name, only in fixed.items():
         if name in given and not (given[name] is only or given[name] == only):
             raise ArgumentError(f"{name} is {shown(given[name])}; {why}: leave it out for what={what!r}")
-    if what == "knockout" and is_map(as_positions(given.get("position", "last"))):
-        raise ArgumentError(
-            f"position is {shown(given['position'])}; what='knockout' is planned at one position: plan it "
-            "once for each. At every token together (position='all') each expert takes runs of its own"
-        )

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moetrace._native import _core
+from moetrace.cases.forced import ForcedCase
 from moetrace.engines.reference import sequences_together
 from moetrace.engines.tree import TreeEngine
 from moetrace.planning.sizes import ModelSize
@@ -26,13 +27,14 @@ Rows = npt.NDArray[np.int64]
 class Forward:
     """A call of the model: ``sequences``, each of so many ``rows`` while each layer runs.
 
-    ``all_rows``: of each sequence at the end. ``read``: rows of each that are read out. Every row meets every
-    row of its sequence.
+    ``all_rows``: of each sequence at the end. ``runs``: of each that are read out, at ``read`` rows. Every
+    row meets every row of its sequence.
     """
 
     sequences: int
     rows: Rows
     all_rows: int
+    runs: int
     read: int
 
 
@@ -59,7 +61,8 @@ def _tree(engine: TreeEngine, cases: list[Case]) -> list[Forward]:
     shapes, draws, layers = [job.shape_of(case) for case in cases], job.draws, len(job.anatomy.layers)
     for begin, end in engine.cuts(cases[0], engine.batch_tokens if len(cases) == 1 else None):
         *inside, total = _core.layer_rows(shapes, job.runs, begin, end, draws, layers, engine.join)
-        found.append(Forward(len(cases), np.array(inside), total, 1 + draws + draws * (end - begin)))
+        runs = 1 + draws + draws * (end - begin)
+        found.append(Forward(len(cases), np.array(inside), total, runs, runs * _read(cases)))
     return found
 
 
@@ -70,7 +73,12 @@ def _plain(job: Job, case: Case) -> list[Forward]:
     rows, most = np.full(len(job.anatomy.layers), tokens), sequences_together(tokens)
     noised = [] if job.ablation is not None else [1]
     copies = [1] + [*noised, *(min(most, runs - begin) for begin in range(0, runs, most))] * job.draws
-    return [Forward(count, rows, tokens, 1) for count in copies]
+    return [Forward(count, rows, tokens, 1, _read([case])) for count in copies]
+
+
+def _read(cases: Sequence[Case]) -> int:
+    """Rows of each run that are read out: several where an object's tokens follow the prompt."""
+    return 1 + max(case.forced if isinstance(case, ForcedCase) else 0 for case in cases)
 
 
 def layer_rows(batches: Sequence[Batch], layers: int) -> Rows:
