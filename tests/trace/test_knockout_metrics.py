@@ -15,6 +15,7 @@ import moetrace as mt
 from moetrace import errors
 from moetrace.cli.reading import told
 from moetrace.counts import counting
+from moetrace.trace.run_folder import RunFolder
 from tests.engines.tiny import make_cases, make_model
 from tests.trace.test_trace_knockout import logits_by_hand, scaled_tokens
 
@@ -299,6 +300,39 @@ def stop_after(forwards: int, monkeypatch: pytest.MonkeyPatch) -> None:
         return run(self)
 
     monkeypatch.setattr(switches._Forward, "run", counted)
+
+
+def test_plain_forwards_go_on_where_they_were(tmp_path, monkeypatch):
+    """Rerouting at every token where a router doesn't renormalise."""
+    own, many = make_model("qwen2_moe"), mt.CaseSet(make_cases(10))
+    options: dict[str, Any] = {
+        "layers": 1,
+        "ablation": "reroute",
+        "position": "all",
+        "metric": ["prob", "kl"],
+    }
+    with counting() as whole:
+        expected = mt.trace_knockout(own, many, **options)
+    assert "plain forwards" in expected.provenance["engine_reason"]
+    append = RunFolder.append
+
+    def stop(folder: Any, parts: Any) -> None:
+        append(folder, parts)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunFolder, "append", stop)
+    with pytest.raises(KeyboardInterrupt):
+        mt.trace_knockout(own, many, out=tmp_path, **options)
+    monkeypatch.undo()
+    assert len(list((tmp_path / "parts").glob("*.parquet"))) == 1
+    with counting() as rest:
+        found = mt.trace_knockout(own, many, out=tmp_path, **options)
+    assert rest.rows < 0.6 * whole.rows
+    for name in ("prob", "kl"):
+        np.testing.assert_allclose(found[name].effects, expected[name].effects, atol=1e-6)
+        np.testing.assert_array_equal(mt.load(tmp_path)[name].effects, found[name].effects)
+    with pytest.raises(errors.RunFolderError, match="different: details"):
+        mt.trace_knockout(own, many, out=tmp_path, **{**options, "layers": 2})
 
 
 def test_a_part_of_another_set_is_refused(knock, tmp_path):
