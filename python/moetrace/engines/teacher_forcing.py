@@ -15,7 +15,8 @@ import numpy as np
 
 from moetrace.cases import CaseSet, ForcedCase, forced_sequences, free_ids
 from moetrace.engines.engine_choice import EngineChoice
-from moetrace.engines.job import Job, Outcome, Values
+from moetrace.engines.job import Job
+from moetrace.engines.outcome import Outcome, Values
 from moetrace.metrics import SUMS, Metric
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from moetrace.arguments import as_choice, as_count, as_number, as_seed
 from moetrace.cases import Case, CaseSet, as_case_set, validate_cases
 from moetrace.corruptions import CorruptionLike, NoiseLike, SwapSubject, as_corruption
 from moetrace.engines.engine_choice import ENGINES
-from moetrace.engines.job import Outcome, make_job
+from moetrace.engines.job import make_job
+from moetrace.engines.outcome import Outcome
 from moetrace.engines.runner import make_runner
 from moetrace.engines.teacher_forcing import forcing_of
 from moetrace.errors import MoetraceWarning, NoCasesError, NonFiniteWarning
