@@ -14,7 +14,8 @@ from typing_extensions import Self
 
 from moetrace.arguments import as_choice
 from moetrace.cases import CaseSet, case_keys
-from moetrace.errors import ArgumentError, FewClustersWarning
+from moetrace.effects.recurrence import NO_CASES
+from moetrace.errors import ArgumentError, FewClustersWarning, NoCasesError
 from moetrace.results.further import FurtherFigures, read_only
 from moetrace.results.positions import positions_of
 from moetrace.results.saved import Saved, write_saved
@@ -88,6 +89,20 @@ class TraceResult(FurtherFigures):
         own = self._rebuilt(cases, measured, failed, facts)
         return own.with_draws(None if self.by_draw is None else self.by_draw[positions])
 
+    def _site_means(self) -> npt.NDArray[np.float64]:
+        """Mean of each site's effects, with a sign by which larger is nearer to recall.
+
+        NoCasesError where there are no cases.
+        """
+        if not len(self):
+            raise NoCasesError(NO_CASES)
+        return self._toward_recall * self._means()
+
+    def _means(self) -> npt.NDArray[np.float64]:
+        """Mean of each site's effects over the cases."""
+        means: npt.NDArray[np.float64] = self.effects.mean(axis=0)
+        return means
+
     def _measured(self) -> dict[str, np.ndarray]:
         """Every array that has a row for each case."""
         return {"patched": self._patched, "effects": self.effects}
@@ -124,7 +139,7 @@ class TraceResult(FurtherFigures):
         n, m = self.effects.shape
         keys = self._cases[case_keys(self._cases)]
         cases = keys.loc[keys.index.repeat(m)].reset_index(drop=True)
-        sites = pd.concat([self._sites] * n, ignore_index=True)
+        sites = self._sites.iloc[np.tile(np.arange(m), n)].reset_index(drop=True)
         values = pd.DataFrame(
             {
                 "clean": np.repeat(self._cases.clean.to_numpy(), m),
