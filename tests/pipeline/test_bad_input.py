@@ -90,6 +90,23 @@ def test_tokens_outside_of_the_prompt(model):
     run(model)
 
 
+def test_tokens_that_a_model_leaves_out_have_a_remedy():
+    """Gemma 4 computes the last layers of the last token alone, where no other logits are asked for."""
+    gemma = model_of("gemma4_text")
+    options = {"max_new_tokens": 2, "do_sample": False}
+    with (
+        refused(errors.HookError, "block of layer 2", "3 x 9 tokens", "output_hidden_states=True"),
+        mt.capture(gemma, what="block"),
+    ):
+        gemma.generate(IDS, **options)
+    with torch.no_grad(), mt.capture(gemma, what="block") as tap:
+        gemma.generate(IDS, **options, output_hidden_states=True)
+    with torch.no_grad(), mt.capture(gemma, what="block", layers=2) as plain:
+        gemma(IDS)
+    assert tap.block[2].shape == (3, 10, 32)
+    torch.testing.assert_close(tap.block[2][:, :9], plain.block[2])
+
+
 @pytest.mark.parametrize(
     ("values", "kind", "words"),
     [

@@ -15,7 +15,6 @@ from moetrace.errors import ArgumentError, NoCasesError
 # Over which cases an expert's mean rescue is taken: those in which it is clean-active, or all.
 Mean = Literal["active", "all"]
 MEANS: tuple[Mean, ...] = ("active", "all")
-NO_CASES = "the trace holds no cases; .failed says what became of them"
 EXPECTED = "a share of the cases (a float in (0, 1]) or a number of cases (an integer of at least 1)"
 
 # 0.7 of 10 cases is 7, although 0.7 * 10 is a little more in floating point.
@@ -35,7 +34,7 @@ def required_cases(min_active: float, n: int) -> int:
         NoCasesError: ``n`` is 0.
     """
     if n == 0:
-        raise NoCasesError(NO_CASES)
+        raise NoCasesError("the trace holds no cases; .failed says what became of them")
     if is_integer(min_active) and min_active >= 1:
         return int(min_active)
     try:

@@ -14,7 +14,6 @@ from typing_extensions import Self
 
 from moetrace.arguments import as_choice
 from moetrace.cases import CaseSet, case_keys
-from moetrace.effects.recurrence import NO_CASES
 from moetrace.errors import ArgumentError, FewClustersWarning, NoCasesError
 from moetrace.results.further import FurtherFigures, read_only
 from moetrace.results.positions import positions_of
@@ -56,6 +55,14 @@ class TraceResult(FurtherFigures):
     def __len__(self) -> int:
         return len(self._cases)
 
+    def _refuse_no_cases(self) -> None:
+        """NoCasesError where there is nothing to choose by."""
+        if not len(self):
+            raise NoCasesError(
+                "the trace holds no cases, so that no site is better than another; expected one case or "
+                "more: take a larger subset, or see .failed for what became of them"
+            )
+
     @property
     def cases(self) -> pd.DataFrame:
         """One row for each case: case_id, relation_id, [true, foil,] clean, noised, null_rescue."""
@@ -88,20 +95,6 @@ class TraceResult(FurtherFigures):
         measured = {name: values[positions] for name, values in self._measured().items()}
         own = self._rebuilt(cases, measured, failed, facts)
         return own.with_draws(None if self.by_draw is None else self.by_draw[positions])
-
-    def _site_means(self) -> npt.NDArray[np.float64]:
-        """Mean of each site's effects, with a sign by which larger is nearer to recall.
-
-        NoCasesError where there are no cases.
-        """
-        if not len(self):
-            raise NoCasesError(NO_CASES)
-        return self._toward_recall * self._means()
-
-    def _means(self) -> npt.NDArray[np.float64]:
-        """Mean of each site's effects over the cases."""
-        means: npt.NDArray[np.float64] = self.effects.mean(axis=0)
-        return means
 
     def _measured(self) -> dict[str, np.ndarray]:
         """Every array that has a row for each case."""

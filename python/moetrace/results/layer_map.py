@@ -110,7 +110,8 @@ class LayerMap(LayerTrace):
 
     @property
     def _best(self) -> int:
-        means = self._site_means()
+        self._refuse_no_cases()
+        means = self._toward_recall * self._means()
         return int(np.flatnonzero(means == np.nanmax(means))[0])
 
     def _means(self) -> npt.NDArray[np.float64]:
