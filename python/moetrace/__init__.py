@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from moetrace.results.layer_map import LayerMap as LayerMap
     from moetrace.results.layers import LayerTrace as LayerTrace
     from moetrace.results.matched import MatchedTrace as MatchedTrace
+    from moetrace.results.metric_curves import MetricCurves as MetricCurves
     from moetrace.results.path_ends import PathEnd as PathEnd
     from moetrace.results.paths import PathTrace as PathTrace
     from moetrace.results.routes import RouteTrace as RouteTrace
@@ -93,6 +94,7 @@ _HOMES = {
     "LayerMap": "results.layer_map",
     "LayerTrace": "results.layers",
     "MatchedTrace": "results.matched",
+    "MetricCurves": "results.metric_curves",
     "MetricTraces": "results.by_metric",
     "MoetraceError": "errors",
     "PathEnd": "results.path_ends",

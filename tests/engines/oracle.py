@@ -26,6 +26,14 @@ def embedding_output_std(model: Any) -> float:
 
 
 def run(model: Any, case: Case, noise: Any = None, patch: Any = None, keep: dict | None = None) -> float:
+    """True minus foil logit; arguments of :func:`final_logits`."""
+    logits = final_logits(model, case, noise, patch, keep)
+    return float(logits[case.true_id] - logits[case.foil_id])
+
+
+def final_logits(
+    model: Any, case: Case, noise: Any = None, patch: Any = None, keep: dict | None = None
+) -> torch.Tensor:
     """``patch``: (layer, vector, position); ``keep``: filled with each block's whole output."""
     handles = []
     start, stop = case.subject
@@ -52,11 +60,10 @@ def run(model: Any, case: Case, noise: Any = None, patch: Any = None, keep: dict
         handles.append(block_of(layer).register_forward_hook(hook))
     try:
         with torch.no_grad():
-            logits = model(input_ids=torch.tensor([case.input_ids]), use_cache=False).logits[0, -1].double()
+            return model(input_ids=torch.tensor([case.input_ids]), use_cache=False).logits[0, -1].double()
     finally:
         for handle in handles:
             handle.remove()
-    return float(logits[case.true_id] - logits[case.foil_id])
 
 
 def rescue(model: Any, case: Case, layers: list[int], scale: float = 3.0, position: int = -1) -> np.ndarray:

@@ -134,7 +134,8 @@ def means(hands: list[ByHand], routed: list[Any], layer: int, expert: int, every
 WAYS = [
     *(("last", "tree", family) for family in FAMILIES),
     *(("last", "reference", family) for family in ("qwen2_moe", "gpt_oss")),
-    *(("all", "auto", family) for family in ("qwen3_moe", "deepseek_v3", "gpt_oss")),
+    *(("all", "tree", family) for family in ("qwen3_moe", "deepseek_v3", "gpt_oss")),
+    ("all", "auto", "qwen2_moe"),
 ]
 
 
@@ -146,7 +147,9 @@ def test_equals_hooks_by_hand(position, engine, family, ablation, monkeypatch):
     everywhere = position == "all"
     options = {"ablation": ablation, "position": position, "engine": engine, "seed": 3}
     found = mt.trace_knockout(model, cases, layers=layer, **options)
-    assert found.provenance["engine"] == ("tree" if engine == "tree" else "reference")
+    # Weights that aren't renormalised also change at tokens that don't choose the expert.
+    everyone = everywhere and family == "qwen2_moe" and ablation == "reroute"
+    assert found.provenance["engine"] == ("reference" if engine == "reference" or everyone else "tree")
     hands = [ByHand(model, case) for case in cases]
     routed = [hand.routed() for hand in hands]
     checked = 0

@@ -89,7 +89,7 @@ def test_curves(planted):
     curves = trace.greedy(3, draws=2, shares=(0.0, 0.02, 0.1, 1.0))
     experts = [(one.layer, one.expert) for one in trace.experts]
     full, empty = planted.truth.clean.mean(), off_truth(planted, experts).mean()
-    for row, own, differences in zip(curves.rows.itertuples(), curves.sets, curves.differences, strict=True):
+    for row, own, differences in zip(curves.rows.itertuples(), curves.sets, curves.values, strict=True):
         chosen = set(own) if row.curve == "off" else set(range(len(experts))) - set(own)
         expected = off_truth(planted, [experts[column] for column in chosen])
         np.testing.assert_allclose(differences, expected, rtol=0, atol=5e-4)

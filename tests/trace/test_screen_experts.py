@@ -203,8 +203,8 @@ def test_refused_by_name(model, cases, exact, screen, tmp_path):
         mt.screen_experts(model, cases, verify="some")
     with pytest.raises(errors.ArgumentError, match="top"):
         mt.screen_experts(model, cases, top=0)
-    with pytest.raises(errors.ArgumentTypeError, match="no argument 'compute_dtype'"):
-        mt.screen_experts(model, cases, compute_dtype="float32")
+    with pytest.raises(errors.ArgumentTypeError, match="no argument 'mode'"):
+        mt.screen_experts(model, cases, mode="noise")
     with pytest.raises(errors.LayerRangeError, match="layer 9"):
         mt.screen_experts(model, cases, layers=[9])
     with pytest.raises(errors.LayoutError, match="no layers with routed experts"):

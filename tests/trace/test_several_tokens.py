@@ -271,3 +271,14 @@ def test_files_and_fingerprints(tmp_path, suffix):
         path.write_text(json.dumps(document))
         with pytest.raises(mt.MoetraceError):
             mt.CaseSet.load(path)
+
+
+def test_what_reads_single_tokens_alone_says_so(qwen):
+    match = (
+        r"reads objects of one token, and 4 of 5 cases have objects of several: "
+        r"case ids \[101, 102, 103, 104\]"
+    )
+    with pytest.raises(mt.MoetraceError, match=f"screen_experts {match}"):
+        mt.screen_experts(qwen, CASES)
+    with pytest.raises(mt.MoetraceError, match=f"trace_paths {match}"):
+        mt.trace_paths(qwen, CASES, {mt.Expert(1, 2): mt.Block(2)})

@@ -118,7 +118,7 @@ def test_saved_and_loaded(tmp_path, model, cases):
         again.greedy(2)
     curves = mt.knockout_curves(again, model, cases, 2, draws=1, shares=[0.5])
     expected = trace.greedy(2, draws=1, shares=[0.5])
-    np.testing.assert_allclose(curves.differences, expected.differences, atol=1e-6)
+    np.testing.assert_allclose(curves.values, expected.values, atol=1e-6)
     with pytest.raises(errors.ArgumentError, match="isn't the one that was traced"):
         mt.knockout_curves(again, make_model("qwen3_moe", seed=1), cases, 2)
     with pytest.raises(errors.ArgumentError, match="lacks 1 of the trace"):
@@ -137,7 +137,7 @@ def test_a_run_folder_is_gone_on_with(tmp_path, model, cases, knock):
 def test_subset_and_concat(knock, model, cases):
     half = knock.subset([case.case_id for case in cases[:2]])
     curves = half.greedy(2, draws=1, shares=[0.5])
-    assert curves.differences.shape[1] == 2
+    assert curves.values.shape[1] == 2
     both = mt.concat([half, knock.subset([case.case_id for case in cases[2:]])])
     np.testing.assert_array_equal(both.effects, knock.effects)
     other = mt.trace_knockout(model, cases[2:], ablation="mean")
@@ -148,7 +148,7 @@ def test_subset_and_concat(knock, model, cases):
 def test_curves_are_those_of_hooks_by_hand(knock, model, cases):
     """Sets switched off together, by setting their weights to zero at the last token."""
     curves = knock.greedy(4, draws=2, shares=[0.25])
-    for row, own, differences in zip(curves.rows.itertuples(), curves.sets, curves.differences, strict=True):
+    for row, own, differences in zip(curves.rows.itertuples(), curves.sets, curves.values, strict=True):
         chosen = set(own) if row.curve == "off" else set(range(32)) - set(own)
         for case, found in zip(cases, differences, strict=True):
             assert found == pytest.approx(by_hand(model, case, chosen), abs=2e-4)
@@ -161,6 +161,12 @@ def test_curves_are_those_of_hooks_by_hand(knock, model, cases):
 
 
 def by_hand(model: Any, case: mt.Case, off: set[int]) -> float:
+    logits = logits_by_hand(model, case, off)
+    return float(logits[case.true_id] - logits[case.foil_id])
+
+
+def logits_by_hand(model: Any, case: mt.Case, off: set[int]) -> torch.Tensor:
+    """Of the last token, where experts (of eight in each layer) have no weight there."""
     handles = []
     for layer, block in enumerate(own.mlp for own in model.model.layers):
         experts = torch.tensor([column % 8 for column in off if column // 8 == layer], dtype=torch.long)
@@ -176,7 +182,7 @@ def by_hand(model: Any, case: mt.Case, off: set[int]) -> float:
         logits = model(torch.tensor([case.input_ids])).logits[0, -1].double()
     for handle in handles:
         handle.remove()
-    return float(logits[case.true_id] - logits[case.foil_id])
+    return logits
 
 
 def test_controls_are_routed_to_as_often(knock):
@@ -201,8 +207,8 @@ def test_curves_begin_with_the_traces_own_effects(model, cases, ablation):
     curves = trace.greedy(2, draws=0, shares=[0.5])
     (first,) = trace.important(1)
     own = trace.effects[:, trace.experts.index(first)]
-    np.testing.assert_allclose(curves.differences[1] - curves.differences[0], own, atol=2e-4)
-    assert np.isfinite(curves.differences).all()
+    np.testing.assert_allclose(curves.values[1] - curves.values[0], own, atol=2e-4)
+    assert np.isfinite(curves.values).all()
 
 
 def test_the_model_comes_back_as_it_was_and_may_go(cases):
@@ -284,7 +290,8 @@ WRONG = [
     ({"position": 99}, errors.ArgumentError, "99"),
     ({"noise": 3.0}, errors.ArgumentError, "noise"),
     ({"mode": "noise"}, errors.ArgumentError, "mode"),
-    ({"position": "all", "engine": "tree"}, errors.EngineError, "plain forwards"),
+    ({"position": ["last", "subject"]}, errors.ArgumentError, "once for each of the list"),
+    ({"metric": "perplexity"}, errors.ArgumentError, "perplexity"),
 ]
 
 
@@ -373,4 +380,4 @@ def test_weights_that_stay_on_disk(tmp_path, cases, ablation, position):
     np.testing.assert_allclose(found.effects, plain.effects, atol=2e-4)
     np.testing.assert_array_equal(found.clean_active, plain.clean_active)
     curves = found.greedy(1, draws=0, shares=[0.5])
-    assert np.isfinite(curves.differences).all()
+    assert np.isfinite(curves.values).all()

@@ -58,9 +58,16 @@ class ByHand:
         return clean[expert] - noised.get(expert, 0) if expert in clean else None
 
     def path(self, sender, layer, kind, expert=-1):
+        value = self.received(sender, layer, kind, expert)
+        if value is None:
+            return 0.0
+        return oracle.run(self.model, self.case, self.noise, (layer, value, self.at)) - self.difference
+
+    def received(self, sender, layer, kind, expert=-1):
+        """What the receiver's block gives."""
         delta = self.delta(sender)
         if delta is None:
-            return 0.0
+            return None
         own = oracle.layers_of(self.model)[layer]
         with torch.no_grad():
             before = own.post_attention_layernorm(self.middle[layer][None])
@@ -77,8 +84,7 @@ class ByHand:
                     gate, up = (own.mlp.experts.gate_up_proj[number] @ hidden[0]).chunk(2)
                     inner = torch.nn.functional.silu(gate) * up
                     value += weights[0, slot] * (own.mlp.experts.down_proj[number] @ inner)
-        patched = oracle.run(self.model, self.case, self.noise, (layer, value, self.at))
-        return patched - self.difference
+        return value
 
 
 def active_experts(model, cases, layer):
@@ -244,3 +250,79 @@ def test_dense_layers_have_blocks_and_no_routers(cases):
     assert np.isfinite(mt.trace_paths(dense, cases, [(0, 2)]).effects).all()
     with pytest.raises(errors.LayerRangeError, match="dense"):
         mt.trace_paths(dense, cases, [(0, "L02.router")])
+
+
+def test_other_metrics_by_hand(model, cases):
+    sender = active_experts(model, cases, 0)[0]
+    pairs = [((0, sender), 2), (1, "L03.router")]
+
+    def margin(logits, case):
+        return logits[:, case.true_id] - logits.mean(dim=1)
+
+    found = mt.trace_paths(model, cases, pairs, metric=["kl", "logprob", margin])
+    assert list(found) == ["kl", "logprob", "margin"]
+    for index, case in enumerate(cases):
+        by_hand = ByHand(model, case, -1)
+        clean = oracle.final_logits(model, case)
+
+        def values(logits, case=case, clean=clean):
+            logs, true = logits.log_softmax(0), case.true_id
+            kl = torch.nn.functional.kl_div(logs, clean.log_softmax(0), reduction="sum", log_target=True)
+            return np.array([kl, logs[true], logits[true] - logits.mean()])
+
+        noised = values(oracle.final_logits(model, case, by_hand.noise))
+        for column, pair in enumerate([((0, sender), 2, "block"), (1, 3, "router")]):
+            row = by_hand.received(*pair)
+            expected = np.zeros(3)
+            if row is not None:
+                patch = (pair[1], row, by_hand.at)
+                expected = values(oracle.final_logits(model, case, by_hand.noise, patch)) - noised
+            own = [found[name].effects[index, column] for name in found]
+            np.testing.assert_allclose(own, expected, atol=2e-4)
+    layers = mt.trace_layers(model, cases, layers=1, metric="kl")
+    np.testing.assert_allclose(found["kl"].rescue[:, [1]], layers.effects, atol=2e-4)
+    assert "nats" in repr(found["kl"])
+    alone = mt.trace_paths(model, cases, pairs, metric="kl")
+    np.testing.assert_allclose(alone.effects, found["kl"].effects, atol=1e-9)
+    bare = [mt.Case(c.input_ids, c.subject, c.true_id, None, c.case_id) for c in cases]
+    np.testing.assert_allclose(mt.trace_paths(model, bare, pairs, metric="kl").effects, alone.effects)
+    with pytest.raises(errors.NoFoilError):
+        mt.trace_paths(model, bare, pairs)
+
+
+def test_a_run_folder_is_resumed(model, cases, tmp_path):
+    call = {"pairs": [(0, 2), ("L01E003", "L03.router")], "noise": mt.SubjectNoise(draws=2)}
+    call["metric"] = ["logit_diff", "prob"]
+    plain = mt.trace_paths(model, cases, **call)
+
+    class Stop(Exception):
+        pass
+
+    def stop(done, _total):
+        if done >= 2:
+            raise Stop
+
+    out = tmp_path / "run"
+    with pytest.raises(Stop):
+        mt.trace_paths(model, cases, **call, out=out, progress=stop)
+    assert len(list((out / "parts").glob("*.parquet"))) == 2
+    seen = []
+    again = mt.trace_paths(model, cases, **call, out=out, progress=lambda done, _total: seen.append(done))
+    assert min(seen) >= 2
+    for name, found in plain.items():
+        np.testing.assert_array_equal(again[name].effects, found.effects)
+        np.testing.assert_array_equal(again[name].by_draw, found.by_draw)
+        pd.testing.assert_frame_equal(mt.load(out)[name].rows, found.rows)
+        assert (found.variance_components().draws == 2).all()
+    with pytest.raises(errors.RunFolderError, match="different: details"):
+        mt.trace_paths(model, cases, **{**call, "pairs": [(0, 3)]}, out=out)
+
+
+def test_in_float32(cases):
+    pairs = [(0, 2), (1, "L03.router"), (0, "L02E003")]
+    model = make_model("qwen3_moe").bfloat16()
+    found = mt.trace_paths(model, cases, pairs, compute_dtype="float32")
+    wide = mt.trace_paths(make_model("qwen3_moe").bfloat16().float(), cases, pairs)
+    np.testing.assert_allclose(found.effects, wide.effects, atol=1e-5)
+    assert found.provenance["compute_dtype"] == "float32"
+    assert next(model.parameters()).dtype is torch.bfloat16

@@ -6,7 +6,7 @@
 >>> discovery, validation = usable.split(seed=0)
 """
 
-from moetrace.cases.case import Case, case_columns, case_keys, validate_cases
+from moetrace.cases.case import Case, case_columns, case_keys, refuse_several_tokens, validate_cases
 from moetrace.cases.case_set import CaseSet, as_case_set
 from moetrace.cases.forced import ForcedCase, asked_of, forced_sequences, free_ids
 from moetrace.cases.make import make_cases
@@ -27,5 +27,6 @@ __all__ = [
     "free_ids",
     "load_records",
     "make_cases",
+    "refuse_several_tokens",
     "validate_cases",
 ]

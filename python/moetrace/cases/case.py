@@ -231,6 +231,21 @@ def refuse_duplicates(cases: Iterable[Case]) -> None:
         seen.add(case.case_id)
 
 
+def refuse_several_tokens(cases: Iterable[Case], what: str) -> None:
+    """Raise CaseError where an object has several tokens, for what reads single ones alone.
+
+    >>> refuse_several_tokens(cases, "screen_experts")
+    """
+    held = list(cases)
+    longer = [case.case_id for case in held if case.several_tokens]
+    if longer:
+        raise CaseError(
+            f"{what} reads objects of one token, and {len(longer)} of {len(held)} cases have objects of "
+            f"several: case ids {longer[:20]}; expected single tokens, as make_cases keeps by default. "
+            "Traces of layers, experts, coalitions, routes and knock-outs take several"
+        )
+
+
 def fingerprint(cases: Iterable[Case]) -> str:
     """The digest of :meth:`CaseSet.fingerprint`."""
     digest = hashlib.sha256()

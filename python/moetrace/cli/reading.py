@@ -14,7 +14,9 @@ from moetrace.protocol.loading import load
 from moetrace.protocol.report import Report
 from moetrace.results.base import TraceResult
 from moetrace.results.by_metric import MetricTraces
+from moetrace.results.knockout_curves import KnockoutCurves
 from moetrace.results.matched import MatchedTrace
+from moetrace.results.metric_curves import MetricCurves
 from moetrace.results.saved import META
 from moetrace.results.scales import ScaleTrace
 
@@ -47,6 +49,8 @@ def told(folder: Path, table: str | None, rows: int, options: dict[str, Any]) ->
         return _run(found, table)
     if table is not None:
         raise ArgumentError(f"{folder} holds one trace; --table is for a run")
+    if isinstance(found, KnockoutCurves | MetricCurves):
+        return _curves(found, rows, options)
     each = found.values() if isinstance(found, MetricTraces) else [found]
     return "\n\n".join(_trace(own, rows, options) for own in each)
 
@@ -55,7 +59,7 @@ def _names(options: dict[str, Any]) -> str:
     return ", ".join(f"--{name}" for name in options)
 
 
-def _load(folder: Path) -> TraceResult | MetricTraces | Report:
+def _load(folder: Path) -> TraceResult | MetricTraces | KnockoutCurves | MetricCurves | Report:
     try:
         return load(folder)
     except RunFolderError as failure:
@@ -76,6 +80,19 @@ def _run(found: Report, table: str | None) -> str:
     counts = found.counts
     cost = f"{counts['forwards']:,} forwards, {counts['rows']:,} token rows, {counts['seconds']:.1f} s"
     return "\n\n".join([f"{found!r}\n{cost}", found.markdown(1).rstrip(), *found.notes.values()])
+
+
+def _curves(found: KnockoutCurves | MetricCurves, rows: int, options: dict[str, Any]) -> str:
+    if options:
+        raise ArgumentError(f"the folder holds curves of a knock-out; {_names(options)} is for a trace")
+    tables = [
+        table.to_string(index=False, float_format=lambda value: f"{value:.4g}")
+        for table in (found.areas(), found.rows.head(rows))
+    ]
+    more = (
+        f"\n… {len(found.rows) - rows} more rows: --rows {len(found.rows)}" if len(found.rows) > rows else ""
+    )
+    return "\n\n".join([repr(found), *tables]) + more
 
 
 def _trace(found: TraceResult, rows: int, options: dict[str, Any]) -> str:

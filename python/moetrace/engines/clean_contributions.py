@@ -15,6 +15,7 @@ import torch
 
 from moetrace._native import _core
 from moetrace.counts import count_forward
+from moetrace.engines.elsewhere import changes_elsewhere
 from moetrace.engines.job import Job, embedding_device
 from moetrace.engines.lockstep import Lockstep
 from moetrace.errors import ContributionError, LayoutError
@@ -39,7 +40,8 @@ class Contributions:
     order; ``values`` (t, k, width), c_e at the block's output (equation 5); ``rerouted`` the same shape, by
     how much the block's output changes where its router mustn't choose the expert; None where they weren't
     asked for. On the CPU, float32 or better. ``scale``: what the block multiplies the sum of its experts by,
-    None where it does more with it.
+    None where it does more with it. ``elsewhere``: whether a token's routing may also change where it mustn't
+    choose an expert that it isn't routed to; looked for beside ``rerouted`` where there are several tokens.
     """
 
     tokens: torch.Tensor
@@ -47,6 +49,7 @@ class Contributions:
     values: torch.Tensor | None = None
     rerouted: torch.Tensor | None = None
     scale: float | None = None
+    elsewhere: bool = False
 
     @property
     def routed(self) -> list[int]:
@@ -71,10 +74,9 @@ def capture(
     job: Job,
     cases: Sequence[Case],
     layers: Sequence[int],
-    everywhere: bool = False,
     what: Sequence[What] = ("values",),
 ) -> dict[int, ByLayer]:
-    """Contributions by case id and layer, at the job's position or at every token (``everywhere``).
+    """Contributions by case id and layer, at the tokens of the job's place.
 
     ``what``: of "values" and "rerouted" those to measure beside the experts. The model must be prepared.
     LayoutError where a family's experts, or for "rerouted" its router, aren't understood.
@@ -83,17 +85,17 @@ def capture(
     batches = of_one_length(cases, lambda case: len(case.input_ids))
     tasks = []
     for batch in batches:
-        tokens = [tokens_at(job, case, everywhere) for case in batch]
+        tokens = [tokens_at(job, case) for case in batch]
         for count in sorted({len(own) for own in tokens}):
             own = [case for case, places in zip(batch, tokens, strict=True) if len(places) == count]
-            tasks.append(partial(_Capture(job, own, layers, everywhere, what).run, found))
+            tasks.append(partial(_Capture(job, own, layers, what).run, found))
     run_all(job.anatomy, tasks, together="rerouted" not in what)
     return found
 
 
-def tokens_at(job: Job, case: Case, everywhere: bool) -> tuple[int, ...]:
-    """The tokens at which experts are switched off: those of the job's place, or all."""
-    return tuple(range(len(case.input_ids))) if everywhere else job.tokens_of(case)[0]
+def tokens_at(job: Job, case: Case) -> tuple[int, ...]:
+    """The tokens at which experts are switched off: those of the job's place."""
+    return job.tokens_of(case)[0]
 
 
 def of_one_length(things: Sequence[T], length: Callable[[T], int]) -> Iterator[list[T]]:
@@ -133,17 +135,17 @@ class _Capture:
         job: Job,
         cases: Sequence[Case],
         layers: Sequence[int],
-        everywhere: bool,
         what: Sequence[What],
     ) -> None:
         self._anatomy, self._cases, self._layers, self._what = job.anatomy, cases, layers, what
         length = len(cases[0].input_ids)
-        places = [tokens_at(job, case, everywhere) for case in cases]
+        places = [tokens_at(job, case) for case in cases]
         self._tokens = torch.tensor(places, dtype=torch.long)  # (cases, tokens)
         self._total = length * len(cases)
         self._rows = (torch.arange(len(cases))[:, None] * length + self._tokens).flatten()
         self._found: dict[int, dict[str, torch.Tensor]] = {}
         self._scales: dict[int, float | None] = {}
+        self._elsewhere: dict[int, bool] = {}
 
     def run(self, into: dict[int, ByLayer]) -> None:
         """Run the model and file what was seen by case."""
@@ -166,7 +168,8 @@ class _Capture:
         tokens = self._tokens[index]
         part = slice(index * len(tokens), (index + 1) * len(tokens))
         found = {name: value[part].cpu() for name, value in self._found[layer].items()}
-        return Contributions(tokens, **found, scale=self._scales[layer])
+        elsewhere = self._elsewhere.get(layer, False)
+        return Contributions(tokens, **found, scale=self._scales[layer], elsewhere=elsewhere)
 
 
 @dataclass(frozen=True)
@@ -255,7 +258,10 @@ class _Watch:
             if "values" in self._capture._what:
                 found["values"] = self._values(scale)
             if "rerouted" in self._capture._what:
-                found["rerouted"] = rerouted(self._anatomy, self._layer, self._call, found["experts"])
+                given = (self._anatomy, self._layer, self._call, found["experts"])
+                found["rerouted"] = rerouted(*given)
+                if self._capture._tokens.shape[1] > 1:
+                    self._capture._elsewhere[self._layer] = changes_elsewhere(*given)
         finally:
             self._scope.resume()
         self._capture._found[self._layer], self._capture._scales[self._layer] = found, scale

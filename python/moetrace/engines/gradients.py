@@ -1,16 +1,16 @@
 """First-order estimates of every routed expert's rescue: two forwards and one backward for all of them.
 
-Attribution patching (Nanda 2023; Syed et al. 2023; Kramár et al. 2024): with g the gradient of the logit
-difference (equation 1) with respect to a block's output in the noised run, a patch vector delta_e
-(equation 6) changes it by g · delta_e to first order. A contribution is linear in its routing weight w_e, so
-g · c_e is w_e times the derivative with respect to w_e: the noised run's own backward gives it for the noised
-contributions, and g with the clean run's experts for the clean ones. No contribution is made by itself.
+Attribution patching (Nanda 2023; Syed et al. 2023; Kramár et al. 2024): with g the gradient of a metric, the
+logit difference (equation 1) by default, with respect to a block's output in the noised run, a patch vector
+delta_e (equation 6) changes it by g · delta_e to first order. A contribution is linear in its routing weight
+w_e, so g · c_e is w_e times the derivative with respect to w_e: the noised run's own backward gives it for
+the noised contributions, and g with the clean run's experts for the clean ones. No contribution is made by
+itself. Of several metrics each has a backward of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -20,21 +20,20 @@ import torch
 from torch import nn
 
 from moetrace._native import _core
-from moetrace.changes import Changes
+from moetrace.engines.differentiable import differentiable, with_gradients
 from moetrace.engines.job import Job, embedding_device, hook_error
-from moetrace.errors import ContributionError, ModelError
-from moetrace.models.anatomy import Anatomy, expert_count
+from moetrace.errors import ContributionError
+from moetrace.metrics import Metric, Reading
+from moetrace.models.anatomy import expert_count
 from moetrace.models.experts import block_scale, routed_call, with_weights
-from moetrace.models.forward import read_differences
+from moetrace.models.forward import read_metrics
 from moetrace.models.state import first_tensor
-from moetrace.weights import source_of
-from moetrace.weights.stored import offloaded_modules
-from moetrace.weights.tensors import is_plain
 
 if TYPE_CHECKING:
     from moetrace.cases import Case
 
 Hooks = list[tuple[str, nn.Module, Any]]  # "before" or "behind", a module, and what is hung there
+_Gradients = dict[int, tuple[torch.Tensor, ...]]  # of each layer, by metric
 _Inputs = tuple[torch.Tensor, tuple[Any, ...], dict[str, Any]]  # of a block: rows, and what else it is given
 _SCALED = 4  # rows on which a block's scale is measured
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-4, torch.float16: 2e-2, torch.bfloat16: 8e-2}
@@ -42,23 +41,25 @@ _TOLERANCE = {torch.float64: 1e-6, torch.float32: 2e-4, torch.float16: 2e-2, tor
 
 @dataclass(frozen=True)
 class Estimates:
-    """What a batch gave: ``clean`` (cases,), ``noised`` (cases, draws), logit differences, float64.
+    """What a batch gave: ``clean`` (metrics, cases), ``noised`` (metrics, cases, draws), float64, of all
+    metrics of the job.
 
-    By layer, (cases, draws, tokens, experts): ``estimates``, g · delta_e in logits, of every expert that
-    either run routes to and 0 elsewhere; ``clean_active``: bool (cases, tokens, experts).
+    By layer: ``estimates``, (metrics, cases, draws, tokens, experts), g · delta_e in the metric's unit, of
+    every expert that either run routes to and 0 elsewhere, of the metrics that are screened by;
+    ``clean_active``: bool (cases, tokens, experts).
     """
 
     clean: np.ndarray
     noised: np.ndarray
-    estimates: dict[int, np.ndarray]
-    clean_active: dict[int, np.ndarray]
+    estimates: Mapping[int, np.ndarray]
+    clean_active: Mapping[int, np.ndarray]
 
     def case(self, index: int) -> Estimates:
         """One case, as a batch of its own."""
         own = slice(index, index + 1)
-        estimates = {layer: values[own] for layer, values in self.estimates.items()}
+        estimates = {layer: values[:, own] for layer, values in self.estimates.items()}
         active = {layer: values[own] for layer, values in self.clean_active.items()}
-        return Estimates(self.clean[own], self.noised[own], estimates, active)
+        return Estimates(self.clean[:, own], self.noised[:, own], estimates, active)
 
 
 @dataclass
@@ -75,48 +76,6 @@ def _first_rows(value: Any) -> Any:
     return value[:1, :_SCALED] if isinstance(value, torch.Tensor) and value.dim() > 1 else value
 
 
-def refuse_without_gradients(anatomy: Anatomy) -> None:
-    """ModelError for weights through which no gradient can flow back, by name, with what would do."""
-    model, name = anatomy.model, type(anatomy.model).__name__
-    remedy = "load it whole and unquantised, or use trace_experts, which needs no gradients"
-    if source_of(model) is not None:
-        raise ModelError(
-            f"{name} is streamed: its layers leave memory as a forward goes on, and a backward pass needs "
-            f"them all; {remedy}"
-        )
-    away = [own for module in model.modules() for own in offloaded_modules(module)]
-    if away:
-        raise ModelError(
-            f"{name} has offloaded weights: they leave memory as a forward goes on, and a backward pass "
-            f"needs them all; {remedy}"
-        )
-    for where, weight in model.named_parameters():
-        if not is_plain(weight):
-            raise ModelError(
-                f"{name}: {where} is a {type(weight).__name__} of {weight.dtype}, quantised or in parts, and "
-                f"gradients need plain weights; {remedy}"
-            )
-        if weight.is_inference():
-            raise ModelError(
-                f"{name}: {where} was made under torch.inference_mode, where no gradient can flow; load the "
-                "model outside of it"
-            )
-
-
-@contextmanager
-def with_gradients(model: nn.Module) -> Iterator[None]:
-    """Gradients on, but not of the weights, whose flags are as they were afterwards."""
-    changes = Changes()
-    try:
-        for weight in model.parameters():
-            if weight.requires_grad:
-                changes.attribute(weight, "requires_grad", False)
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
-    finally:
-        changes.undo()
-
-
 def batches_of_length(cases: Sequence[Case], rows: int, draws: int) -> list[list[int]]:
     """Indices of cases of one length each, of at most ``rows`` token rows: nothing is ever padded."""
     by_length: dict[int, list[int]] = {}
@@ -130,38 +89,55 @@ def batches_of_length(cases: Sequence[Case], rows: int, draws: int) -> list[list
 
 
 class GradientScreen:
-    """Estimates for batches of cases of one length. The model must be prepared, inside `with_gradients`."""
+    """Estimates for batches of cases of one length. The model must be prepared.
 
-    def __init__(self, job: Job, layers: Sequence[int]) -> None:
-        self._job, self._layers = job, tuple(layers)
+    ``metrics``: by place among the job's, those that are screened by. ``tokens``: of a case, those whose
+    experts are asked for, as many in cases of one length. ``rows``: token rows of a batch, at most.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        layers: Sequence[int],
+        metrics: Sequence[int],
+        tokens: Callable[[Case], Sequence[int]],
+        rows: int,
+    ) -> None:
+        self.job, self._layers, self._metrics = job, tuple(layers), tuple(metrics)
+        self._tokens, self._budget = tokens, rows
         self._counts = {layer: expert_count(job.anatomy, layer) for layer in layers}
         self._scaled: set[int] = set()
 
-    def run(self, cases: Sequence[Case], tokens: np.ndarray) -> Estimates:
-        """``tokens``: int (cases, tokens), whose experts are asked for."""
-        draws = self._job.draws
-        rows = self._rows(cases, tokens, draws)
+    def batches(self, cases: Sequence[Case]) -> list[list[int]]:
+        """Indices of the cases of each batch."""
+        return batches_of_length(cases, self._budget, self.job.draws)
+
+    def run(self, cases: Sequence[Case]) -> Estimates:
+        """One batch. MetricError where a metric gives no gradient."""
+        with with_gradients(self.job.anatomy.model):
+            return self._run(cases, np.array([list(self._tokens(case)) for case in cases]))
+
+    def _run(self, cases: Sequence[Case], tokens: np.ndarray) -> Estimates:
+        draws, count = self.job.draws, len(self._metrics)
+        rows, of_clean = self._rows(cases, tokens, draws), self._rows(cases, tokens, 1)
         noised, calls, gradients, of_weights = self._noised(cases)
         slopes: dict[int, list[torch.Tensor]] = {}
         clean_calls: dict[int, _Call] = {}
         clean = self._clean(cases, gradients, slopes, clean_calls)
-        shape = (len(cases), draws, tokens.shape[1])
-        of_clean = self._rows(cases, tokens, 1)
+        shape = (count, len(cases), draws, tokens.shape[1], -1)
         found, active = {}, {}
         for layer in self._layers:
-            own = self._scattered(layer, calls[layer], of_weights[layer], rows).reshape(*shape, -1)
+            own = np.stack([self._scattered(layer, calls[layer], s, rows) for s in of_weights[layer]])
             parts = [self._scattered(layer, clean_calls[layer], s, of_clean) for s in slopes[layer]]
-            first = np.stack(parts, axis=0).reshape(draws, len(cases), tokens.shape[1], -1)
-            found[layer] = first.swapaxes(0, 1) - own
+            first = np.stack(parts).reshape(count, draws, len(cases), tokens.shape[1], -1)
+            found[layer] = first.swapaxes(1, 2) - own.reshape(shape)
             routed = clean_calls[layer].index[of_clean].reshape(*tokens.shape, -1)
             active[layer] = self._active(layer, routed)
-        return Estimates(clean, noised.reshape(len(cases), draws), found, active)
+        return Estimates(clean, noised.reshape(len(noised), len(cases), draws), found, active)
 
-    def _noised(
-        self, cases: Sequence[Case]
-    ) -> tuple[np.ndarray, dict[int, _Call], dict[int, torch.Tensor], dict[int, torch.Tensor]]:
-        """The noised forward and the backward: differences, calls, gradients of outputs and of weights."""
-        job, draws = self._job, self._job.draws
+    def _noised(self, cases: Sequence[Case]) -> tuple[np.ndarray, dict[int, _Call], _Gradients, _Gradients]:
+        """The noised forward and the backwards: metrics, calls, gradients of outputs and of weights."""
+        job, draws = self.job, self.job.draws
         calls: dict[int, _Call] = {}
         inputs: dict[int, _Inputs] = {}
         hooks: Hooks = []
@@ -170,51 +146,76 @@ class GradientScreen:
             hooks.append(("before", site.block, partial(self._keep_input, layer, inputs)))
             hooks.append(("before", job.anatomy.experts(layer), partial(self._enter, layer, calls)))
             hooks.append(("behind", job.anatomy.experts(layer), partial(self._keep_output, layer, calls)))
+        logits = self._clean_logits(cases)
+        metrics = [
+            differentiable(metric, logits) if place in self._metrics else metric
+            for place, metric in enumerate(job.metrics)
+        ]
         repeated = [case for case in cases for _ in range(draws)]
         parts = [job.corruptor.values(case).reshape(-1, job.anatomy.hidden_size) for case in cases]
-        difference = self._forward(repeated, torch.cat(parts), hooks, calls)
-        wanted = [calls[layer] for layer in self._layers]
-        sources = [*(call.output for call in wanted), *(call.weights for call in wanted)]
-        found = torch.autograd.grad(difference.sum(), sources)
+        values = self._forward(repeated, torch.cat(parts), hooks, calls, metrics)
+        sources = [calls[layer].output for layer in self._layers]
+        sources += [calls[layer].weights for layer in self._layers]
+        last = self._metrics[-1]
+        found = [
+            torch.autograd.grad(values[place].sum(), sources, retain_graph=place != last)
+            for place in self._metrics
+        ]
         self._check_scales(inputs)
-        outputs = dict(zip(self._layers, found[: len(wanted)], strict=True))
-        weights = dict(zip(self._layers, found[len(wanted) :], strict=True))
+        by_source = list(zip(*found, strict=True))
+        count = len(self._layers)
+        outputs = dict(zip(self._layers, by_source[:count], strict=True))
+        weights = dict(zip(self._layers, by_source[count:], strict=True))
         for layer in self._layers:
-            self._check_sums(layer, calls[layer], outputs[layer], weights[layer])
+            for g, slope in zip(outputs[layer], weights[layer], strict=True):
+                self._check_sums(layer, calls[layer], g, slope)
             calls[layer].output = torch.empty(0)
-        return difference.detach().cpu().numpy(), calls, outputs, weights
+        return values.detach().cpu().numpy(), calls, outputs, weights
+
+    def _clean_logits(self, cases: Sequence[Case]) -> dict[int, torch.Tensor]:
+        """Those of the clean run's final tokens by case id, where a metric compares with them."""
+        found: dict[int, torch.Tensor] = {}
+
+        def keep(given: Reading) -> torch.Tensor:
+            found[given.case.case_id] = given.logits[0]
+            return given.pair[:, 0]
+
+        if any(self.job.metrics[place].needs_clean for place in self._metrics):
+            with torch.no_grad():
+                self._forward(cases, None, [], None, [Metric("clean logits", "logits", keep)])
+        return found
 
     def _clean(
         self,
         cases: Sequence[Case],
-        gradients: dict[int, torch.Tensor],
+        gradients: _Gradients,
         slopes: dict[int, list[torch.Tensor]],
         calls: dict[int, _Call],
     ) -> np.ndarray:
-        """The clean forward; ``slopes``: of each draw's g · output with respect to the routing weights."""
-        draws = self._job.draws
+        """The clean forward; ``slopes``: of each metric's and draw's g · output by the routing weights."""
+        draws = self.job.draws
 
         def leave(layer: int, _module: Any, _args: Any, _kwargs: Any, output: Any) -> torch.Tensor:
             self._once(layer, calls, behind=True)
             call = calls[layer]
             call.output = first_tensor(output)
-            own = gradients.pop(layer)
-            own = own.reshape(len(cases), draws, -1, own.shape[-1]).to(call.output.device)
             slopes[layer] = []
-            for draw in range(draws):
-                g = own[:, draw].reshape(call.output.shape)
-                (slope,) = torch.autograd.grad(call.output, call.weights, g, retain_graph=True)
-                self._check_sums(layer, call, g, slope)
-                slopes[layer].append(slope)
+            for own in gradients[layer]:
+                each = own.reshape(len(cases), draws, -1, own.shape[-1]).to(call.output.device)
+                for draw in range(draws):
+                    g = each[:, draw].reshape(call.output.shape)
+                    (slope,) = torch.autograd.grad(call.output, call.weights, g, retain_graph=True)
+                    self._check_sums(layer, call, g, slope)
+                    slopes[layer].append(slope)
             call.output = call.output.detach()
             return call.output
 
         hooks: Hooks = []
         for layer in self._layers:
-            experts = self._job.anatomy.experts(layer)
+            experts = self.job.anatomy.experts(layer)
             hooks.append(("before", experts, partial(self._enter, layer, calls)))
             hooks.append(("behind", experts, partial(leave, layer)))
-        return self._forward(cases, None, hooks, calls).detach().cpu().numpy()
+        return self._forward(cases, None, hooks, calls, self.job.metrics).detach().cpu().numpy()
 
     def _enter(self, layer: int, calls: dict[int, _Call], module: nn.Module, args: Any, kwargs: Any) -> Any:
         """Give the experts routing weights that nothing else reads, and keep them."""
@@ -243,7 +244,7 @@ class GradientScreen:
         """ContributionError where a block's steps behind its experts aren't a scale (see `block_scale`)."""
         with torch.no_grad():
             for layer, (rows, args, kwargs) in inputs.items():
-                site = self._job.anatomy.site(layer)
+                site = self.job.anatomy.site(layer)
                 try:
                     block_scale(site, rows, partial(site.block, rows, *args, **kwargs))
                 except ContributionError:
@@ -263,7 +264,7 @@ class GradientScreen:
         off = (whole - parts).abs() - _TOLERANCE.get(call.output.dtype, 8e-2) * size
         if bool((off > 1e-30).any()):
             row = int(off.argmax())
-            name = type(self._job.anatomy.experts(layer)).__name__
+            name = type(self.job.anatomy.experts(layer)).__name__
             raise ContributionError(
                 f"layer {layer}: {name} isn't linear in its routing weights: its output weighs "
                 f"{float(whole[row]):.6g} at row {row}, the sum over its experts {float(parts[row]):.6g}; "
@@ -271,13 +272,19 @@ class GradientScreen:
             )
 
     def _forward(
-        self, cases: Sequence[Case], values: torch.Tensor | None, hooks: Hooks, calls: dict[int, _Call]
+        self,
+        cases: Sequence[Case],
+        values: torch.Tensor | None,
+        hooks: Hooks,
+        calls: dict[int, _Call] | None,
+        metrics: Sequence[Metric],
     ) -> torch.Tensor:
-        """Logit differences (sequences,) at the final token of cases of one length, in the graph.
+        """Metrics (metrics, sequences) at the final token of cases of one length, in the graph.
 
         ``values``: of the corruption, a row for each subject token of each sequence; None for none.
+        ``calls``: that the hooks fill; None where they watch no experts.
         """
-        anatomy = self._job.anatomy
+        anatomy = self.job.anatomy
         ids = torch.tensor([case.input_ids for case in cases], device=embedding_device(anatomy))
         spans = [range(*case.subject) for case in cases]
         at = torch.tensor([row * ids.shape[1] + token for row, span in enumerate(spans) for token in span])
@@ -287,10 +294,14 @@ class GradientScreen:
             flat = output.detach().reshape(-1, output.shape[-1]).clone()
             where = at.to(flat.device)
             own = values.to(flat.device)
-            if not self._job.corruptor.replaces:
+            if not self.job.corruptor.replaces:
                 own = flat[where].float() + own
             flat[where] = own.to(flat.dtype)
             return flat.reshape(output.shape)
+
+        def again() -> None:
+            if calls is not None:
+                calls.clear()
 
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
         with _core.HookScope() as scope:
@@ -299,18 +310,22 @@ class GradientScreen:
             for side, module, hook in hooks:
                 (scope.before if side == "before" else scope.behind)(module, hook)
             last = [ids.shape[1] - 1]
-            found = read_differences(anatomy, self._job.readout, inputs, last, cases, calls.clear)
+            found = read_metrics(anatomy, self.job.readout, inputs, last, cases, metrics, again)
+        if calls is not None:
+            self._all_called(calls)
+        return found[:, :, 0]
+
+    def _all_called(self, calls: dict[int, _Call]) -> None:
         silent = [layer for layer in self._layers if layer not in calls or not calls[layer].output.numel()]
         if silent:
             what = f"the experts of layers {silent} were never called in a forward pass"
-            raise hook_error(anatomy, what, [("experts", layer) for layer in silent])
-        return found[:, 0]
+            raise hook_error(self.job.anatomy, what, [("experts", layer) for layer in silent])
 
     def _once(self, layer: int, calls: dict[int, _Call], behind: bool = False) -> None:
         """HookError where the experts of a layer are called twice in a forward."""
         if layer in calls and (calls[layer].output.numel() or not behind):
             what = f"the experts of layer {layer} were called repeatedly in a forward pass"
-            raise hook_error(self._job.anatomy, what, [("experts", layer)])
+            raise hook_error(self.job.anatomy, what, [("experts", layer)])
 
     def _rows(self, cases: Sequence[Case], tokens: np.ndarray, draws: int) -> torch.Tensor:
         """Rows of a call, by case, draw and token."""

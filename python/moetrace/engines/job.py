@@ -207,7 +207,14 @@ def hook_error(anatomy: Anatomy, what: str, modules: Sequence[tuple[str, int]]) 
     )
 
 
-class Engine(Protocol):
+class Cutter(Protocol):
+    """Cuts cases into batches."""
+
+    def batches(self, cases: Sequence[Case]) -> list[list[int]]:
+        """Indices of the cases of each batch, within the budget."""
+
+
+class Engine(Cutter, Protocol):
     """Cuts cases into batches and runs one of them."""
 
     name: str
@@ -215,9 +222,6 @@ class Engine(Protocol):
 
     def rows_of(self, case: Case) -> int:
         """Token rows that a case takes in a layer, at most."""
-
-    def batches(self, cases: Sequence[Case]) -> list[list[int]]:
-        """Indices of the cases of each batch, within the engine's budget."""
 
     def run(self, cases: Sequence[Case]) -> Outcome:
         """Trace one batch. The model must be prepared (eval mode, no gradients)."""
@@ -228,8 +232,8 @@ def shortest_of(batch: Sequence[Case]) -> int:
     return min(range(len(batch)), key=lambda index: len(batch[index].input_ids))
 
 
-def left_of(engine: Engine, cases: Sequence[Case], done: Collection[int]) -> list[list[Case]]:
-    """The batches of an engine without the cases whose ids are done.
+def left_of(engine: Cutter, cases: Sequence[Case], done: Collection[int]) -> list[list[Case]]:
+    """The batches that are cut without the cases whose ids are done.
 
     Cut before what is done is left out: a batch has the same cases, and so the same last bits, whether or
     not a run was interrupted before it.

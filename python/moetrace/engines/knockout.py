@@ -32,16 +32,21 @@ class Ablation:
     infinity.
 
     ``tokens``: those of a case at which they are off; of several the donor's is the one as far from the end
-    of its own. ``everywhere``: they are all of the prompt. ``own``: the traced cases' clean contributions,
-    ``reference`` those of the reference set, by case id and layer.
+    of its own. ``own``: the traced cases' clean contributions, ``reference`` those of the reference set, by
+    case id and layer.
     """
 
     kind: Kind
     tokens: Callable[[Case], Sequence[int]]
-    everywhere: bool = False
     seed: int = 0
     own: Mapping[int, ByLayer] = field(default_factory=dict)
     reference: Mapping[int, ByLayer] = field(default_factory=dict)
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether routers also change at tokens that don't choose the expert, so that switching it off
+        changes more than the tokens that are routed to it ("reroute")."""
+        return any(own.elsewhere for layers in self.own.values() for own in layers.values())
 
     @cached_property
     def _means(self) -> dict[int, dict[int, torch.Tensor]]:

@@ -19,6 +19,7 @@ import torch
 from moetrace._native import _core
 from moetrace.engines.frozen import Stream, frozen_hook, mixers
 from moetrace.engines.job import Job, Patch
+from moetrace.engines.outcome import Outcome, Values
 from moetrace.engines.patched_runs import Watched, Written, patched_runs
 from moetrace.engines.receivers import Receiver
 from moetrace.engines.reference import ReferenceEngine, sequences_together
@@ -40,18 +41,6 @@ class Path:
     expert: int = -1
 
 
-@dataclass(frozen=True)
-class PathOutcome:
-    """One case: logit differences ``clean``, and ``noised`` and ``null`` (draws,); in logits ``path`` and
-    ``rescue`` (paths, draws), of the receiver's changed output and of the whole sender."""
-
-    clean: float
-    noised: np.ndarray
-    null: np.ndarray
-    path: np.ndarray
-    rescue: np.ndarray
-
-
 class PathEngine(ReferenceEngine):
     """Plain hooked forwards of one case at a time. The job's patches: the paths' senders and a null patch."""
 
@@ -61,11 +50,15 @@ class PathEngine(ReferenceEngine):
         super().__init__(job)
         self._paths = tuple(paths)
 
-    def run_paths(self, case: Case, position: int) -> PathOutcome:
-        """All paths of a case. LayoutError where the residual stream isn't found between two of its ends."""
+    def _run_case(self, case: Case) -> Outcome:
+        """All paths of a case; columns of ``patched``: the paths, their whole senders, the null patch.
+
+        LayoutError where the residual stream isn't found between two ends of a path.
+        """
+        (position,) = self.job.tokens_of(case)[0]
         kept = CleanRow()
         clean = self._watched(case, None, kept)
-        noised, nulls, path, total = [], [], [], []
+        noised, patched = [], []
         for draw in self.job.corruptor.values(case):
             origin = self._watched(case, draw, kept)
             runs = patched_runs(self.job, case, clean, origin)
@@ -74,16 +67,17 @@ class PathEngine(ReferenceEngine):
                 or own.sender.experts[0] in clean.experts[own.sender.layer][position].experts
                 for own in self._paths
             ]
-            found = self._effects(case, draw, origin, runs, active, position)
-            noised.append(origin.values[0])
-            nulls.append(found[-1])
-            effects = found[:-1].reshape(2, -1) - origin.values[0]
-            path.append(effects[0])
-            total.append(effects[1])
-        path_, total_ = np.stack(path, axis=-1), np.stack(total, axis=-1)
-        return PathOutcome(float(clean.values[0]), np.array(noised), np.array(nulls), path_, total_)
+            noised.append(origin.values)
+            patched.append(self._values(case, draw, origin, runs, active, position, kept))
+        every, base = np.stack(patched, axis=-1), np.stack(noised, axis=-1)
+        return Outcome.plain(
+            [
+                Values(clean.values[at : at + 1], base[at][None], every[at][None])
+                for at in range(len(self.job.metrics))
+            ]
+        )
 
-    def _effects(
+    def _values(
         self,
         case: Case,
         values: torch.Tensor,
@@ -91,9 +85,10 @@ class PathEngine(ReferenceEngine):
         senders: Sequence[Written],
         active: Sequence[bool],
         position: int,
+        clean: CleanRow,
     ) -> np.ndarray:
-        """Logit differences of all paths, all senders and the null run, which is the last of ``senders``; the
-        noised run's where nothing changes."""
+        """Metrics (metrics, runs) of all paths, all senders and the null run, which is the last of
+        ``senders``; the noised run's where nothing changes."""
         received: dict[int, torch.Tensor] = {}
         moved = [index for index, is_active in enumerate(active) if is_active]
         size = max(1, sequences_together(len(case.input_ids)) - 1)
@@ -105,11 +100,12 @@ class PathEngine(ReferenceEngine):
             for index, value in received.items()
         ]
         runs += [*(senders[index] for index in moved), senders[-1]]
-        given = self._patched(case, origin, values, None, runs, CleanRow())[0]
-        found = np.full((2, len(active)), origin.values[0])
-        found[0, list(received)] = given[: len(received)]
-        found[1, moved] = given[len(received) : -1]
-        return np.append(found.ravel(), given[-1])
+        count = len(self.job.metrics)
+        given = self._patched(case, origin, values, None, runs, clean)[:count]
+        found = np.tile(origin.values[:, None, None], (1, 2, len(active)))
+        found[:, 0, list(received)] = given[:, : len(received)]
+        found[:, 1, moved] = given[:, len(received) : -1]
+        return np.concatenate([found.reshape(count, -1), given[:, -1:]], axis=1)
 
     def _received(
         self, case: Case, noise: torch.Tensor, values: dict[int, Any], position: int

@@ -135,6 +135,12 @@ def places_of(position: Positions, cases: Iterable[Case], prefix: bool = True) -
     return tuple(Place(str(place.name), place.find, place.most) for place in places)
 
 
+def all_together(cases: Iterable[Case]) -> Place:
+    """Every token of a prompt, changed together by one patch."""
+    most = max((len(case.input_ids) for case in cases), default=1)
+    return Place(ALL, lambda case: tuple(range(len(case.input_ids))), most)
+
+
 def single_place(position: Positions, cases: Iterable[Case]) -> tuple[Place, ...]:
     """The one token of each case that a trace patches which has no map. ArgumentError for anything else."""
     held = list(cases)

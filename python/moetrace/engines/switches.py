@@ -7,7 +7,7 @@ are called, replacements are added behind the block, and routers choose without 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +18,9 @@ from moetrace._native import _core
 from moetrace.engines.clean_contributions import of_one_length, plain_inputs, run_all, tokens_at
 from moetrace.engines.job import Job, hook_error
 from moetrace.engines.reference import with_first
+from moetrace.metrics import LOGIT_DIFF, Metric, Reading
 from moetrace.models.experts import routed_call
-from moetrace.models.forward import read_differences
+from moetrace.models.forward import read_metrics
 from moetrace.models.router import MaskedRouters
 from moetrace.models.stacked import is_stacked, stacked, stacked_routing
 from moetrace.models.state import first_tensor
@@ -38,24 +39,53 @@ class Off:
 
 @dataclass(frozen=True)
 class Found:
-    """Of each run the logit difference (equation 1), and the model's first choice of a token."""
+    """Of each run the job's metrics (metrics, runs), and the model's first choice of a token (runs,)."""
 
-    differences: np.ndarray
+    values: np.ndarray
     top: np.ndarray
 
 
 def switch_off(job: Job, runs: Sequence[Off]) -> Found:
     """Run every case with its experts off, as ``job.ablation`` says. The model must be prepared."""
     assert job.ablation is not None
+    if any(metric.needs_clean for metric in job.metrics):
+        job = replace(job, metrics=_beside_clean(job, runs))
+    return _switch_off(job, runs)
+
+
+def _beside_clean(job: Job, runs: Sequence[Off]) -> tuple[Metric, ...]:
+    """The job's metrics, with the clean run's logits for those that compare with it: it isn't among the rows
+    of these forwards, so it is run before them."""
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(given: Reading) -> torch.Tensor:
+        assert given.whole is not None
+        kept[given.case.case_id] = given.whole[0].clone()
+        return torch.zeros(len(given.whole))
+
+    def of(metric: Metric, given: Reading) -> torch.Tensor:
+        return metric.of(replace(given, clean=kept[given.case.case_id]))
+
+    cases = {run.case.case_id: run.case for run in runs}
+    keeping = replace(job, metrics=(LOGIT_DIFF, Metric("clean logits", "logits", keep)))
+    _switch_off(keeping, [Off(case, {}) for case in cases.values()])
+    return tuple(
+        replace(metric, needs_clean=False, of=partial(of, metric)) if metric.needs_clean else metric
+        for metric in job.metrics
+    )
+
+
+def _switch_off(job: Job, runs: Sequence[Off]) -> Found:
+    assert job.ablation is not None
     numbered = list(enumerate(runs))
     batches = [*of_one_length(numbered, lambda one: len(one[1].case.input_ids))]
     tasks = [partial(_Forward(job, [own for _, own in batch]).run) for batch in batches]
     found = run_all(job.anatomy, tasks, together=job.ablation.kind != "reroute")
-    differences, top = np.empty(len(runs)), np.empty(len(runs), np.int64)
+    values, top = np.empty((len(job.metrics), len(runs))), np.empty(len(runs), np.int64)
     for batch, (own, first) in zip(batches, found, strict=True):
         places = [index for index, _ in batch]
-        differences[places], top[places] = own, first
-    return Found(differences, top)
+        values[:, places], top[places] = own, first
+    return Found(values, top)
 
 
 class _Forward:
@@ -73,7 +103,7 @@ class _Forward:
         self._head: torch.Tensor | None = None
 
     def run(self) -> tuple[np.ndarray, np.ndarray]:
-        """Logit differences, and tokens of the highest logit."""
+        """Metrics (metrics, runs), and tokens of the highest logit."""
         inputs = plain_inputs(self._anatomy, self._cases)
         last = [self._length - 1]
         masks = {layer: self._off(layer) for layer in self._layers}
@@ -97,10 +127,11 @@ class _Forward:
                 self._check()
         assert self._head is not None
         top = first_tensor(self._anatomy.head(self._head))[:, -1].argmax(dim=-1)
-        return found[:, 0].cpu().numpy(), top.cpu().numpy()
+        return found[:, :, 0].cpu().numpy(), top.cpu().numpy()
 
     def _read(self, inputs: dict[str, Any], last: Sequence[int], again: Callable[[], None]) -> torch.Tensor:
-        return read_differences(self._anatomy, self._job.readout, inputs, last, self._cases, again)
+        job = self._job
+        return read_metrics(self._anatomy, job.readout, inputs, last, self._cases, job.metrics, again)
 
     def _keep_head(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else next(iter(kwargs.values()))
@@ -113,7 +144,7 @@ class _Forward:
         for index, run in enumerate(self._runs):
             if layer in run.experts:
                 own = torch.from_numpy(np.asarray(run.experts[layer], np.bool_))
-                mask[index, [*tokens_at(self._job, run.case, self._ablation.everywhere)]] = own
+                mask[index, [*tokens_at(self._job, run.case)]] = own
         return mask.flatten(0, 1)
 
     def _silence(

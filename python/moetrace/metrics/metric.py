@@ -229,7 +229,8 @@ def function_metric(function: Callable[..., Any]) -> Metric:
             "a function of (logits (rows, vocabulary), case) that gives a number for each row",
         )
         try:
-            own = torch.as_tensor(found).detach().to("cpu", torch.float64)
+            own = torch.as_tensor(found).to("cpu", torch.float64)
+            own = own if given.whole.requires_grad else own.detach()  # its gradient is asked for
         except (TypeError, ValueError, RuntimeError):
             raise MetricError(
                 f"the metric function {name!r} returned {shown(found)} ({type(found).__name__}) for case "

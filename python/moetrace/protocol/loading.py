@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from moetrace.protocol.report import Report
     from moetrace.results.base import TraceResult
     from moetrace.results.by_metric import MetricTraces
+    from moetrace.results.knockout_curves import KnockoutCurves
+    from moetrace.results.metric_curves import MetricCurves
 
 
-def load(folder: str | Path) -> TraceResult | MetricTraces | Report:
-    """A saved trace, or the report of a finished run of the protocol, verified.
+def load(folder: str | Path) -> TraceResult | MetricTraces | KnockoutCurves | MetricCurves | Report:
+    """A saved trace, the curves of a knock-out, or the report of a finished run of the protocol, verified.
 
     >>> mt.load("runs/layers").best, mt.load("runs/qwen3").tables["1"]
 

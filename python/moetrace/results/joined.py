@@ -17,7 +17,7 @@ from moetrace.results.map_sites import widened
 from moetrace.results.settings import SettingsMismatchError, refuse_other_settings
 
 # What else of a provenance says what the columns are: the expert, the game of coalitions, the ablation.
-_SAME = ("star", "masks", "players", "orders", "ablation", "everywhere", "reference")
+_SAME = ("star", "masks", "players", "orders", "ablation", "reference")
 _FLOORS = ("self_check", "null_floor")
 _Trace = TypeVar("_Trace", bound=TraceResult | MetricTraces)
 

@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
 from typing_extensions import Self
 
-from moetrace.arguments import as_choice, as_count, as_list
+from moetrace.arguments import as_choice, as_count, as_list, as_path
 from moetrace.cases import case_keys
 from moetrace.effects import ORDERS, SHARES, auroc, importance_order
 from moetrace.errors import ArgumentError
+from moetrace.metrics import Metric, MetricLike, as_metrics
+from moetrace.ranks import here
 from moetrace.results.base import TraceResult, summarise_first
+from moetrace.results.curve_runs import CurveRuns, curves_of, refuse_names
 from moetrace.results.display import result_html
 from moetrace.results.expert_arrays import Bools, Counts, Floats
 from moetrace.results.expert_name import Expert, ExpertLike, ExpertRangeError
 from moetrace.results.further import read_only
-from moetrace.results.knockout_curves import CurveRuns, KnockoutCurves, curves_of
+from moetrace.results.knockout_curves import KnockoutCurves
 from moetrace.results.knockout_pictures import KINDS, draw
+from moetrace.results.metric_curves import MetricCurves
+from moetrace.results.pictures import of_its_metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Runs sets of sites (bool (sets, sites)) switched off together, on the cases of these ids, by the trace's own
-# ablation or by another one.
-Runner = Callable[[Bools, Sequence[int], Any], CurveRuns]
+# ablation or by another one, read off by the trace's own metric or by others, and kept in a run folder.
+Runner = Callable[[Bools, Sequence[int], Any, Sequence[Metric], "Path | None"], CurveRuns]
 
 
 class KnockoutTrace(TraceResult):
@@ -36,11 +42,12 @@ class KnockoutTrace(TraceResult):
     >>> knock.important(3), knock.summary(), knock.plot()
     >>> knock.greedy(8).plot()
 
-    A site is an expert. ``effects``: float64 (cases, sites), ablated minus clean in logits, below 0 where the
-    recall needs the expert; exactly 0 where it isn't clean-active, and the row counts. ``clean_active``: bool
-    (cases, sites), whether the clean run routes to it at the position, or at any token where it is switched
-    off at all of them. ``donors``: int64 (cases, sites), with ``ablation="resample"`` the case whose
-    contribution takes its place, -1 where it isn't clean-active; None otherwise.
+    A site is an expert. ``effects``: float64 (cases, sites), ablated minus clean in the metric's unit (logits
+    unless another was asked for), below 0 where the recall needs the expert, or above 0 where a larger value
+    is further from the clean run (kl, rank); exactly 0 where it isn't clean-active, and the row counts.
+    ``clean_active``: bool (cases, sites), whether the clean run routes to it at the position, or at any of
+    its tokens. ``donors``: int64 (cases, sites), with ``ablation="resample"`` the case whose contribution
+    takes its place, -1 where it isn't clean-active; None otherwise.
     """
 
     kind: ClassVar[str] = "knockout"
@@ -87,7 +94,7 @@ class KnockoutTrace(TraceResult):
         """Tidy: one row for each case and expert.
 
         case_id, relation_id, [true, foil,] layer, expert, clean_active, clean, ablated, effect (= ablated -
-        clean; logits), and with ``ablation="resample"`` donor, the case whose contribution took its place.
+        clean), and with ``ablation="resample"`` donor, the case whose contribution took its place.
         """
         n, m = self.effects.shape
         keys = self._cases[case_keys(self._cases)]
@@ -106,9 +113,18 @@ class KnockoutTrace(TraceResult):
     def order(self, by: str = "effect") -> Counts:
         """Columns of ``effects``, the most important expert first.
 
-        ``by``: "effect", the lowest mean effect first; "absolute", the largest in size, whichever its sign.
+        ``by``: "effect", the lowest mean effect first (of kl and rank the highest); "absolute", the largest
+        in size, whichever its sign. ArgumentError for a trace without cases, as an empty subset.
         """
-        return importance_order(self.effects, by)
+        self._refuse_no_cases()
+        return importance_order(self._toward_recall * self.effects, by)
+
+    def _refuse_no_cases(self) -> None:
+        if not len(self):
+            raise ArgumentError(
+                "this trace has no cases, so that no expert is more important than another; expected one "
+                "case or more: take a larger subset"
+            )
 
     def important(self, n: int = 1, by: str = "effect") -> list[Expert]:
         """The n most important experts, the first one first.
@@ -135,44 +151,70 @@ class KnockoutTrace(TraceResult):
             if expert not in column:
                 raise ExpertRangeError(f"{expert} isn't in this trace of {len(column)} experts")
             positive[column[expert]] = True
-        mean = self.effects.mean(axis=0)
+        self._refuse_no_cases()
+        mean = self._toward_recall * self.effects.mean(axis=0)
         return auroc(-mean if as_choice(by, "by", ORDERS) == "effect" else np.abs(mean), positive)
 
     def greedy(
         self,
         n: int = 8,
         *,
+        metric: MetricLike | None = None,
         by: str = "effect",
         draws: int = 3,
         shares: Sequence[float] = SHARES,
         seed: int = 0,
+        out: str | Path | None = None,
     ) -> KnockoutCurves:
-        """Accuracy and logit difference as the n most important experts are switched off together.
+        """Accuracy and the metric as the n most important experts are switched off together.
 
         >>> curves = knock.greedy(8)
         >>> curves.plot(), curves.cpr, curves.cmd
+        >>> knock.greedy(8, metric=["logit_diff", "prob", "kl"]).areas()
 
         In the order of :meth:`order` (``by``), one more at a time, by the trace's ablation at its position;
         beside ``draws`` random sets of equal count, and ``draws`` of equal count and routing frequency.
         The opposite curve keeps only a part of the traced experts (``shares`` of them, the most important
         first) and switches the others off; with ablation "reroute" by "zero", since a router must choose
-        someone. See :class:`KnockoutCurves`.
+        someone. ``metric``: what is read off these runs, as of trace_layers, by default the trace's own; of a
+        list a :class:`MetricCurves` of one each. ``out``: a run folder, in which every finished set stays:
+        the same call, or one with another n, draws or shares, goes on with it, and the curves are saved there
+        at the end. See :class:`KnockoutCurves`.
 
         Runs the model that was traced, which must still be there. A trace that was loaded or joined doesn't
         know it: ``mt.knockout_curves(trace, model, cases, n)``. ArgumentError for more experts than were
-        traced.
+        traced, and for a trace without cases.
         """
         if self._runner is None:
             raise ArgumentError(
                 "this trace doesn't know its model, as one that was loaded or joined doesn't; use "
                 "mt.knockout_curves(trace, model, cases, n)"
             )
-        return self.curves(self._runner, n, by=by, draws=draws, shares=shares, seed=seed)
+        return self.curves(self._runner, n, metric, by=by, draws=draws, shares=shares, seed=seed, out=out)
 
-    def curves(self, runner: Runner, n: int, **options: Any) -> KnockoutCurves:
+    def curves(
+        self,
+        runner: Runner,
+        n: int,
+        metric: MetricLike | None,
+        out: str | Path | None = None,
+        **options: Any,
+    ) -> KnockoutCurves:
         """The work of :meth:`greedy`, with the model's runs by ``runner``."""
-        ids = self._cases.case_id.tolist()
-        return curves_of(self, self._count(n), lambda sets, kind: runner(sets, ids, kind), **options)
+        asked, ids = None if metric is None else as_metrics(metric), self._cases.case_id.tolist()
+        metrics = () if asked is None else asked.metrics
+        refuse_names(metrics)
+        path = None if out is None else as_path(out, "out")
+
+        def run(sets: Bools, kind: str | None) -> CurveRuns:
+            return runner(sets, ids, kind, metrics, path)
+
+        each = curves_of(self, self._count(n), run, **options)
+        found: Any = MetricCurves(each) if asked is not None and asked.several else next(iter(each.values()))
+        curves: KnockoutCurves = found
+        if path is not None and here().first:
+            curves.save(path)
+        return curves
 
     def _count(self, n: int) -> int:
         n = as_count(n, "n")
@@ -182,6 +224,7 @@ class KnockoutTrace(TraceResult):
             )
         return n
 
+    @of_its_metric
     def plot(self, ax: Axes | None = None, kind: str = "experts", limit: int = 30, **summary: Any) -> Axes:
         """Mean effect of the experts that are ever clean-active, the most important first, with intervals.
 
@@ -226,7 +269,7 @@ class KnockoutTrace(TraceResult):
         best = ""
         if len(self):
             (first,) = self.important(1)
-            best = f"; most important {first} with mean effect {self.effects.mean(axis=0).min():+.3f}"
+            best = f"; most important {first} with mean effect {self.effects[:, self.order()[0]].mean():+.3f}"
         return (
             f"KnockoutTrace({len(self)} cases x {len(self._sites)} experts, ablation "
             f"{self.provenance.get('ablation')!r}{best}; numerical floor {self.noise_floor:.1e})"

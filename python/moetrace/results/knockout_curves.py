@@ -2,47 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from moetrace.arguments import as_choice, as_count, as_list, as_number, as_seed
-from moetrace.effects import (
-    SHARES,
-    cmd,
-    cpr,
-    faithfulness,
-    frequency_matched_sets,
-    importance_order,
-    random_sets,
-)
-from moetrace.errors import ArgumentError
+from moetrace.arguments import as_choice
+from moetrace.effects import cmd, cpr
+from moetrace.metrics import METRICS
 from moetrace.results.display import result_html
+from moetrace.results.expert_name import Expert
 from moetrace.results.knockout_pictures import draw_curves
+from moetrace.results.pictures import of_its_metric
+from moetrace.results.saved import Saved, write_saved
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from moetrace.results.knockout import KnockoutTrace
-
 CURVES = ("off", "keep")
-MOST_DRAWS = 100
-VALUES = ("logit_diff", "accuracy", "top_1", "faithfulness")
-Bools = npt.NDArray[np.bool_]
+HEADS = ("curve", "order", "draw", "count", "share")
+SHARES_OF_CASES = ("accuracy", "top_1")
 Floats = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True, eq=False)
-class CurveRuns:
-    """What runs with sets of experts off gave, (sets, cases): logit differences (equation 1), and whether the
-    true object was the model's first choice of all tokens."""
-
-    differences: Floats
-    first: Bools
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,24 +35,47 @@ class KnockoutCurves:
 
     >>> curves = knock.greedy(8)
     >>> curves.rows, curves.areas(), curves.plot(), curves.plot("keep", "faithfulness")
+    >>> curves.save("runs/curves"); mt.load("runs/curves").cpr
 
     Attributes:
         rows: tidy, one row for each curve, order, draw and count of experts. ``curve``: "off" or "keep";
             ``order``: "importance", "random" or "frequency" (controls of equal routing frequency, in "off"
             alone); ``draw``; ``count`` and ``share``, experts switched off or kept, and their part of all
-            traced ones; over the cases ``accuracy`` (true above foil), ``top_1`` (true above every token)
-            and ``logit_diff`` (mean, logits); and ``faithfulness``.
+            traced ones; over the cases ``accuracy`` (true above foil, of those that have a foil), ``top_1``
+            (true above every token) and the metric's mean, under its name (``logit_diff`` in logits); and
+            ``faithfulness``.
         sets: of each row the columns of the trace that it switches off or keeps.
-        differences: float64 (rows, cases), logit differences case by case.
+        values: float64 (rows, cases), the metric case by case.
+        provenance: that of the trace, and of the curves ``by``, ``draws``, ``curve_seed``, ``experts`` (the
+            name of each column), ``full`` and ``empty``.
 
     Faithfulness is that of the MIB benchmark (Mueller et al. 2025): (m(C) - m(empty)) / (m(full) - m(empty)),
-    m the mean logit difference, C the traced experts that are on, "empty" none of them, "full" all.
+    m the metric's mean, C the traced experts that are on, "empty" none of them, "full" all. It means the same
+    whichever way the metric points.
     """
 
     rows: pd.DataFrame
     sets: tuple[tuple[int, ...], ...]
-    differences: Floats
-    facts: dict[str, Any]
+    values: Floats
+    provenance: dict[str, Any]
+
+    kind: ClassVar[str] = "knockout_curves"
+
+    @property
+    def metric(self) -> str:
+        """Name of the metric."""
+        return str(self.provenance["metric"])
+
+    @property
+    def unit(self) -> str:
+        """The metric's unit; of a user's function its name."""
+        known = METRICS.get(self.metric)
+        return self.metric if known is None else known.unit
+
+    @property
+    def experts(self) -> list[Expert]:
+        """The expert of each column that ``sets`` name."""
+        return [Expert.of(name) for name in self.provenance["experts"]]
 
     @property
     def cpr(self) -> float:
@@ -101,124 +108,54 @@ class KnockoutCurves:
         own = self.rows[(self.rows.curve == "keep") & (self.rows.order == order) & (self.rows.draw == draw)]
         return area(own.share.to_numpy(), own.faithfulness.to_numpy()) if len(own) else float("nan")
 
-    def plot(self, curve: str = "off", value: str = "logit_diff", ax: Axes | None = None) -> Axes:
+    @of_its_metric
+    def plot(self, curve: str = "off", value: str | None = None, ax: Axes | None = None) -> Axes:
         """One value over the number of experts switched off, or over the part that is kept.
 
         >>> curves.plot(), curves.plot("keep", "faithfulness")
 
-        ``curve``: "off" or "keep". ``value``: "logit_diff", "accuracy", "top_1" or "faithfulness". Needs
-        matplotlib.
+        ``curve``: "off" or "keep". ``value``: the metric's name, which None is; "accuracy", "top_1" or
+        "faithfulness". Needs matplotlib.
         """
-        curve, value = as_choice(curve, "curve", CURVES), as_choice(value, "value", VALUES)
+        curve = as_choice(curve, "curve", CURVES)
+        known = (self.metric, *SHARES_OF_CASES, "faithfulness")
+        value = self.metric if value is None else as_choice(value, "value", known)
         title = {"off": "Experts switched off", "keep": "Only some experts kept"}[curve]
-        how = f"{title} (ablation {self.facts['ablation']}), {self.differences.shape[1]} cases"
+        how = f"{title} (ablation {self.provenance['ablation']}), {self.values.shape[1]} cases"
         return draw_curves(self.rows, curve, value, how, ax)
 
+    def save(self, folder: str | Path) -> None:
+        """Write into a folder; ``mt.load`` gives the same back, verified.
+
+        >>> curves.save("runs/curves"); mt.load("runs/curves").plot()
+
+        Errors: as of :meth:`TraceResult.save`.
+        """
+        write_saved(folder, Saved(self.kind, self.tables(), self.provenance))
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """What :meth:`save` writes: rows with their sets, and a row for each case with its values."""
+        ids = self.provenance["case_ids"]
+        sets = [" ".join(map(str, own)) for own in self.sets]
+        columns = {f"row_{at}": own for at, own in enumerate(self.values)}
+        cases = pd.DataFrame({"case_id": np.array(ids, np.int64), **columns})
+        return {"rows": self.rows.assign(sets=sets), "cases": cases, "failed": pd.DataFrame()}
+
+    @classmethod
+    def from_tables(cls, tables: dict[str, pd.DataFrame], provenance: dict[str, Any]) -> KnockoutCurves:
+        """What :meth:`tables` gave."""
+        rows, cases = tables["rows"], tables["cases"]
+        sets = tuple(tuple(map(int, own.split())) for own in rows["sets"])
+        values = cases[[f"row_{at}" for at in range(len(rows))]].to_numpy(np.float64).T
+        return cls(rows.drop(columns="sets"), sets, values, provenance)
+
     def __repr__(self) -> str:
+        of = "" if self.metric == "logit_diff" else f", metric {self.metric}"
         return (
             f"KnockoutCurves({int(self.rows[self.rows.curve == 'off']['count'].max())} of "
-            f"{self.facts['experts']} experts switched off, {self.differences.shape[1]} cases, cpr "
+            f"{len(self.provenance['experts'])} experts switched off, {self.values.shape[1]} cases{of}, cpr "
             f"{self.cpr:.3f}, cmd {self.cmd:.3f})"
         )
 
     def _repr_html_(self) -> str:
         return result_html(repr(self), self.areas(), None, ["Areas as of .areas(); .rows has the curves."])
-
-
-@dataclass(frozen=True)
-class _Line:
-    """One curve to run: ``sets``, columns that are off or kept, growing."""
-
-    curve: str
-    order: str
-    draw: int
-    sets: Sequence[tuple[int, ...]]
-
-
-def curves_of(
-    trace: KnockoutTrace,
-    n: int,
-    run: Callable[[Bools, str | None], CurveRuns],
-    *,
-    by: str = "effect",
-    draws: int = 3,
-    shares: Sequence[float] = SHARES,
-    seed: int = 0,
-) -> KnockoutCurves:
-    """The curves of a trace. ``run``: runs sets of columns (bool (sets, sites)) switched off
-    together, by the trace's own ablation or by another one."""
-    draws, seed = as_count(draws, "draws", 0, MOST_DRAWS), as_seed(seed)
-    sites = len(trace.sites)
-    counts = _counts(shares, sites)
-    order = importance_order(trace.effects, by)
-    lines = [_Line("off", "importance", 0, _prefixes(order, range(n + 1)))]
-    if draws:
-        for name, found in (
-            ("frequency", frequency_matched_sets(trace.clean_active, order[:n], draws, seed)),
-            ("random", random_sets(sites, order[:n], draws, seed)),
-        ):
-            lines += [_Line("off", name, i, _prefixes(own, range(n + 1))) for i, own in enumerate(found)]
-    lines.append(_Line("keep", "importance", 0, _prefixes(order, counts)))
-    generator = np.random.default_rng([seed, 1])
-    for draw in range(draws):
-        lines.append(_Line("keep", "random", draw, _prefixes(generator.permutation(sites), counts)))
-    return _run(trace, lines, run, {"by": by, "draws": draws, "seed": seed, "experts": sites})
-
-
-def _run(
-    trace: KnockoutTrace,
-    lines: Sequence[_Line],
-    run: Callable[[Bools, str | None], CurveRuns],
-    facts: dict[str, Any],
-) -> KnockoutCurves:
-    sites, kind = len(trace.sites), trace.provenance.get("ablation")
-    masks: dict[str, list[Bools]] = {curve: [] for curve in CURVES}
-    for line in lines:
-        masks[line.curve] += [_off(line, own, sites) for own in line.sets]
-    ends = [np.zeros(sites, np.bool_), np.ones(sites, np.bool_)]
-    off = _once(masks["off"], run, None)
-    # A router must choose someone: few experts can't be kept by masking the others.
-    kept = _once(ends + masks["keep"], run, "zero" if kind == "reroute" else None)
-    full, empty = kept.differences[:2].mean(axis=1)
-    differences = np.concatenate([off.differences, kept.differences[2:]])
-    first = np.concatenate([off.first, kept.first[2:]])
-    heads = [
-        (one.curve, one.order, one.draw, len(own), len(own) / sites) for one in lines for own in one.sets
-    ]
-    rows = pd.DataFrame(heads, columns=["curve", "order", "draw", "count", "share"]).assign(
-        accuracy=(differences > 0).mean(axis=1),
-        top_1=first.mean(axis=1),
-        logit_diff=differences.mean(axis=1),
-        faithfulness=faithfulness(differences.mean(axis=1), float(empty), float(full)),
-    )
-    sets = tuple(own for line in lines for own in line.sets)
-    known = {"ablation": kind, "full": float(full), "empty": float(empty)}
-    return KnockoutCurves(rows, sets, differences, facts | known)
-
-
-def _off(line: _Line, own: Sequence[int], sites: int) -> Bools:
-    """bool (sites,): which experts a set of a curve switches off."""
-    mask = np.full(sites, line.curve == "keep")
-    mask[list(own)] = line.curve == "off"
-    return mask
-
-
-def _once(
-    masks: Sequence[Bools], run: Callable[[Bools, str | None], CurveRuns], kind: str | None
-) -> CurveRuns:
-    """The runs of sets, each set once: every curve starts, or ends, with all experts or none."""
-    unique, place = np.unique(np.array(masks), axis=0, return_inverse=True)
-    found = run(unique, kind)
-    return CurveRuns(found.differences[place.ravel()], found.first[place.ravel()])
-
-
-def _prefixes(order: npt.NDArray[np.int64], counts: Sequence[int]) -> list[tuple[int, ...]]:
-    return [tuple(int(column) for column in order[:count]) for count in counts]
-
-
-def _counts(shares: Any, sites: int) -> list[int]:
-    """Numbers of experts for parts of all, each once; none and all are always among them."""
-    given = [as_number(share, "shares", 0, 1) for share in as_list(shares, "shares", "a list of parts")]
-    if not given:
-        raise ArgumentError("shares is empty; expected parts of the experts from 0 to 1")
-    return sorted({0, sites, *(round(share * sites) for share in given)})

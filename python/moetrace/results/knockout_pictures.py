@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import pandas as pd
 from moetrace.results.base import adjusted_p_values
 from moetrace.results.display import LEVEL, tested_label
 from moetrace.results.pictures import CellMap, plot_map, plot_points
-from moetrace.results.pictures.axes import BLUE, GREY, RED, axes_of, dress, whole_numbers
+from moetrace.results.pictures.axes import BLUE, GREY, RED, axes_of, dress, in_unit, whole_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,8 +26,9 @@ _LINES = {
     "frequency": (RED, "s--", "equal routing frequency, random"),
     "random": (GREY, "^:", "random"),
 }
-_VALUES = {"logit_diff": "mean logit difference", "accuracy": "true above foil", "top_1": "true ranked first",
-           "faithfulness": "faithfulness"}  # fmt: skip
+_VALUES = {"logit_diff": "mean logit difference", "accuracy": "part of cases, true above foil",
+           "top_1": "part of cases, true ranked first", "faithfulness": "faithfulness"}  # fmt: skip
+_REFERENCES = {"faithfulness": (0.0, 1.0), "accuracy": (), "top_1": ()}  # lines to compare with; else 0
 _CURVES = {
     "off": ("count", "experts switched off together"),
     "keep": ("share", "part of the experts that is kept"),
@@ -46,7 +47,7 @@ def draw(trace: KnockoutTrace, kind: str, limit: int, ax: Axes | None, options: 
     found = plot_points(
         table, table.star.tolist(), title, trace.noise_floor, ax, (), options, (ever, "experts")
     )
-    found.set_ylabel(LABEL, fontsize=9)
+    found.set_ylabel(in_unit(LABEL), fontsize=9)
     return found
 
 
@@ -91,12 +92,20 @@ def draw_curves(rows: pd.DataFrame, curve: str, value: str, title: str, ax: Axes
         ax.plot(seen.index, seen["mean"], style, color=colour, ms=4, lw=1.4, label=name + several)
         if draws > 1:
             ax.fill_between(seen.index, seen["min"], seen["max"], color=colour, alpha=0.15, lw=0)
-    if value == "faithfulness":
-        ax.axhline(1.0, color=GREY, lw=0.8, zorder=0)
-    ax.axhline(0.0, color=GREY, lw=0.8, zorder=0)
+    ax.margins(y=0.1)
+    _mark_references(ax, _REFERENCES.get(value, (0.0,)))
     if curve == "off":
         whole_numbers(ax)
     ax.set_xlabel(label, fontsize=9)
-    ax.set_ylabel(_VALUES[value], fontsize=9)
-    ax.margins(y=0.1)
+    named = value if value == in_unit("logits") else f"{value} ({in_unit('logits')})"
+    ax.set_ylabel(_VALUES.get(value, f"mean {named}"), fontsize=9)
     return dress(ax, title)
+
+
+def _mark_references(ax: Axes, heights: Sequence[float]) -> None:
+    """Lines at heights that values are near to; those that lie elsewhere don't widen the axis."""
+    low, high = ax.get_ylim()
+    for height in heights:
+        if low <= height <= high:
+            ax.axhline(height, color=GREY, lw=0.8, zorder=0)
+    ax.set_ylim(low, high)

@@ -11,12 +11,14 @@ from moetrace.results.coalitions import CoalitionTrace
 from moetrace.results.expert_map import ExpertMap
 from moetrace.results.experts import ExpertTrace
 from moetrace.results.knockout import KnockoutTrace
+from moetrace.results.knockout_curves import KnockoutCurves
 from moetrace.results.layer_map import LayerMap
 from moetrace.results.layers import LayerTrace
 from moetrace.results.matched import MatchedTrace
+from moetrace.results.metric_curves import MetricCurves
 from moetrace.results.paths import PathTrace
 from moetrace.results.routes import RouteTrace
-from moetrace.results.saved import read_saved
+from moetrace.results.saved import Saved, read_saved
 from moetrace.results.scales import ScaleTrace
 from moetrace.results.screen import ScreenTrace
 
@@ -37,7 +39,7 @@ _KINDS: dict[str, type[TraceResult]] = {
 _MAPS: dict[str, type[TraceResult]] = {LayerMap.kind: LayerMap, ExpertMap.kind: ExpertMap}
 
 
-def load(folder: str | Path) -> TraceResult | MetricTraces:
+def load(folder: str | Path) -> TraceResult | MetricTraces | KnockoutCurves | MetricCurves:
     """The result that was saved in a folder, verified.
 
     >>> layers.save("runs/layers"); mt.load("runs/layers").best
@@ -52,11 +54,14 @@ def load(folder: str | Path) -> TraceResult | MetricTraces:
         ArgumentError: ``folder`` is no path.
     """
     saved = read_saved(folder)
-    if saved.kind not in _KINDS:
+    if saved.kind not in (*_KINDS, KnockoutCurves.kind):
         raise RunFolderError(
-            f"{folder} holds a result of kind {saved.kind!r}; this version knows {sorted(_KINDS)}"
+            f"{folder} holds a result of kind {saved.kind!r}; this version knows "
+            f"{sorted([*_KINDS, KnockoutCurves.kind])}"
         )
     try:
+        if saved.kind == KnockoutCurves.kind:
+            return _curves(saved)
         kind = (_KINDS | _MAPS if "position" in saved.tables["rows"] else _KINDS)[saved.kind]
         if isinstance(saved.provenance.get("metric"), list):
             return MetricTraces.from_saved(kind, saved)
@@ -66,3 +71,9 @@ def load(folder: str | Path) -> TraceResult | MetricTraces:
         raise RunFolderError(
             f"the tables in {folder} don't make a {saved.kind} result ({failure}); save it again"
         ) from failure
+
+
+def _curves(saved: Saved) -> KnockoutCurves | MetricCurves:
+    if isinstance(saved.provenance["metric"], list):
+        return MetricCurves.from_saved(saved)
+    return KnockoutCurves.from_tables(saved.tables, saved.provenance)

@@ -12,7 +12,7 @@ from moetrace.results.base import TraceResult
 from moetrace.results.display import plain, refuse_groups, result_html, table_note
 from moetrace.results.expert_arrays import Floats
 from moetrace.results.further import read_only
-from moetrace.results.pictures import plot_bars
+from moetrace.results.pictures import of_its_metric, plot_bars
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,9 +25,9 @@ class PathTrace(TraceResult):
     >>> paths.summary(), paths.rows
 
     A site is a pair: ``sender`` and ``receiver`` by name: "L12" is a block, "L12E003" an expert, "L20.router"
-    a router. ``effects``: float64 (cases, pairs), logits: what the receiver makes of the sender's patch where
-    nothing else in between changes, and whatever comes behind the receiver makes of that. ``rescue``: of the
-    whole sender (equation 4), by all its paths.
+    a router. ``effects``: float64 (cases, pairs), in the metric's unit: what the receiver makes of the
+    sender's patch where nothing else in between changes, and whatever comes behind the receiver makes of
+    that. ``rescue``: of the whole sender (equation 4), by all its paths.
     """
 
     kind: ClassVar[str] = "paths"
@@ -48,9 +48,9 @@ class PathTrace(TraceResult):
 
     @property
     def rows(self) -> pd.DataFrame:
-        """Tidy: one row for each case and pair, with path and the sender's rescue in logits.
+        """Tidy: one row for each case and pair, with path and the sender's rescue in the metric's unit.
 
-        ``patched`` is the logit difference of the run in which the path alone is patched.
+        ``patched`` is the metric of the run in which the path alone is patched.
         """
         return super().rows.rename(columns={"rescue": "path"}).assign(rescue=self.rescue.ravel())
 
@@ -67,6 +67,7 @@ class PathTrace(TraceResult):
         patched, effects, rescue = (rows[n].to_numpy().reshape(shape) for n in ("patched", "path", "rescue"))
         return cls(cases, sites, patched, effects, rescue, failed, provenance)
 
+    @of_its_metric
     def plot(self, ax: Axes | None = None, **summary: Any) -> Axes:
         """Mean effect of every path with its interval. ``summary``: as :meth:`summary` but ``by``.
 
@@ -90,8 +91,8 @@ class PathTrace(TraceResult):
         best = self._sites.iloc[at]
         return (
             f"PathTrace({len(self)} cases x {len(self._sites)} paths; most by {best.sender} to "
-            f"{best.receiver}: {means[at]:+.3f} of {self.rescue[:, at].mean():+.3f} logits; numerical floor "
-            f"{self.noise_floor:.1e})"
+            f"{best.receiver}: {means[at]:+.3f} of {self.rescue[:, at].mean():+.3f} {self.unit}; numerical "
+            f"floor {self.noise_floor:.1e})"
         )
 
     def _repr_html_(self) -> str:

@@ -19,9 +19,9 @@ from moetrace.results.expert_map import ExpertMap
 from moetrace.results.expert_name import Expert
 from moetrace.results.experts import ExpertTrace
 from moetrace.results.further import read_only
-from moetrace.results.pictures import plot_points
+from moetrace.results.pictures import of_its_metric, plot_points
 from moetrace.results.pictures.agreement import plot_agreement
-from moetrace.results.pictures.axes import DARK, dress
+from moetrace.results.pictures.axes import DARK, dress, in_unit
 from moetrace.results.positions import positions_of
 from moetrace.results.settings import refuse_other_settings
 
@@ -56,10 +56,11 @@ class ScreenTrace(TraceResult):
     >>> screen.top(5), screen.summary()
     >>> mt.screen_experts(model, cases, verify="all").recall(20)
 
-    ``effects``: float64 (cases, sites), the estimate g · delta_e in logits; exactly 0 where the expert isn't
-    clean-active. ``rescue``: the same by exact patches (equation 4), NaN in columns that weren't verified.
-    ``clean_active``: bool, of the same shape. A site is an expert of a layer; with ``position="all"`` it is
-    one at one token, by its index in the prompt, and a case without such a token counts with 0.
+    ``effects``: float64 (cases, sites), the estimate g · delta_e in the metric's unit; exactly 0 where the
+    expert isn't clean-active. ``rescue``: the same by exact patches (equation 4), NaN in columns that
+    weren't verified. ``clean_active``: bool, of the same shape. A site is an expert of a layer; with
+    ``position="all"`` it is one at one token, by its index in the prompt, and a case without such a token
+    counts with 0.
     """
 
     kind: ClassVar[str] = "screen"
@@ -92,7 +93,7 @@ class ScreenTrace(TraceResult):
 
     @property
     def noise_floor(self) -> float:
-        """That of the exact patches, in logits (see :class:`LayerTrace`); NaN where none ran."""
+        """That of the exact patches, in the metric's unit (see :class:`LayerTrace`); NaN where none ran."""
         return super().noise_floor if self.verified.any() else float("nan")
 
     @property
@@ -117,8 +118,9 @@ class ScreenTrace(TraceResult):
     def top(self, k: int | None = None, by: Literal["mean", "abs"] | None = None) -> pd.DataFrame:
         """The experts with the highest estimates, best first.
 
-        layer, expert, [position,] star (its name), active (cases in which it is clean-active), estimate and
-        rescue (means over all cases; NaN where it wasn't verified). ``k``: how many; None for as many as were
+        The highest, but of "kl" the lowest: nearest to the clean run. layer, expert, [position,] star (its
+        name), active (cases in which it is clean-active), estimate and rescue (means over all cases; NaN
+        where it wasn't verified). ``k``: how many; None for as many as were
         verified, or all. ``by``: "mean" or "abs", the mean of magnitudes; None as it was screened. Of equal
         ones the lower layer and expert comes first. Experts that are never clean-active are left out.
         """
@@ -157,7 +159,7 @@ class ScreenTrace(TraceResult):
         """
         k = as_count(k, "k")
         rescue, columns = self._exact(exact)
-        best = columns[np.argsort(-rescue.mean(axis=0)[columns], kind="stable")][:k]
+        best = columns[np.argsort(-self._toward_recall * rescue.mean(axis=0)[columns], kind="stable")][:k]
         return len(set(best) & set(self.order("mean")[: len(best)])) / max(1, len(best))
 
     def correlation(
@@ -183,6 +185,7 @@ class ScreenTrace(TraceResult):
             pair = [pd.Series(values).rank().to_numpy() for values in pair]
         return float(np.corrcoef(pair[0], pair[1])[0, 1])
 
+    @of_its_metric
     def plot(self, ax: Axes | None = None, kind: str = "experts", limit: int = 30, **summary: Any) -> Axes:
         """Estimates of the best experts with intervals, and the exact mean rescues beside them.
 
@@ -211,7 +214,7 @@ class ScreenTrace(TraceResult):
             table, names, self._title(), floor, ax, (), options, (len(self.order()), "experts")
         )
         axes.plot(np.arange(len(table)), table.rescue, "x", color=DARK, ms=5, label="exact mean rescue")
-        axes.set_ylabel("mean estimate (logits)", fontsize=9)
+        axes.set_ylabel(in_unit("mean estimate (logits)"), fontsize=9)
         return dress(axes, self._title())
 
     @classmethod
@@ -243,7 +246,7 @@ class ScreenTrace(TraceResult):
     def order(self, by: Literal["mean", "abs"] | None = None) -> np.ndarray:
         """Columns of ``effects`` of experts that are ever clean-active, the best first (see :meth:`top`)."""
         by = as_choice(self.provenance.get("rank", "mean") if by is None else by, "by", RANKS)
-        scores = (np.abs(self.effects) if by == "abs" else self.effects).mean(axis=0)
+        scores = (np.abs(self.effects) if by == "abs" else self._toward_recall * self.effects).mean(axis=0)
         ever = np.flatnonzero(self.clean_active.any(axis=0))
         found: np.ndarray = ever[np.argsort(-scores[ever], kind="stable")]
         return found

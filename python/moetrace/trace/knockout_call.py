@@ -14,10 +14,9 @@ from moetrace.corruptions import SubjectNoise
 from moetrace.engines.clean_contributions import ByLayer, What, capture, tokens_at
 from moetrace.engines.job import Job, make_job
 from moetrace.engines.knockout import Ablation, Kind
-from moetrace.engines.places import Place, is_map, places_of
+from moetrace.engines.places import ALL, Place, all_together, places_of
 from moetrace.errors import ArgumentError
 from moetrace.models.anatomy import Anatomy, expert_count
-from moetrace.models.stacked import is_stacked
 from moetrace.results.expert_name import Expert
 from moetrace.trace.experts import expert_layers_of
 from moetrace.trace.matched import check_expert
@@ -47,7 +46,6 @@ class Asked:
     """How they are switched off."""
 
     kind: Kind
-    everywhere: bool
     seed: int
 
 
@@ -91,25 +89,39 @@ def wanted_of(anatomy: Anatomy, experts: Any, layers: Any) -> Wanted:
     return Wanted(tuple(sorted({one.layer for one in named})), named)
 
 
-def ablation_of(job: Job, call: Call, layers: Sequence[int]) -> Ablation:
-    """The ablation with what it needs of the clean runs. The model must be prepared."""
+def details_of(call: Call) -> dict[str, Any]:
+    """What tells one knock-out from another, beside its experts and its position."""
+    asked = call.asked
+    needs = asked.kind in ("mean", "resample")
+    return {
+        "ablation": asked.kind,
+        "reference": call.reference.fingerprint() if needs else None,
+        "seed": asked.seed if asked.kind == "resample" else None,
+    }
+
+
+def ablation_of(job: Job, call: Call, layers: Sequence[int], plain: bool = False) -> Ablation:
+    """The ablation with what it needs of the clean runs. The model must be prepared.
+
+    ``plain``: for plain forwards, which have to know who is routed to, and whose routers choose themselves.
+    """
     asked = call.asked
     own: Mapping[int, ByLayer] = {}
     others: Mapping[int, ByLayer] = {}
     if asked.kind in ("mean", "resample"):
-        others = capture(job, call.reference, layers, asked.everywhere)
-    if asked.everywhere or asked.kind != "zero" or any(is_stacked(job.anatomy.experts(x)) for x in layers):
+        others = capture(job, call.reference, layers)
+    if asked.kind != "zero" or plain:
         known = others if call.cases is call.reference else {}
-        what: list[What] = ["rerouted"] if asked.kind == "reroute" and not asked.everywhere else []
-        own = known or capture(job, call.cases, layers, asked.everywhere, what)
-    found = Ablation(asked.kind, tokens_of(job, asked), asked.everywhere, asked.seed, own, others)
+        what: list[What] = ["rerouted"] if asked.kind == "reroute" and not plain else []
+        own = known or capture(job, call.cases, layers, what)
+    found = Ablation(asked.kind, tokens_of(job), asked.seed, own, others)
     found.refuse_undefined(call.cases, set(call.wanted.sites(job.anatomy)))
     return found
 
 
-def tokens_of(job: Job, asked: Asked) -> Callable[[Case], Sequence[int]]:
+def tokens_of(job: Job) -> Callable[[Case], Sequence[int]]:
     """The tokens of a case at which experts are switched off."""
-    return lambda case: tokens_at(job, case, asked.everywhere)
+    return lambda case: tokens_at(job, case)
 
 
 def masks_of(anatomy: Anatomy, sites: Sequence[tuple[int, int]]) -> dict[int, np.ndarray]:
@@ -123,18 +135,22 @@ def masks_of(anatomy: Anatomy, sites: Sequence[tuple[int, int]]) -> dict[int, np
 
 
 def job_of(anatomy: Anatomy, call: Call) -> Job:
-    """A job at the call's position that does nothing yet."""
+    """A job at the call's position, read off by its metrics, that does nothing yet."""
     common = call.common
-    return make_job(anatomy, (), NO_NOISE, (place_of(call),), (), common["readout"])
+    metrics = common["metric"].metrics
+    return make_job(anatomy, (), NO_NOISE, (place_of(call),), (), common["readout"], metrics)
 
 
 def place_of(call: Call) -> Place:
     """Where experts are switched off in each case: one or several tokens together."""
-    position = call.common["position"]
-    if is_map(position):
+    position, cases = call.common["position"], [*call.cases, *call.reference]
+    if isinstance(position, list):
         raise ArgumentError(
-            f"position is {shown(position)}; expected one position, or 'all' for every token together; call "
-            "it once for each"
+            f"position is {shown(position)}; a knock-out is at one position, whose tokens are switched off "
+            "together: call it once for each of the list, or give 'all' for every token, 'subject' for the "
+            "subject's, or a function of a case that gives several tokens"
         )
-    (found,) = places_of(position, [*call.cases, *call.reference])
+    if position == ALL:
+        return all_together(cases)
+    (found,) = places_of(position, cases)
     return found

@@ -3,34 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 import torch
 from typing_extensions import Unpack
 
 from moetrace._native import _core
 from moetrace.arguments import as_list, shown
-from moetrace.cases import CaseSet, as_case_set, case_columns, validate_cases
+from moetrace.cases import CaseSet, as_case_set, refuse_several_tokens, validate_cases
+from moetrace.effects import rescue
 from moetrace.engines.engine_choice import choose_engine
 from moetrace.engines.job import Patch, make_job
-from moetrace.engines.outcome import Outcome, Values
-from moetrace.engines.paths import Path, PathEngine, PathOutcome
+from moetrace.engines.outcome import Outcome
+from moetrace.engines.paths import Path, PathEngine
 from moetrace.engines.places import single_place
 from moetrace.errors import ArgumentError, ModelError
-from moetrace.metrics import LOGIT_DIFF, check_foils
+from moetrace.metrics import check_foils
 from moetrace.models.anatomy import Anatomy, find_anatomy
+from moetrace.models.float32 import computing_in
 from moetrace.models.state import prepared
-from moetrace.ranks import on_all_ranks, progress_bar
+from moetrace.ranks import here, on_all_ranks
 from moetrace.results.path_ends import PathEnd
 from moetrace.results.paths import PathTrace
+from moetrace.trace.batches import batches_of, run_batches
 from moetrace.trace.matched import check_expert
 from moetrace.trace.options import TraceOptions, checked, shows_options
+from moetrace.trace.parts import OutcomeForm
 from moetrace.trace.provenance import provenance
-from moetrace.trace.screen import one_token
-from moetrace.trace.session import Session, _without_failed
+from moetrace.trace.run_folder import RunFolder, call_facts
+from moetrace.trace.session import Session, _without_failed, case_table, finished
 from moetrace.weights import source_of
 
 if TYPE_CHECKING:
@@ -40,7 +44,7 @@ Pair = tuple[Any, Any]
 
 
 @on_all_ranks
-@partial(shows_options, without=("mode", "metric", "out", "compute_dtype", "engine", "batch_tokens"))
+@partial(shows_options, without=("mode", "engine", "batch_tokens"))
 def trace_paths(
     model: torch.nn.Module,
     cases: Sequence[Case] | CaseSet,
@@ -62,9 +66,9 @@ def trace_paths(
     - an expert: it alone sees it, with its routing weight of the noised run. It does nothing, and the path is
       exactly 0, where the noised run doesn't route to it; so is that of a sender that isn't clean-active.
 
-    ``options``: the common arguments of :func:`moetrace.trace_layers` but ``mode``, ``metric``, ``engine``,
-    ``out``, ``batch_tokens`` and ``compute_dtype``. Plain hooked forwards, for each case and draw two and two
-    more for all its pairs.
+    ``options``: the common arguments of :func:`moetrace.trace_layers` but ``mode``, ``engine`` and
+    ``batch_tokens``, ``position`` one token of each case. Plain hooked forwards, for each case and draw two
+    and two more for all its pairs.
 
     Errors: ArgumentError for pairs that are none, twice there, or whose sender isn't before its receiver;
     LayerRangeError and ExpertRangeError for sites that don't exist; LayoutError where layers don't add to one
@@ -81,22 +85,31 @@ def trace_paths(
     paths = [_path(sender, receiver) for sender, receiver in ends]
     case_set = as_case_set(cases)
     validate_cases(case_set, anatomy.vocab_size, common["final_subject"], anatomy.positions)
-    check_foils((LOGIT_DIFF,), case_set)
-    with prepared(anatomy.model):
+    asked, out = common["metric"], common["out"]
+    check_foils(asked.metrics, case_set)
+    refuse_several_tokens(case_set, "trace_paths")
+    with prepared(anatomy.model), computing_in(anatomy, common["compute_dtype"]):
         patches = [*(path.sender for path in paths), Patch.null(min(path.sender.layer for path in paths))]
         places = single_place(common["position"], case_set)
-        job = make_job(anatomy, patches, common["corruption"], places, (), common["readout"])
+        job = make_job(anatomy, patches, common["corruption"], places, (), common["readout"], asked.metrics)
         job.corruptor.corruption.check(case_set)
+        details, ranks = {"pairs": [[str(end) for end in pair] for pair in ends]}, here()
+        facts = {**call_facts("paths", job, case_set, details, asked), "out": str(out)}
+        ranks.agree("paths", lambda: facts)
         choice = choose_engine(job, case_set, "reference")
-        engine = PathEngine(job, paths)
-        found = []
-        with progress_bar(len(case_set), "paths", common["progress"]) as bar:
-            for case in case_set:
-                found.append(engine.run_paths(case, *one_token(job, case)))
-                bar.update(1)
         attention = str(getattr(anatomy.config, "_attn_implementation", ""))
-    session = _without_failed(case_set, _outcome(found), choice, attention, job)
-    return _result(session, found, case_set, ends)
+        folder = None
+        if out is not None:
+            form = OutcomeForm(2 * len(paths) + 1, job.draws, len(job.metrics) - 1)
+            how = {"attention": attention, "compute_dtype": common["compute_dtype"] or ""}
+            folder = ranks.first_then_all(
+                "run folder", lambda: RunFolder.open(out, "paths", job, case_set, details, how, asked, form)
+            )
+        batches = batches_of(PathEngine(job, paths), case_set)
+        found = Outcome.stack(run_batches(batches, case_set, folder, common["progress"], "paths"))
+    session = _without_failed(case_set, found, choice, attention, job)
+    session = replace(session, compute_dtype=common["compute_dtype"], whole=session.outcome, asked=asked)
+    return finished(session, lambda own: _result(own, ends), out)
 
 
 def check_pairs(anatomy: Anatomy, pairs: Iterable[Pair]) -> list[tuple[PathEnd, PathEnd]]:
@@ -146,36 +159,17 @@ def _path(sender: PathEnd, receiver: PathEnd) -> Path:
     return Path(patch, receiver.layer, receiver.kind, receiver.expert)
 
 
-def _outcome(found: Sequence[PathOutcome]) -> Outcome:
-    """Paths, whole senders and the null patch as the patches of an outcome."""
-    noised = np.stack([case.noised for case in found])
-    parts = [np.concatenate([case.path, case.rescue], axis=0) + case.noised for case in found]
-    nulls = np.stack([case.null for case in found])[:, None]
-    patched = np.concatenate([np.stack(parts), nulls], axis=1)
-    return Outcome.plain([Values(np.array([case.clean for case in found]), noised, patched)])
-
-
-def _result(
-    session: Session, found: Sequence[PathOutcome], cases: CaseSet, ends: Sequence[tuple[PathEnd, PathEnd]]
-) -> PathTrace:
-    kept = {case.case_id for case in session.cases}
-    own = [outcome for case, outcome in zip(cases, found, strict=True) if case.case_id in kept]
-    effects = np.stack([outcome.path.mean(axis=1) for outcome in own])
-    drift = np.stack([outcome.null - outcome.noised for outcome in own])
-    noised = session.outcome.noised.mean(axis=1)
-    table = {
-        **case_columns(session.cases),
-        "clean": session.outcome.clean,
-        "noised": noised,
-        "null_rescue": drift[np.arange(len(drift)), np.abs(drift).argmax(axis=1)],
-    }
+def _result(session: Session, ends: Sequence[tuple[PathEnd, PathEnd]]) -> PathTrace:
+    """Columns of the session: paths, whole senders, the null patch."""
+    outcome, count = session.outcome, len(ends)
+    each = rescue(outcome.patched, outcome.noised)
     layers = sorted({end.layer for pair in ends for end in pair})
     return PathTrace(
-        pd.DataFrame(table),
+        case_table(session),
         pd.DataFrame([(str(s), str(r)) for s, r in ends], columns=["sender", "receiver"]),
-        noised[:, None] + effects,
-        effects,
-        np.stack([outcome.rescue.mean(axis=1) for outcome in own]),
+        outcome.patched[:, :count].mean(axis=2),
+        each[:, :count].mean(axis=2),
+        each[:, count:-1].mean(axis=2),
         session.failed,
         {**provenance(session, tuple(layers)), "engine": "paths"},
-    )
+    ).with_draws(each[:, :count])

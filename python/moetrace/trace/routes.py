@@ -114,4 +114,4 @@ def _result(session: Session, layers: Sequence[int], experts: Sequence[Expert]) 
         effects[:, count : 2 * count],
         session.failed,
         provenance(session, tuple(sorted({layer for layer, _ in sites}))),
-    )
+    ).with_draws(each[:, :count])

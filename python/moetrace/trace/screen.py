@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -12,33 +12,34 @@ import pandas as pd
 import torch
 from typing_extensions import Unpack
 
-from moetrace._native import _core
 from moetrace.arguments import as_choice, as_count
-from moetrace.cases import CaseSet, as_case_set, case_columns, validate_cases
-from moetrace.effects import rescue
-from moetrace.engines.engine_choice import EngineChoice
-from moetrace.engines.gradients import (
-    Estimates,
-    GradientScreen,
-    batches_of_length,
+from moetrace.cases import CaseSet, as_case_set, case_columns, refuse_several_tokens, validate_cases
+from moetrace.engines.differentiable import (
+    refuse_flat,
+    refuse_steps,
     refuse_without_gradients,
-    with_gradients,
+    wide_throughout,
 )
-from moetrace.engines.job import Job, Patch, Sweep, make_job
+from moetrace.engines.engine_choice import EngineChoice
+from moetrace.engines.gradients import Estimates, GradientScreen
+from moetrace.engines.job import Job, make_job
 from moetrace.engines.outcome import Outcome, Values
-from moetrace.engines.places import single_place
-from moetrace.errors import ArgumentError, NoEffectWarning
-from moetrace.metrics import LOGIT_DIFF, check_foils
+from moetrace.engines.places import places_of, single_place
+from moetrace.errors import ArgumentError
+from moetrace.metrics import check_foils
 from moetrace.models.anatomy import Anatomy, expert_count, find_anatomy
-from moetrace.models.experts import top_k_of
 from moetrace.models.state import prepared
-from moetrace.ranks import on_all_ranks, progress_bar
+from moetrace.ranks import here, on_all_ranks
 from moetrace.results.screen import RANKS, ScreenTrace, screen_sites
+from moetrace.trace.batches import batches_of, run_batches
 from moetrace.trace.budget import auto_budget
-from moetrace.trace.experts import expert_layers_of, expert_trace_of
+from moetrace.trace.experts import expert_layers_of
 from moetrace.trace.options import TraceOptions, checked, shows_options
 from moetrace.trace.provenance import provenance
-from moetrace.trace.session import Session, _without_failed, trace
+from moetrace.trace.run_folder import RunFolder, call_facts
+from moetrace.trace.screen_exact import verified
+from moetrace.trace.screen_parts import EstimateForm
+from moetrace.trace.session import Session, _without_failed, kept_results
 
 if TYPE_CHECKING:
     from moetrace.cases import Case
@@ -47,7 +48,7 @@ _LAYERS = 8  # of whose intermediates a batch keeps as many bytes as a trace's b
 
 
 @on_all_ranks
-@partial(shows_options, without=("mode", "metric", "out", "compute_dtype"))
+@partial(shows_options, without=("mode",))
 def screen_experts(
     model: torch.nn.Module,
     cases: Sequence[Case] | CaseSet,
@@ -66,16 +67,21 @@ def screen_experts(
     >>> mt.screen_experts(model, cases, position="all")  # every token by itself
 
     Attribution patching (Nanda 2023; Syed et al. 2023; Kramár et al. 2024): the estimate of an expert is its
-    patch vector delta_e (equation 6) times the gradient of the logit difference (equation 1) at its block's
-    output in the noised run. Two forwards and one backward give all experts of all layers and tokens.
+    patch vector delta_e (equation 6) times the gradient of the metric, by default the logit difference
+    (equation 1), at its block's output in the noised run. Two forwards and one backward give all experts of
+    all layers and tokens.
 
     ``layers``: None for every layer with experts. ``top``: how many of the best experts are verified by
     exact patches (equation 4). ``verify``: True; False for none; "all" for the exact sweep of every expert,
     with which ``.recall(k)`` and ``.correlation()`` say how good the estimates were. ``rank``: what is best:
     the highest "mean" estimate over cases, or "abs", the highest mean magnitude.
-    ``position``: as of trace_layers, or "all": each token by itself, as sites of their own.
-    ``options``: the common arguments of :func:`moetrace.trace_layers` but ``mode``, ``metric``, ``out``
-    and ``compute_dtype``; ``engine`` is that of the exact patches.
+    ``position``: one token of each case, or "all": each token by itself, as sites of their own.
+    ``metric``: as of trace_layers, but for "rank", which has no gradient; a function must keep to torch and
+    give one. Of a list each has a backward, and its own best experts, of its own; they are patched together.
+    "kl" takes one more clean forward. The best ones are those that bring a run nearer to the clean one.
+    ``compute_dtype="float32"`` needs memory for all layers in float32, which a backward reads again.
+    ``options``: the common arguments of :func:`moetrace.trace_layers` but ``mode``; ``engine`` is that of the
+    exact patches, whose run folders lie in that of ``out``.
 
     It is first order: an expert that works together with others, or past a threshold, can have an estimate
     of 0 (``plant("pair")`` has two). Where trace_experts is affordable it is the better tool. It needs memory
@@ -83,7 +89,7 @@ def screen_experts(
     weights get no gradients, and their flags are as they were.
 
     Errors: as trace_experts; ModelError, by name, for weights that gradients can't flow through: streamed,
-    offloaded, quantised.
+    offloaded, quantised; MetricError for a metric without a gradient, or whose gradient is zero in all cases.
     """
     asked = options.get("position")
     everywhere = isinstance(asked, str) and asked == "all"
@@ -92,47 +98,69 @@ def screen_experts(
     top = as_count(top, "top")
     verify = as_choice(verify, "verify", (True, False, "all"))
     rank = as_choice(rank, "rank", RANKS)
+    refuse_steps(common["metric"])
     anatomy = find_anatomy(model)
     chosen = expert_layers_of(anatomy, layers)
     refuse_without_gradients(anatomy)
     case_set = as_case_set(cases)
     validate_cases(case_set, anatomy.vocab_size, common["final_subject"], anatomy.positions)
-    check_foils((LOGIT_DIFF,), case_set)
-    patched = single_place(common["position"], case_set)
-    with prepared(anatomy.model):
-        job = make_job(anatomy, (), common["corruption"], patched, (), common["readout"])
-        job.corruptor.corruption.check(case_set)
-        rows = _budget(common["batch_tokens"], anatomy)
-        with progress_bar(len(case_set), "screen", common["progress"]) as bar:
-            found = _estimates(job, chosen, case_set, everywhere, rows, bar.update)
-        attention = str(getattr(anatomy.config, "_attn_implementation", ""))
-    tokens = max(len(case.input_ids) for case in case_set) if everywhere else None
-    counts = {str(layer): expert_count(anatomy, layer) for layer in chosen}
-    estimate, active = _by_site(found, chosen, tokens)
-    session = _session(job, case_set, found, estimate, attention)
-    kept = [case.case_id for case in session.cases]
-    of_all = [case.case_id for case in case_set]
-    places = [of_all.index(case_id) for case_id in kept]
-    result = ScreenTrace(
-        _case_table(session),
-        screen_sites(counts, tokens),
-        estimate[places],
-        active[places],
-        np.full((len(kept), estimate.shape[1]), np.nan),
-        session.failed,
-        {
-            **provenance(session, chosen),
-            "position": "all" if everywhere else job.position,
-            "experts": counts,
-            "tokens": tokens,
-            "rank": rank,
-            "top": top,
-            "verified": [],
-        },
+    check_foils(common["metric"].metrics, case_set)
+    refuse_several_tokens(case_set, "screen_experts")
+    longest = max(len(case.input_ids) for case in case_set)
+    sites = screen_sites(
+        {str(layer): expert_count(anatomy, layer) for layer in chosen}, longest if everywhere else None
     )
-    if not verify:
-        return result
-    return _verified(result, model, session.cases, None if verify == "all" else top, common)
+    details = {"layers": list(chosen), "top": top, "verify": verify, "rank": rank}
+    session, found = _screened(anatomy, case_set, chosen, everywhere, details, common)
+    results = {
+        metric.name: _result(session.of_metric(metric), found, place, sites, details)
+        for place, metric in enumerate(session.asked.metrics)
+    }
+    if verify:
+        best = None if verify == "all" else top
+        metrics = session.asked.metrics
+        results = verified(results, metrics, anatomy.model, session.cases, best, common)
+    return kept_results(session.asked, results, common["out"])
+
+
+def _screened(
+    anatomy: Anatomy,
+    cases: CaseSet,
+    layers: Sequence[int],
+    everywhere: bool,
+    details: dict[str, Any],
+    common: dict[str, Any],
+) -> tuple[Session, list[Estimates]]:
+    """The session of all estimates, and those of its cases."""
+    asked, out = common["metric"], common["out"]
+    with prepared(anatomy.model), wide_throughout(anatomy, common["compute_dtype"]):
+        places = places_of("all", cases) if everywhere else single_place(common["position"], cases)
+        job = make_job(anatomy, (), common["corruption"], places, (), common["readout"], asked.metrics)
+        job.corruptor.corruption.check(cases)
+        rows, ranks = _budget(common["batch_tokens"], anatomy), here()
+        facts = {**call_facts("screen", job, cases, details, asked), "batch_tokens": rows, "out": str(out)}
+        ranks.agree("screen", lambda: facts)
+        attention = str(getattr(anatomy.config, "_attn_implementation", ""))
+        screened = [job.metrics.index(metric) for metric in asked.metrics]
+        tokens = _every if everywhere else partial(one_token, job)
+        worker = GradientScreen(job, layers, screened, tokens, rows)
+        folder = None
+        if out is not None:
+            form = EstimateForm({x: expert_count(anatomy, x) for x in layers}, len(screened), job.draws)
+            how = {"attention": attention, "compute_dtype": common["compute_dtype"] or ""}
+            folder = ranks.first_then_all(
+                "run folder", lambda: RunFolder.open(out, "screen", job, cases, details, how, asked, form)
+            )
+        found = run_batches(batches_of(worker, cases), cases, folder, common["progress"], "screen")
+    for place, metric in enumerate(asked.metrics):
+        at = job.metrics.index(metric)
+        same = all((one.clean[at][:, None] == one.noised[at]).all() for one in found)
+        refuse_flat(metric, same or any(own[place].any() for one in found for own in one.estimates.values()))
+    choice = EngineChoice(cast(Any, _Gradient), "two forwards and one backward")
+    session = _without_failed(cases, _outcome(found, screened), choice, attention, job)
+    session = replace(session, compute_dtype=common["compute_dtype"], whole=session.outcome, asked=asked)
+    kept = {case.case_id for case in session.cases}
+    return session, [one for case, one in zip(cases, found, strict=True) if case.case_id in kept]
 
 
 def _budget(batch_tokens: int | str, anatomy: Anatomy) -> int:
@@ -142,21 +170,8 @@ def _budget(batch_tokens: int | str, anatomy: Anatomy) -> int:
     return max(64, auto_budget(anatomy) * _LAYERS // max(_LAYERS, len(anatomy.layers)))
 
 
-def _estimates(
-    job: Job, layers: Sequence[int], cases: CaseSet, everywhere: bool, rows: int, tell: Any
-) -> list[Estimates]:
-    """Of each case, in their order."""
-    found: dict[int, Estimates] = {}
-    with with_gradients(job.anatomy.model):
-        screen = GradientScreen(job, layers)
-        for batch in batches_of_length(cases, rows, job.draws):
-            own = [cases[index] for index in batch]
-            length = len(own[0].input_ids)
-            asked = [range(length) if everywhere else one_token(job, case) for case in own]
-            estimates = screen.run(own, np.array([list(tokens) for tokens in asked]))
-            found |= {index: estimates.case(place) for place, index in enumerate(batch)}
-            tell(len(batch))
-    return [found[index] for index in range(len(cases))]
+def _every(case: Case) -> range:
+    return range(len(case.input_ids))
 
 
 def one_token(job: Job, case: Case) -> tuple[int, ...]:
@@ -169,120 +184,67 @@ def one_token(job: Job, case: Case) -> tuple[int, ...]:
     return tokens
 
 
-def _by_site(
-    found: Sequence[Estimates], layers: Sequence[int], tokens: int | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Estimates, means over draws, and clean-active: (cases, sites), tokens innermost."""
-    count = tokens or 1
-    estimates, active = [], []
-    for layer in layers:
-        experts = found[0].clean_active[layer].shape[-1]
-        own, routed = np.zeros((len(found), experts, count)), np.zeros((len(found), experts, count), bool)
-        for index, case in enumerate(found):
-            there = case.clean_active[layer].shape[1]
-            routed[index, :, :there] = case.clean_active[layer][0].T
-            own[index, :, :there] = case.estimates[layer][0].mean(axis=0).T
-        estimates.append(np.where(routed, own, 0.0).reshape(len(found), -1))
-        active.append(routed.reshape(len(found), -1))
-    return np.concatenate(estimates, axis=1), np.concatenate(active, axis=1)
-
-
-def _session(
-    job: Job, cases: CaseSet, found: Sequence[Estimates], estimate: np.ndarray, attention: str
-) -> Session:
-    """As of a trace, without the cases whose logits or gradients aren't finite."""
-    noised = np.concatenate([case.noised for case in found])
-    sums = noised[:, None] + estimate.sum(axis=1)[:, None, None]
-    outcome = Outcome.plain([Values(np.concatenate([case.clean for case in found]), noised, sums)])
-    choice = EngineChoice(cast(Any, _Gradient), "two forwards and one backward")
-    return _without_failed(cases, outcome, choice, attention, job)
+def _outcome(found: Sequence[Estimates], screened: Sequence[int]) -> Outcome:
+    """As of a trace whose only patch is every estimate together, so that what isn't finite shows."""
+    values = []
+    for place in range(len(found[0].clean)):
+        noised = np.concatenate([one.noised[place] for one in found])
+        sums = noised.copy()
+        if place in screened:
+            own = screened.index(place)
+            sums += np.stack(
+                [sum(x[own, 0].sum(axis=(1, 2)) for x in one.estimates.values()) for one in found]
+            )
+        values.append(Values(np.concatenate([one.clean[place] for one in found]), noised, sums[:, None]))
+    return Outcome.plain(values)
 
 
 class _Gradient:
     name = "gradient"
 
 
-def _case_table(session: Session) -> pd.DataFrame:
-    values = {"clean": session.outcome.clean, "noised": session.outcome.noised.mean(axis=1)}
-    return pd.DataFrame({**case_columns(session.cases), **values, "null_rescue": np.nan})
-
-
-def _verified(
-    result: ScreenTrace, model: torch.nn.Module, cases: CaseSet, top: int | None, common: dict[str, Any]
+def _result(
+    session: Session, found: Sequence[Estimates], place: int, sites: pd.DataFrame, details: dict[str, Any]
 ) -> ScreenTrace:
-    """The same with exact rescues of the best ``top`` sites, or of all."""
-    sites = result.sites
-    columns = np.arange(len(sites)) if top is None else np.sort(result.order()[:top])
-    values = result.rescue.copy()
-    values[:, columns] = 0.0  # exactly, where a case has no such token or isn't clean-active there
-    table = result.cases
-    floors: list[Session] = []
-    failed = [result.failed]
-    positions = sites.position.to_numpy() if "position" in sites else np.full(len(sites), -1)
-    for position in np.unique(positions[columns]):
-        own = columns[positions[columns] == position]
-        position = int(position)
-        reached = [place for place, case in enumerate(cases) if _reaches(case, position)]
-        if not reached:
-            continue
-        part = CaseSet([cases[place] for place in reached])
-        asked = {**common, "position": position} if position >= 0 else common
-        session, exact = _exact(model, part, sites.iloc[own], asked, whole=top is None)
-        floors.append(session)
-        failed.append(session.failed)
-        finite = {case.case_id for case in session.cases}
-        rows = np.array([place for place in reached if cases[place].case_id in finite])
-        block = np.where(result.clean_active[np.ix_(rows, own)], exact, 0.0)
-        values[np.ix_(rows, own)] = block
-        drift = rescue(session.outcome.patched[:, -1], session.outcome.noised)
-        before = table.null_rescue.to_numpy()[rows]
-        largest = np.abs(drift).max(axis=1)
-        table.loc[rows, "null_rescue"] = np.fmax(np.abs(before), largest)
-    facts = result.provenance | {"verified": "all" if top is None else columns.tolist()}
-    for session in floors:
-        facts["self_check"] = max(facts["self_check"], session.choice.difference[0])
-        facts["null_floor"] = max(facts["null_floor"], session.choice.null[0])
-        facts["verified_by"] = session.choice.engine.name
-    gone = pd.concat([part for part in failed if len(part)]) if any(map(len, failed)) else result.failed
-    stay = (~table.case_id.isin(gone.case_id)).to_numpy()
-    facts["case_ids"] = table.case_id[stay].tolist()
-    facts["failed_case_ids"] = gone.case_id.drop_duplicates().tolist()
+    """One metric's estimates. ``place``: of the metric among those that were asked for."""
+    layers = details["layers"]
+    everywhere = "position" in sites
+    tokens = int(sites.position.max()) + 1 if everywhere else None
+    each, active = _by_site(found, place, layers, tokens)
+    values = {"clean": session.outcome.clean, "noised": session.outcome.noised.mean(axis=1)}
+    counts = {str(layer): int(own.shape[-1]) for layer, own in found[0].clean_active.items()}
     return ScreenTrace(
-        table[stay].reset_index(drop=True),
+        pd.DataFrame({**case_columns(session.cases), **values, "null_rescue": np.nan}),
         sites,
-        result.effects[stay],
-        result.clean_active[stay],
-        values[stay],
-        gone.drop_duplicates("case_id").reset_index(drop=True),
-        facts,
-    )
+        each.mean(axis=2),
+        active,
+        np.full(active.shape, np.nan),
+        session.failed,
+        {
+            **provenance(session, tuple(layers)),
+            "experts": counts,
+            "tokens": tokens,
+            "rank": details["rank"],
+            "top": details["top"],
+            "verified": [],
+        },
+    ).with_draws(None if everywhere else each)
 
 
-def _reaches(case: Case, position: int) -> bool:
-    """Whether a patch there can have an effect: the token exists and isn't before the subject. -1 is any."""
-    return position < 0 or case.subject[0] <= position < len(case.input_ids)
-
-
-def _exact(
-    model: torch.nn.Module, cases: CaseSet, sites: pd.DataFrame, common: dict[str, Any], whole: bool
-) -> tuple[Session, np.ndarray]:
-    """Exact rescues (cases, sites), and the session that found them; its last patch is the null patch."""
-    anatomy = find_anatomy(model)
-    layers = tuple(int(layer) for layer in np.unique(sites.layer))
-    patches = [Patch.null(min(layers))]
-    sweeps: list[Sweep] = []
-    if whole:
-        sweeps = [Sweep(layer, top_k_of(anatomy.config), False) for layer in layers]
-    else:
-        pairs = zip(sites.layer.tolist(), sites.expert.tolist(), strict=True)
-        named = [Patch.of_experts(at, _core.Chosen.EXPERTS, experts=[expert]) for at, expert in pairs]
-        patches = [*named, *patches]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NoEffectWarning)  # of early tokens in the last layer
-        session = trace(
-            model, cases, patches, sweeps=sweeps, anatomy=anatomy, what="screen", direct=False, **common
-        )
-    if whole:
-        return session, expert_trace_of(session, layers, union=False).effects
-    effects = rescue(session.outcome.patched, session.outcome.noised).mean(axis=2)
-    return session, effects[:, :-1]
+def _by_site(
+    found: Sequence[Estimates], place: int, layers: Sequence[int], tokens: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Estimates (cases, sites, draws) and clean-active (cases, sites), tokens innermost."""
+    count, draws = tokens or 1, found[0].noised.shape[-1]
+    estimates, active = [], []
+    for layer in layers:
+        experts = found[0].clean_active[layer].shape[-1]
+        own = np.zeros((len(found), experts, count, draws))
+        routed = np.zeros((len(found), experts, count), bool)
+        for index, case in enumerate(found):
+            there = case.clean_active[layer].shape[1]
+            routed[index, :, :there] = case.clean_active[layer][0].T
+            own[index, :, :there] = case.estimates[layer][place, 0].T
+        estimates.append(np.where(routed[..., None], own, 0.0).reshape(len(found), -1, draws))
+        active.append(routed.reshape(len(found), -1))
+    return np.concatenate(estimates, axis=1), np.concatenate(active, axis=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -28,11 +28,13 @@ from moetrace.models.float32 import ComputeDtype, computing_in
 from moetrace.models.readout import ReadoutKind
 from moetrace.models.state import prepared
 from moetrace.progress import Progress
-from moetrace.ranks import here, progress_bar
+from moetrace.ranks import here
 from moetrace.results.base import TraceResult
 from moetrace.results.by_metric import MetricTraces
+from moetrace.trace.batches import run_batches
 from moetrace.trace.budget import resolve_budget
 from moetrace.trace.memory import check_memory
+from moetrace.trace.parts import OutcomeForm
 from moetrace.trace.run_folder import RunFolder, call_facts
 
 if TYPE_CHECKING:
@@ -144,9 +146,10 @@ def trace(
                 "attention": attention,
                 "compute_dtype": compute_dtype or "",
             }
-            path = out
+            path, form = out, OutcomeForm.of(run_job)
             folder = ranks.first_then_all(
-                "run folder", lambda: RunFolder.open(path, what, run_job, run_set, details, how, metric)
+                "run folder",
+                lambda: RunFolder.open(path, what, run_job, run_set, details, how, metric, form),
             )
         outcome, choice = _run(runner, run_set, folder, progress, what), runner.choice
         if forcing is not None:
@@ -161,7 +164,12 @@ def trace(
 def finished(session: Session, make: Callable[[Session], T], out: Path | None) -> T:
     """The result of a session, saved into its run folder; of several metrics a MetricTraces of one each."""
     results = {metric.name: make(session.of_metric(metric)) for metric in session.asked.metrics}
-    found: Any = MetricTraces(results) if session.asked.several else next(iter(results.values()))
+    return kept_results(session.asked, results, out)
+
+
+def kept_results(asked: Asked, results: Mapping[str, T], out: Path | None) -> T:
+    """The result of the metric asked for, or a MetricTraces of those of several, saved into a run folder."""
+    found: Any = MetricTraces(results) if asked.several else next(iter(results.values()))
     keep(found, out)
     result: T = found
     return result
@@ -226,29 +234,21 @@ def _warn_of_no_drop(session: Session) -> None:
         )
 
 
-def _run(runner: Runner, cases: CaseSet, folder: RunFolder | None, progress: Progress, what: str) -> Outcome:
-    ranks = here()
-    done: dict[int, Outcome] = {}
-    if folder is not None:
-        done = ranks.of_first("finished cases", folder.finished)
-    resumed, engine = bool(done), runner.choice.engine.name
-    fresh: dict[int, Outcome] = {}  # of this rank
-    with progress_bar(len(cases), what, progress) as bar:
-        if resumed and ranks.first:
-            bar.update(len(done))
-        for batch, outcome in runner.run(frozenset(done), bar.update):
+def _run(
+    runner: Runner, cases: CaseSet, folder: RunFolder[Outcome] | None, progress: Progress, what: str
+) -> Outcome:
+    def watched(done: Collection[int], tell: Callable[[int], None]) -> Iterator[tuple[list[Case], Outcome]]:
+        engine = runner.choice.engine.name
+        for batch, outcome in runner.run(done, tell):
             if runner.choice.engine.name != engine:
-                _say_it_changed(runner.choice, folder, resumed)
+                _say_it_changed(runner.choice, folder, bool(done))
                 engine = runner.choice.engine.name
-            parts = {case.case_id: outcome.case(index) for index, case in enumerate(batch)}
-            if folder is not None and (ranks.first or not ranks.mirrored):
-                folder.append(parts)
-            fresh.update(parts)
-        done |= ranks.joined("results", fresh)
-    return Outcome.stack([done[case.case_id] for case in cases])
+            yield batch, outcome
+
+    return Outcome.stack(run_batches(watched, cases, folder, progress, what))
 
 
-def _say_it_changed(choice: EngineChoice, folder: RunFolder | None, resumed: bool) -> None:
+def _say_it_changed(choice: EngineChoice, folder: RunFolder[Outcome] | None, resumed: bool) -> None:
     """Warn that the reference engine takes over; EngineError where a resumed run would be of two engines."""
     if folder is not None and resumed:
         raise EngineError(
@@ -257,7 +257,7 @@ def _say_it_changed(choice: EngineChoice, folder: RunFolder | None, resumed: boo
         )
     if folder is not None:
         folder.amend(engine=choice.engine.name)
-    warnings.warn(f"{choice.reason}; the reference engine traces it", EngineWarning, stacklevel=6)
+    warnings.warn(f"{choice.reason}; the reference engine traces it", EngineWarning, stacklevel=8)
 
 
 def _without_failed(
