@@ -331,7 +331,7 @@ def test_plain_forwards_go_on_where_they_were(tmp_path, monkeypatch):
     for name in ("prob", "kl"):
         np.testing.assert_allclose(found[name].effects, expected[name].effects, atol=1e-6)
         np.testing.assert_array_equal(mt.load(tmp_path)[name].effects, found[name].effects)
-    with pytest.raises(errors.RunFolderError, match="different: details"):
+    with pytest.raises(errors.RunFolderError, match="different: experts"):
         mt.trace_knockout(own, many, out=tmp_path, **{**options, "layers": 2})
 
 
@@ -354,6 +354,21 @@ def test_knockout_curves_of_a_loaded_trace(traces, model, cases, tmp_path):
         mt.knockout_curves(loaded, model, cases, 1)
     found = mt.knockout_curves(loaded, model, cases, 1, metric=twice, **OPTIONS)
     assert found.metric == "twice"
+
+
+def test_a_position_that_is_a_function(model, cases, tmp_path):
+    def two(case: mt.Case) -> list[int]:
+        return [case.subject[0], -1]
+
+    trace = mt.trace_knockout(model, cases, layers=1, position=two)
+    trace.save(tmp_path)
+    loaded = mt.load(tmp_path)
+    with pytest.raises(errors.ArgumentError, match="position is a function, 'two'"):
+        mt.knockout_curves(loaded, model, cases, 1)
+    with pytest.raises(errors.ArgumentError, match="position is 'last' and the trace's is 'two'"):
+        mt.knockout_curves(loaded, model, cases, 1, position="last")
+    found = mt.knockout_curves(loaded, model, cases, 1, position=two, **OPTIONS)
+    np.testing.assert_allclose(found.values, trace.greedy(1, **OPTIONS).values, atol=1e-6)
 
 
 def test_arguments_in_another_order(traces, knock, model, cases):
