@@ -178,7 +178,7 @@ def test_what_a_plan_shows() -> None:
         ({"settings": {"margn": 1}}, errors.ArgumentError, "did you mean 'margin'"),
         ({"usable": 0}, errors.ArgumentError, "usable"),
         ({"what": "select", "position": "subject_last"}, errors.ArgumentError, "position"),
-        ({"metric": "logit_diff"}, errors.ArgumentError, "metric"),
+        ({"metric": "logit_dif"}, errors.ArgumentError, "did you mean .logit_diff"),
     ],
 )
 def test_what_is_refused(change: dict[str, Any], error: type[Exception], words: str) -> None:
