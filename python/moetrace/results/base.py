@@ -14,7 +14,7 @@ from typing_extensions import Self
 
 from moetrace.arguments import as_choice
 from moetrace.cases import CaseSet, case_keys
-from moetrace.errors import ArgumentError, FewClustersWarning
+from moetrace.errors import ArgumentError, FewClustersWarning, NoCasesError
 from moetrace.results.further import FurtherFigures, read_only
 from moetrace.results.positions import positions_of
 from moetrace.results.saved import Saved, write_saved
@@ -54,6 +54,14 @@ class TraceResult(FurtherFigures):
 
     def __len__(self) -> int:
         return len(self._cases)
+
+    def _refuse_no_cases(self) -> None:
+        """NoCasesError where there is nothing to choose by."""
+        if not len(self):
+            raise NoCasesError(
+                "the trace holds no cases, so that no site is better than another; expected one case or "
+                "more: take a larger subset, or see .failed for what became of them"
+            )
 
     @property
     def cases(self) -> pd.DataFrame:
@@ -124,7 +132,7 @@ class TraceResult(FurtherFigures):
         n, m = self.effects.shape
         keys = self._cases[case_keys(self._cases)]
         cases = keys.loc[keys.index.repeat(m)].reset_index(drop=True)
-        sites = pd.concat([self._sites] * n, ignore_index=True)
+        sites = self._sites.iloc[np.tile(np.arange(m), n)].reset_index(drop=True)
         values = pd.DataFrame(
             {
                 "clean": np.repeat(self._cases.clean.to_numpy(), m),

@@ -115,6 +115,7 @@ class LayerMap(LayerTrace):
 
     @property
     def _best(self) -> int:
+        self._refuse_no_cases()
         shared = (self.tokens >= 0).all(axis=0)
         means = np.where(shared, self._toward_recall * self._means(), np.nan)
         return int(np.flatnonzero(means == np.nanmax(means))[0])

@@ -114,7 +114,8 @@ class LayerTrace(TraceResult):
     @property
     def best(self) -> int:
         """The layer with the highest mean rescue (for kl and rank, and with ``mode="noise"``, the lowest); of
-        equal ones the lowest."""
+        equal ones the lowest. NoCasesError for an empty subset."""
+        self._refuse_no_cases()
         means = self._toward_recall * self.effects.mean(axis=0)
         return min(layer for layer, mean in zip(self.layers, means, strict=True) if mean == means.max())
 
@@ -122,6 +123,7 @@ class LayerTrace(TraceResult):
         """Top layer, next-highest layer and the gap between their mean rescues (Table 6), or between what
         noising them takes away.
         """
+        self._refuse_no_cases()
         means = self._toward_recall * self.effects.mean(axis=0)
         order = sorted(range(len(means)), key=lambda i: (-means[i], self.layers[i]))
         top = order[0]

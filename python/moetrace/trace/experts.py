@@ -116,7 +116,7 @@ def expert_sweeps(
         for at in mapped(places):
             most = places[at].most
             slots = top_k if most == 1 else min(top_k * most, expert_count(anatomy, layer))
-            found.append(Sweep(layer, slots, union, at, origin))
+            found.append(Sweep(layer, slots, union, at, origin, top_k))
     return found
 
 
