@@ -53,6 +53,29 @@ def test_every_drop_reason(reason: str, change: dict[str, str]) -> None:
     assert (len(cases), dict(cases.dropped)) == (0, {reason: 1})
 
 
+@pytest.mark.parametrize("reason", ["no_foil", "foil_not_single_token", "same_object"])
+def test_an_optional_foil_drops_no_record(reason: str) -> None:
+    records = [fact(case_id=0), fact(case_id=1, **REASONS[reason])]
+    assert dict(make_cases(records, word_tokenizer()).dropped) == {reason: 1}
+    cases = make_cases(records, word_tokenizer(), foils="optional")
+    assert [(case.case_id, case.true_id, case.foil_id, case.foil) for case in cases] == [
+        (0, 8, 9, "Rome"), (1, 8, None, ""),
+    ]  # fmt: skip
+    assert not cases.dropped
+    assert set(cases.funnel.values()) == {2}
+    with pytest.raises(ArgumentError, match="foils is 'some'; expected 'required' or 'optional'"):
+        make_cases(records, word_tokenizer(), foils="some")
+
+
+@pytest.mark.parametrize(
+    ("reason", "change"),
+    [item for item in REASONS.items() if item[0] not in ("no_foil", "foil_not_single_token", "same_object")],
+)
+def test_an_optional_foil_changes_no_other_filter(reason: str, change: dict[str, str]) -> None:
+    cases = make_cases([fact(**change)], gluing_tokenizer("France,"), foils="optional")
+    assert (len(cases), dict(cases.dropped)) == (0, {reason: 1})
+
+
 def test_objects_of_several_tokens_are_kept_where_asked_for() -> None:
     records = [
         fact(case_id=0),

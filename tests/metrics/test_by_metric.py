@@ -126,6 +126,8 @@ def test_pictures_have_a_panel_for_each_metric(layers, experts):
         first = traces.plot(n_resamples=50, n_flips=50)
         panels = first.figure.axes
         assert sum("rescue" in (own.get_xlabel() + own.get_ylabel()).lower() for own in panels) >= 3
+        titles = [own.get_title() for own in panels if own.get_title()]
+        assert [title.split(": ")[0] for title in titles] == list(traces)
     text = mt.LayerTrace.plot(layers["prob"], n_resamples=50, n_flips=50).get_ylabel()
     assert "probability" in text
     assert "logits" not in text

@@ -70,7 +70,8 @@ def test_reading_what_isnt_there(model):
 
 
 def test_tokens_outside_of_the_prompt(model):
-    with mt.capture(model, what="block", tokens=[3, 20]) as tap:
+    outside = refused(errors.TokenRangeError, "capture of block", "was left", "token 20 lies outside")
+    with outside, mt.capture(model, what="block", tokens=[3, 20]) as tap:
         run(model)
     with refused(errors.TokenRangeError, "block of layer 1", "token 20 lies outside", "tokens 0 to 8"):
         tap.block[1]
@@ -87,6 +88,23 @@ def test_tokens_outside_of_the_prompt(model):
     with refused(errors.TokenRangeError, "token 9 lies outside"), own:
         run(model)
     run(model)
+
+
+def test_tokens_that_a_model_leaves_out_have_a_remedy():
+    """Gemma 4 computes the last layers of the last token alone, where no other logits are asked for."""
+    gemma = model_of("gemma4_text")
+    options = {"max_new_tokens": 2, "do_sample": False}
+    with (
+        refused(errors.HookError, "block of layer 2", "3 x 9 tokens", "output_hidden_states=True"),
+        mt.capture(gemma, what="block"),
+    ):
+        gemma.generate(IDS, **options)
+    with torch.no_grad(), mt.capture(gemma, what="block") as tap:
+        gemma.generate(IDS, **options, output_hidden_states=True)
+    with torch.no_grad(), mt.capture(gemma, what="block", layers=2) as plain:
+        gemma(IDS)
+    assert tap.block[2].shape == (3, 10, 32)
+    torch.testing.assert_close(tap.block[2][:, :9], plain.block[2])
 
 
 @pytest.mark.parametrize(
@@ -113,6 +131,15 @@ def test_tokens_outside_of_the_prompt(model):
         ({mt.Routing(1): torch.zeros(8)}, errors.PatchError, ["routing.1", "mt.Suppress"]),
         ({mt.Routing(1): mt.Ablate("mean")}, errors.PatchError, ["routing.1"]),
         ({mt.Block(1): mt.Ablate}, TypeError, ["the value of block.1", "Ablate"]),
+        ({mt.Block(1): torch.full((32,), torch.nan)}, errors.PatchError, ["block.1", "32 of 32 .*NaN"]),
+        ({mt.Block(1): lambda value, other: value}, errors.PatchError, ["block.1", "takes", "present value"]),
+        ({mt.Routing(1): lambda experts: experts}, errors.PatchError, ["routing.1", "experts and weights"]),
+        ({mt.Routing(1): int}, errors.PatchError, ["routing.1", "a function of both"]),
+        (
+            {mt.Routing(1): (torch.zeros(3, 9, 2, dtype=torch.long), torch.full((3, 9, 2), torch.nan))},
+            errors.PatchError,
+            ["routing.1", "the weights are", "54 of 54 .*NaN"],
+        ),
         ({mt.Block(1): mt.Suppress(3)}, errors.PatchError, ["block.1", "mt.Routing"]),
         ({mt.Expert(1, 2): mt.Force([3])}, errors.PatchError, ["L01E002", "mt.Routing"]),
         ({mt.Routing(1): mt.Suppress(8)}, IndexError, ["expert 8 is out of range"]),
@@ -140,6 +167,8 @@ def test_arguments_of_patch(model, values, kind, words):
         (lambda: mt.Suppress([1, 1]), ["each once"]),
         (lambda: mt.Force([1, 2], weights=[0.5]), ["1 weights", "2 experts"]),
         (lambda: mt.Force(-1), ["experts is -1"]),
+        (lambda: mt.Force([1, 2], weights=[0.5, -0.5]), ["weights is -0.5", "0"]),
+        (lambda: mt.Force(1, weights=float("nan")), ["weights is nan"]),
     ],
 )
 def test_values_that_cant_be_made(make, words):
@@ -169,6 +198,9 @@ def test_a_site_that_doesnt_exist_has_a_near_one():
         ({mt.Expert(1, 2): lambda value: value[:1]}, ["L01E002", "\\(1, 9, 32\\)"]),
         ({mt.Routing(1): lambda experts, weights: weights}, ["routing.1", "a pair"]),
         ({mt.Routing(1): lambda experts, weights: (weights, weights)}, ["whole numbers"]),
+        ({mt.Routing(1): lambda experts, weights: (experts > 3, weights)}, ["whole numbers"]),
+        ({mt.Routing(1): lambda experts, weights: (experts, None)}, ["the weights are None", "a tensor"]),
+        ({mt.Routing(1): lambda experts, weights: None}, ["routing.1", "returned None", "a pair"]),
         (
             {mt.Routing(1): lambda experts, weights: (experts[:1], weights)},
             ["\\(1, 9, 2\\)", "\\(3, 9, 2\\)"],

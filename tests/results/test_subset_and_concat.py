@@ -23,6 +23,19 @@ KINDS: dict[str, Callable[[Any, Any], Any]] = {
     "scales": lambda model, cases: mt.trace_noise_scales(model, cases, "L01E000", scales=(1.0, 2.0)),
     "coalitions": lambda model, cases: mt.trace_coalitions(model, cases, layer=1, sets="all"),
 }
+OTHERS: dict[str, Callable[[Any, Any], Any]] = {
+    "map": lambda model, cases: mt.trace_layers(model, cases, position="all"),
+    "matched": lambda model, cases: mt.trace_matched(model, cases, star_of(model, cases)),
+    "knockout": lambda model, cases: mt.trace_knockout(model, cases, layers=1),
+    "routes": lambda model, cases: mt.trace_routes(model, cases, layers=[1], experts=["L01E000"]),
+    "paths": lambda model, cases: mt.trace_paths(model, cases, pairs=[(1, 2)]),
+    "metrics": lambda model, cases: mt.trace_layers(model, cases, metric=["logit_diff", "prob"]),
+}
+
+
+def star_of(model: Any, cases: Any) -> mt.Expert:
+    """An expert that is clean-active in some cases and not in others."""
+    return mt.trace_experts(model, cases, layer=1).select(min_active=1)
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +81,7 @@ def test_parts_of_a_trace_joined_are_the_trace(
 
 
 def test_a_matched_trace_keeps_count_of_inactive_cases(model: Any, cases: mt.CaseSet) -> None:
-    star = mt.trace_experts(model, cases, layer=1).select(min_active=1)
-    trace = mt.trace_matched(model, cases, star)
+    trace = mt.trace_matched(model, cases, star_of(model, cases))
     active, inactive = trace.cases.case_id.tolist(), trace.provenance["inactive_case_ids"]
     assert active
     assert inactive
@@ -87,6 +99,30 @@ def test_selection_on_a_subset_is_that_of_its_rows() -> None:
     top = part.candidates(min_active=1).iloc[0]
     own = wanted(trace.rows, ids).query("clean_active").groupby(["layer", "expert"]).rescue.mean()
     assert own.max() == pytest.approx(top.mean_rescue)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *OTHERS])
+def test_a_subset_without_cases_is_saved_and_read(
+    kind: str, model: Any, cases: mt.CaseSet, tmp_path: Any
+) -> None:
+    trace = (KINDS | OTHERS)[kind](model, cases)
+    none = trace.subset([])
+    assert list(none.rows.columns) == list(trace.rows.columns)
+    none.save(tmp_path / "none")
+    found = mt.load(tmp_path / "none")
+    assert type(found) is type(trace)
+    assert len(found.rows) == len(found.cases) == 0
+    assert list(found.rows.columns) == list(trace.rows.columns)
+
+
+def test_nothing_is_best_of_no_cases(model: Any, cases: mt.CaseSet) -> None:
+    layers = mt.trace_layers(model, cases).subset([])
+    whole = mt.trace_layers(model, cases, position="all").subset([])
+    for ask in (
+        lambda: layers.best, layers.sharpness, lambda: whole.best, lambda: whole.best_position,
+    ):  # fmt: skip
+        with pytest.raises(NoCasesError, match="holds no cases"):
+            ask()
 
 
 def test_failed_cases_go_where_they_are_asked_for() -> None:

@@ -129,6 +129,36 @@ def test_an_edited_call_is_another_call(run: Any, tmp_path: Path) -> None:
             run()
 
 
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ({"noise": 2.0}, "noise"),
+        ({"corruption": mt.ZeroEmbedding()}, "corruption"),
+        ({"metric": ["logit_diff", "prob"]}, "metric"),
+        ({"position": 0}, "position"),
+        ({"mode": "noise"}, "mode"),
+        ({"union": True}, "union"),
+        ({"layer": 2}, "the layers or experts that are patched"),
+        ({"mode": "noise", "readout": "model"}, "mode, readout"),
+    ],
+)
+def test_another_call_s_arguments_are_named(
+    run: Any, model: Any, cases: Any, tmp_path: Path, options: dict[str, Any], names: str
+) -> None:
+    with pytest.raises(RunFolderError, match=rf"another call \(different: {names}\)"):
+        mt.trace_experts(model, cases, **{"layer": 1, "out": tmp_path / "run", **options})
+
+
+def test_another_kind_of_trace_and_another_ablation_are_named(
+    run: Any, model: Any, cases: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(RunFolderError, match=r"\(different: the kind of trace\)"):
+        mt.trace_layers(model, cases, out=tmp_path / "run")
+    mt.trace_knockout(model, cases, layers=1, out=tmp_path / "knock")
+    with pytest.raises(RunFolderError, match=r"\(different: ablation\)"):
+        mt.trace_knockout(model, cases, layers=1, ablation="reroute", out=tmp_path / "knock")
+
+
 def test_a_run_of_an_older_format_is_refused(run: Any, tmp_path: Path) -> None:
     path = tmp_path / "run" / "call.json"
     call = json.loads(path.read_text())

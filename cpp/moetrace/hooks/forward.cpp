@@ -110,9 +110,11 @@ Tensor Forward::by_token(const Tensor& value, const std::string& site) const {
     shape.insert(shape.begin(), batch_);
     return ops::reshape(value, shape);
   }
-  throw Failure(Trouble::kShape, site + ": expected a value for each of " + std::to_string(batch_) + " x " +
-                                     std::to_string(tokens_) + " tokens, found a tensor of shape " +
-                                     shape_text(value));
+  throw Failure(Trouble::kShape,
+                site + ": expected a value for each of " + std::to_string(batch_) + " x " +
+                    std::to_string(tokens_) + " tokens, found a tensor of shape " + shape_text(value) +
+                    "; a model that leaves out tokens whose logits aren't asked for (Gemma 4, "
+                    "in generate) computes all of them with output_hidden_states=True");
 }
 
 Tensor Forward::chosen_of(const Tensor& value, const std::string& site) const {

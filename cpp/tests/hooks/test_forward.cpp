@@ -114,8 +114,9 @@ TEST_CASE("rows are read and replaced in batches and in flat values alike") {
     CHECK(numbers(value) == given);
     CHECK_THROWS_AS(forward.with_chosen(value, tensor(other, {4, 3}), "own"), Failure);
   }
-  CHECK_THROWS_WITH_AS(forward.by_token(tensor(varied(9), {3, 3}), "block of layer 2"),
-                       "block of layer 2: expected a value for each of 2 x 4 tokens, found a tensor of shape "
-                       "(3, 3)",
-                       Failure);
+  CHECK_THROWS_WITH_AS(
+      forward.by_token(tensor(varied(9), {3, 3}), "block of layer 2"),
+      doctest::Contains("block of layer 2: expected a value for each of 2 x 4 tokens, found a tensor of "
+                        "shape (3, 3); a model that leaves out tokens"),
+      Failure);
 }

@@ -27,6 +27,7 @@ def make_cases(
     add_special_tokens: bool = True,
     seed: int = 0,
     objects: Literal["single_token", "several_tokens"] = "single_token",
+    foils: Literal["required", "optional"] = "required",
 ) -> CaseSet:
     """Tokenise records; keep those whose objects are single tokens and whose subject is clearly placed.
 
@@ -59,17 +60,21 @@ def make_cases(
         seed: For ``foil="relation"``.
         objects: ``"several_tokens"`` keeps objects of any number of tokens; their log-probabilities are
             summed under teacher forcing (:mod:`moetrace.metrics`).
+        foils: ``"optional"`` drops no record for its foil: one that has none, or none that passes
+            ``single_token`` and ``different_objects``, is a case without a foil, for metrics of the true
+            object alone (logprob, prob, kl, rank).
 
     Returns:
         The cases, in the order of the records, with the objects' texts; empty if all were dropped.
 
     Raises:
         TokenizerError: The tokenizer isn't one, or can't tell where the subject lies.
-        ArgumentError: ``final_subject``, ``foil`` or ``objects`` is none of the above.
+        ArgumentError: ``final_subject``, ``foil``, ``objects`` or ``foils`` is none of the above.
         RecordError, NoCasesError, DuplicateCaseError: The records are bad; see :func:`load_records`.
     """
     as_choice(final_subject, "final_subject", ("drop", "keep"))
     several = as_choice(objects, "objects", ("single_token", "several_tokens")) == "several_tokens"
+    optional = as_choice(foils, "foils", ("required", "optional")) == "optional"
     if not callable(foil):
         as_choice(foil, "foil", (None, "relation"))
     add_special_tokens, seed = as_flag(add_special_tokens, "add_special_tokens"), as_seed(seed)
@@ -77,7 +82,7 @@ def make_cases(
     encoder = Encoder(tokenizer, add_special_tokens)
     sieve = _Sieve([_Draft(index, record) for index, record in enumerate(facts)])
     sieve.step("subject_in_prompt", _place)
-    add = partial(_add_objects, encoder=encoder, foil=foil, seed=seed, several=several)
+    add = partial(_add_objects, encoder=encoder, foil=foil, seed=seed, several=several, optional=optional)
     sieve.step("object_tokens" if several else "single_token", add)
     sieve.step("different_objects", _compare_objects)
     sieve.step("subject_tokens", partial(_add_spans, encoder=encoder, final_subject=final_subject))
@@ -113,7 +118,7 @@ class _Draft:
             subject=(self.span[0] + len(start), self.span[1] + len(start)),
             true_id=self.true_ids[0],
             true_more=self.true_ids[1:],
-            foil_id=self.foil_ids[0],
+            foil_id=self.foil_ids[0] if self.foil_ids else None,
             foil_more=self.foil_ids[1:],
             case_id=self.record.case_id,
             relation_id=self.record.relation_id,
@@ -152,7 +157,9 @@ def _place(drafts: list[_Draft]) -> Reasons:
     return reasons
 
 
-def _add_objects(drafts: list[_Draft], encoder: Encoder, foil: FoilRule, seed: int, several: bool) -> Reasons:
+def _add_objects(
+    drafts: list[_Draft], encoder: Encoder, foil: FoilRule, seed: int, several: bool, optional: bool
+) -> Reasons:
     texts = [draft.prompt.text for draft in drafts]
     records = [draft.record for draft in drafts]
     ids = encoder.encode(texts)
@@ -166,6 +173,9 @@ def _add_objects(drafts: list[_Draft], encoder: Encoder, foil: FoilRule, seed: i
     for draft, row, true_ids, text, foil_ids in zip(drafts, ids, true, foils, false, strict=True):
         if true_ids is None:
             reasons.append(f"true_{fault}")
+        elif optional and foil_ids in (None, true_ids):
+            draft.ids, draft.true_ids = row, true_ids
+            reasons.append(None)
         elif foil_ids is None:
             reasons.append(f"foil_{fault}" if text else "no_foil")
         else:

@@ -69,7 +69,8 @@ def capture(
     Raises:
         ArgumentError: an unknown word in ``what``, or tokens that aren't tokens.
         LayerRangeError: a layer that the model hasn't, or that has nothing of the kind.
-        TokenRangeError: a token before the first, in the forward; outside of every forward, on reading.
+        TokenRangeError: a token before the first, in the forward; outside of every forward, on reading and on
+            leaving.
         ContributionError: in the forward, experts that aren't linear in their weights, or a block that does
             more with their sum than scale it.
         HookError: something is read before any forward, or a module ran twice in one.
@@ -129,8 +130,10 @@ class Tap(ForwardScope):
         self.clear()
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, kind: Any, *_: Any) -> None:
         self._close()
+        if kind is None and self.steps and (outside := self._outside()):
+            raise TokenRangeError(f"{self!r} was left: {outside}")
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name not in WHAT:

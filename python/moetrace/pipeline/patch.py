@@ -30,9 +30,18 @@ from moetrace.pipeline.sites import (
     router_width,
 )
 from moetrace.pipeline.tokens import Tokens, forward_of
-from moetrace.pipeline.values import Ablate, check_value, fitting, new_value, resampled
+from moetrace.pipeline.values import (
+    Ablate,
+    check_takes,
+    check_value,
+    fitting,
+    new_value,
+    refuse_nan,
+    resampled,
+)
 from moetrace.results.expert_name import Expert
 
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 Value = Any  # a tensor, a function, Ablate, Suppress or Force: see mt.patch
 
 
@@ -141,7 +150,13 @@ class Patch(ForwardScope):
         pair = (
             isinstance(value, tuple) and len(value) == 2 and all(isinstance(x, torch.Tensor) for x in value)
         )
-        if pair or callable(value) or value in (Ablate("zero"), Ablate("resample")):
+        if pair:
+            refuse_nan(site, value[1], "the weights are")
+            return
+        if callable(value) and not isinstance(value, type):
+            check_takes(site, value, "experts", "weights")
+            return
+        if isinstance(value, Ablate) and value.mode in ("zero", "resample"):
             return
         raise PatchError(
             f"{site}: the value is {shown(value)}; expected mt.Suppress(experts), mt.Force(experts), a "
@@ -245,7 +260,7 @@ class Patch(ForwardScope):
                 f"{site}: the function returned {shown(found)}; expected a pair (experts, weights)"
             )
         index, weight = found
-        if not isinstance(index, torch.Tensor) or index.is_floating_point():
+        if not isinstance(index, torch.Tensor) or index.dtype not in _WHOLE:
             raise PatchError(f"{site}: the experts are {shown(index)}; expected a tensor of whole numbers")
         weight = fitting(site, weight, weights, "the weights are")
         if index.shape != experts.shape or weight.shape != weights.shape:

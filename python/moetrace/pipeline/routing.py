@@ -82,7 +82,8 @@ class Force:
     the sum that they had.
 
     Raises:
-        ArgumentError: no expert, a number below 0, one twice, or not as many weights.
+        ArgumentError: no expert, a number below 0, one twice, not as many weights, or one that is negative or
+            no number.
         PatchError: in the forward, more experts than a token has.
     """
 
@@ -98,7 +99,7 @@ class Force:
             return
         given = [self.weights] if isinstance(self.weights, float | int) else self.weights
         weights = tuple(
-            as_number(x, "weights") for x in as_list(given, "weights", "a number for each expert")
+            as_number(x, "weights", 0) for x in as_list(given, "weights", "a number for each expert")
         )
         if len(weights) != len(experts):
             raise ArgumentError(

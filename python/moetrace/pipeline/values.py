@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -62,11 +63,37 @@ def check_value(site: Any, value: Any, width: int | None) -> None:
                 f"{site}: the value is a tensor of shape {tuple(value.shape)}; expected a last axis of "
                 f"{width}, as (width,), (n, width) or (batch, n, width)"
             )
+        refuse_nan(site, value, "the value is")
         return
     if callable(value) and not isinstance(value, type):
+        check_takes(site, value, "the present value")
         return
     hint = "; mt.Ablate('zero') puts zeros there" if isinstance(value, int | float) else ""
     refuse_type(value, f"the value of {site}", expected + hint)
+
+
+def check_takes(site: Any, function: Callable[..., Any], *arguments: str) -> None:
+    """PatchError for a function that can't be called with that many arguments, as far as it says so."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some that are compiled don't say
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as failure:
+        raise PatchError(
+            f"{site}: the function takes {signature} ({failure}); expected one of {' and '.join(arguments)}"
+        ) from None
+
+
+def refuse_nan(site: Any, value: torch.Tensor, what: str) -> None:
+    """PatchError for a tensor with NaN, which would spread to every later value. Infinity may be meant: of a
+    router's logits it takes an expert away."""
+    if not value.is_meta and (count := int(value.isnan().sum())):
+        raise PatchError(
+            f"{site}: {what} a tensor of shape {tuple(value.shape)} in which {count} of {value.numel()} "
+            "values are NaN; expected numbers"
+        )
 
 
 def new_value(site: Any, value: Any, present: torch.Tensor, attended: Mask) -> torch.Tensor:

@@ -114,13 +114,16 @@ class MetricTraces(Mapping[str, TraceResult]):
         return MetricTraces({name: own.subset(wanted) for name, own in self._results.items()})
 
     def plot(self, **options: Any) -> Axes:
-        """A panel for each metric, side by side; ``options``: those of the results' own ``plot`` but ``ax``.
+        """A panel for each metric, named in its title, side by side.
+
+        ``options``: those of the results' own ``plot`` but ``ax``.
 
         The Axes given back are the first panel's, ``.figure`` has all. Needs matplotlib.
         """
         panels = new_panels(1, len(self), 5.0 * len(self), 3.8, shared=False).ravel()
-        for axes, result in zip(panels, self._results.values(), strict=True):
+        for axes, (name, result) in zip(panels, self._results.items(), strict=True):
             result.plot(ax=axes, **options)  # type: ignore[attr-defined]  # every kind has one
+            axes.title.set_text(f"{name}: {axes.get_title()}")
         first: Axes = panels[0]
         return first
 

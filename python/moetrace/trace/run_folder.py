@@ -19,6 +19,7 @@ from moetrace.files import is_passing, write_json, write_parquet
 from moetrace.integrity import broken_seal, json_digest, sealed_frame, table_seal
 from moetrace.metrics import PAPER, Asked
 from moetrace.results.saved import CALL, refuse_other_content
+from moetrace.trace.call_difference import differing_arguments
 from moetrace.trace.parts import Form
 from moetrace.trace.provenance import model_facts
 
@@ -84,7 +85,7 @@ class SealedFolder:
                 f"{call['format']}: give another folder, or remove this one to trace anew"
             )
         if found is not None and found != call:
-            changed = sorted(key for key in {*call, *found} if found.get(key) != call.get(key))
+            changed = differing_arguments(found, call)
             raise RunFolderError(
                 f"{path} holds a run of another call (different: {', '.join(changed)}); give another folder, "
                 "or the same model, cases and arguments to go on with it"
