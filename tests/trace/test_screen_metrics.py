@@ -192,7 +192,7 @@ def test_a_run_folder_is_resumed(tmp_path, position):
     with counting() as fresh:
         mt.screen_experts(model, CASES, **call)
     assert counts.forwards < fresh.forwards / 2  # the engine's checks alone
-    with pytest.raises(errors.RunFolderError, match="different: details"):
+    with pytest.raises(errors.RunFolderError, match="different: top"):
         mt.screen_experts(model, CASES, **{**call, "top": 4}, out=out)
     with pytest.raises(errors.RunFolderError, match="different: metric"):
         mt.screen_experts(model, CASES, **{**call, "metric": ["logit_diff", "prob"]}, out=out)
