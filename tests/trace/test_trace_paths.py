@@ -314,7 +314,7 @@ def test_a_run_folder_is_resumed(model, cases, tmp_path):
         np.testing.assert_array_equal(again[name].by_draw, found.by_draw)
         pd.testing.assert_frame_equal(mt.load(out)[name].rows, found.rows)
         assert (found.variance_components().draws == 2).all()
-    with pytest.raises(errors.RunFolderError, match="different: details"):
+    with pytest.raises(errors.RunFolderError, match="different: pairs"):
         mt.trace_paths(model, cases, **{**call, "pairs": [(0, 3)]}, out=out)
 
 
