@@ -120,3 +120,63 @@ def test_refused():
         planted.truth.layers_at(99)
     with pytest.raises(ArgumentError, match="noise"):
         planted.truth_under("loud")
+
+
+def two_tokens(case):
+    """The subject's last token and the prompt's."""
+    return [case.subject[1] - 1, -1]
+
+
+@pytest.mark.parametrize("position", ["subject_last", "last", "subject", "all", two_tokens])
+@pytest.mark.filterwarnings("ignore::moetrace.errors.NoEffectWarning")
+def test_experts_switched_off(moved, engine, position):
+    found = mt.trace_knockout(moved.model, moved.cases, position=position, engine=engine)
+    truth = moved.necessity.zero_at(position)
+    assert found.provenance["engine"] == engine
+    np.testing.assert_allclose(found.effects.reshape(truth.shape), truth, **TOLERANCE)
+    assert truth.min() < -0.5
+    writer, reader = moved.writer, moved.reader
+    lost = moved.truth.clean - 0.5  # what the last token brings along stays
+    reads, writes = (truth[:, own.layer, own.expert] for own in (reader, writer))
+    if position in ("last", "all", two_tokens):
+        np.testing.assert_allclose(reads, -0.6 * lost, atol=1e-6)
+        assert reader in found.important(2)
+    if position != "last":
+        assert (writes < -0.7 * lost).all()
+        assert found.important(1) == [writer]
+    assert found.auroc([reader if position == "last" else writer]) > 0.9
+
+
+@pytest.mark.filterwarnings("ignore::moetrace.errors.NoEffectWarning")
+def test_noised_values_in_the_clean_run(moved, engine):
+    found = mt.trace_layers(moved.model, moved.cases, position="all", mode="noise", engine=engine)
+    truth, sites = moved.necessity, found.sites
+    expected = truth.noised_layers[:, sites.layer, sites.position]
+    np.testing.assert_allclose(found.effects, expected, **TOLERANCE)
+    assert found.best == moved.writer.layer
+    found = mt.trace_experts(moved.model, moved.cases, position="all", mode="noise", engine=engine)
+    sites = found.sites
+    expected = truth.noised_experts[:, sites.layer, sites.position, sites.expert]
+    np.testing.assert_allclose(found.effects, expected, **TOLERANCE)
+    for name in ("subject_last", "subject", "last"):
+        layers = mt.trace_layers(moved.model, moved.cases, position=name, mode="noise", engine=engine)
+        np.testing.assert_allclose(layers.effects, truth.noised_layers_at(name), **TOLERANCE)
+        experts = mt.trace_experts(moved.model, moved.cases, position=name, mode="noise", engine=engine)
+        expected = truth.noised_experts_at(name)
+        np.testing.assert_allclose(experts.effects.reshape(expected.shape), expected, **TOLERANCE)
+    # What a layer takes isn't what it gives back: the norm of a token counts beside what is written.
+    back, taken = moved.truth.layers_at("subject_last"), -truth.noised_layers_at("subject_last")
+    assert (taken[:, moved.writer.layer] > 0.2).all()
+    assert np.abs(back - taken).max() > 1e-3
+
+
+@pytest.mark.filterwarnings("ignore::moetrace.errors.NoEffectWarning")
+def test_direct_effects_of_the_map(moved):
+    for name in ("subject_last", "last"):
+        found = mt.trace_layers(moved.model, moved.cases, position=name)
+        place = [
+            own.subject[1] - 1 if name == "subject_last" else len(own.input_ids) - 1 for own in moved.cases
+        ]
+        expected = np.stack([own[:, at] for own, at in zip(moved.direct_layers, place, strict=True)])
+        np.testing.assert_allclose(found.direct, expected, **TOLERANCE)
+        assert (np.abs(expected).max() > 0.5) == (name == "last")

@@ -15,6 +15,7 @@ import moetrace as mt
 from moetrace import errors
 from moetrace.cli.reading import told
 from moetrace.counts import counting
+from moetrace.trace.run_folder import RunFolder
 from tests.engines.tiny import make_cases, make_model
 from tests.trace.test_trace_knockout import logits_by_hand, scaled_tokens
 
@@ -301,6 +302,39 @@ def stop_after(forwards: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(switches._Forward, "run", counted)
 
 
+def test_plain_forwards_go_on_where_they_were(tmp_path, monkeypatch):
+    """Rerouting at every token where a router doesn't renormalise."""
+    own, many = make_model("qwen2_moe"), mt.CaseSet(make_cases(10))
+    options: dict[str, Any] = {
+        "layers": 1,
+        "ablation": "reroute",
+        "position": "all",
+        "metric": ["prob", "kl"],
+    }
+    with counting() as whole:
+        expected = mt.trace_knockout(own, many, **options)
+    assert "plain forwards" in expected.provenance["engine_reason"]
+    append = RunFolder.append
+
+    def stop(folder: Any, parts: Any) -> None:
+        append(folder, parts)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunFolder, "append", stop)
+    with pytest.raises(KeyboardInterrupt):
+        mt.trace_knockout(own, many, out=tmp_path, **options)
+    monkeypatch.undo()
+    assert len(list((tmp_path / "parts").glob("*.parquet"))) == 1
+    with counting() as rest:
+        found = mt.trace_knockout(own, many, out=tmp_path, **options)
+    assert rest.rows < 0.6 * whole.rows
+    for name in ("prob", "kl"):
+        np.testing.assert_allclose(found[name].effects, expected[name].effects, atol=1e-6)
+        np.testing.assert_array_equal(mt.load(tmp_path)[name].effects, found[name].effects)
+    with pytest.raises(errors.RunFolderError, match="different: experts"):
+        mt.trace_knockout(own, many, out=tmp_path, **{**options, "layers": 2})
+
+
 def test_a_part_of_another_set_is_refused(knock, tmp_path):
     knock.greedy(1, out=tmp_path / "a", **OPTIONS)
     first, second = sorted((tmp_path / "a" / "parts").glob("*.parquet"))[:2]
@@ -320,6 +354,21 @@ def test_knockout_curves_of_a_loaded_trace(traces, model, cases, tmp_path):
         mt.knockout_curves(loaded, model, cases, 1)
     found = mt.knockout_curves(loaded, model, cases, 1, metric=twice, **OPTIONS)
     assert found.metric == "twice"
+
+
+def test_a_position_that_is_a_function(model, cases, tmp_path):
+    def two(case: mt.Case) -> list[int]:
+        return [case.subject[0], -1]
+
+    trace = mt.trace_knockout(model, cases, layers=1, position=two)
+    trace.save(tmp_path)
+    loaded = mt.load(tmp_path)
+    with pytest.raises(errors.ArgumentError, match="position is a function, 'two'"):
+        mt.knockout_curves(loaded, model, cases, 1)
+    with pytest.raises(errors.ArgumentError, match="position is 'last' and the trace's is 'two'"):
+        mt.knockout_curves(loaded, model, cases, 1, position="last")
+    found = mt.knockout_curves(loaded, model, cases, 1, position=two, **OPTIONS)
+    np.testing.assert_allclose(found.values, trace.greedy(1, **OPTIONS).values, atol=1e-6)
 
 
 def test_arguments_in_another_order(traces, knock, model, cases):

@@ -77,7 +77,7 @@ def as_positions(position: Any) -> Positions:
     if not given:
         raise ArgumentError(f"position is an empty list; expected {EXPECTED}")
     found = [_as_position(value, f"position[{at}]") for at, value in enumerate(given)]
-    names = [_name_of(value) for value in found]
+    names = [name_of(value) for value in found]
     if twice := [name for at, name in enumerate(names) if name in names[:at]]:
         raise ArgumentError(
             f"position names {shown(twice[0])} twice; expected each position once (functions are told apart "
@@ -102,7 +102,7 @@ def _as_position(value: Any, name: str) -> Position:
     return as_choice(value, name, NAMES)
 
 
-def _name_of(position: Position) -> str | int:
+def name_of(position: Position) -> str | int:
     """What tables call a position: a function by its own name."""
     if isinstance(position, str | int):
         return position
@@ -174,7 +174,7 @@ def _place(position: Position, cases: Sequence[Case]) -> Place:
             return Place(position, _ONE[position])
         most = max((case.subject[1] - case.subject[0] for case in cases), default=1)
         return Place(position, lambda case: tuple(range(*case.subject)), max(1, most))
-    name, rule = _name_of(position), position
+    name, rule = name_of(position), position
     found = Place(name, lambda case: _said(rule, name, case))
     return Place(name, found.find, max((len(found.find(case)) for case in cases), default=1))
 

@@ -8,6 +8,7 @@ True
 """
 
 from moetrace.planted.design import FAMILIES, KINDS
+from moetrace.planted.moved_necessity import PositionNecessity
 from moetrace.planted.necessity import Necessity
 from moetrace.planted.plant import Planted, plant
 from moetrace.planted.positions import PlantedPositions, PositionTruth, plant_positions
@@ -21,6 +22,7 @@ __all__ = [
     "Planted",
     "PlantedPositions",
     "PlantedRoutes",
+    "PositionNecessity",
     "PositionTruth",
     "RouteTruth",
     "Truth",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,15 +14,15 @@ from moetrace.corruptions import NoiseLike, SubjectNoise, as_noise
 from moetrace.engines.places import as_positions, is_map, places_of
 from moetrace.errors import ArgumentError
 from moetrace.planted.design import FAMILIES, GAIN, Design, Role
-from moetrace.planted.signal import CONST, HEIGHT, PAIR, SPAN, SUBJECT, WIDTH, Prompts, make_prompts
-from moetrace.planted.weights import EPS, NEVER, OPEN, build_model
+from moetrace.planted.moved import ROUTES, gain_of, moved, strength_of, written
+from moetrace.planted.moved_necessity import PositionNecessity, necessity_of_positions
+from moetrace.planted.signal import HEIGHT, PAIR, SUBJECT, Prompts, make_prompts
+from moetrace.planted.weights import OPEN, build_model
 from moetrace.results.expert_name import Expert
 
 BASE = 0.1  # share that the last token brings along, so that select_cases keeps the longest prompts, too
 READS = 0.6  # share of the signal that the first layer behind the move reads; later ones share the rest
-ROUTES = 40.0  # slope of the writer's router logit in the subject's cosine
 BESIDE = -0.05  # cosine of the subject's earlier tokens: the clean run doesn't route them to the writer
-STRENGTH = 25.0  # of what is written, in norms of a subject token: noise adds some 7 of them
 UNIT = 3  # of the writer, beside those that every planted expert has
 MOST_CASES, MOST_LAYERS = 10_000, 256
 
@@ -99,6 +100,20 @@ class PlantedPositions:
             refuse_type(noise, "noise", "a SubjectNoise or its scale")
         return _truth(self.design, self.prompts, self.moves, chosen)
 
+    @cached_property
+    def necessity(self) -> PositionNecessity:
+        """The answer of a knock-out, and of noised values in the clean run under the default noise."""
+        return necessity_of_positions(self.design, self.prompts, self.moves)
+
+    @property
+    def direct_layers(self) -> np.ndarray:
+        """float64 (n, L, T): what of ``truth.layers`` goes straight to the logits: all of it at the last
+        token, nothing at others."""
+        found = self.truth.layers.copy()
+        for own, case in zip(found, self.cases, strict=True):
+            own[:, : len(case.input_ids) - 1] = 0.0
+        return found
+
 
 def plant_positions(
     family: str = "qwen3_moe", *, n: int = 12, layers: int = 5, layer: int = 1, moves: int = 3, seed: int = 0
@@ -174,12 +189,6 @@ def _prompts(n: int, seed: int) -> Prompts:
     return replace(prompts, embedding=rows.astype(np.float32).astype(np.float64))
 
 
-def _strength(prompts: Prompts) -> float:
-    """In units of the residual stream; the subjects' last tokens have one norm."""
-    case = prompts.cases[0]
-    return STRENGTH * float(np.linalg.norm(prompts.embedding[case.input_ids[case.subject[1] - 1]]))
-
-
 def _set_writer(layers: Any, design: Design, prompts: Prompts, moves: int) -> None:
     """Beside the roles: the one expert that writes anything before the move."""
     writer, block = design.experts[0], layers[design.layer].mlp
@@ -188,35 +197,11 @@ def _set_writer(layers: Any, design: Design, prompts: Prompts, moves: int) -> No
     block.gate.weight[writer, SUBJECT] = ROUTES / HEIGHT
     gate, up = block.experts.gate_up_proj[writer].chunk(2)
     gate[UNIT, SUBJECT], up[UNIT, SUBJECT] = OPEN / HEIGHT, 1.0 / HEIGHT
-    block.experts.down_proj[writer, PAIR, UNIT] = _strength(prompts) / OPEN
-
-
-def _written(design: Design, x: np.ndarray, strength: float) -> tuple[np.ndarray, np.ndarray]:
-    """What the writer adds to tokens with embeddings x (..., width), and whether they are routed to it."""
-    length = np.sqrt((x**2).sum(axis=-1) + WIDTH * EPS)
-    s, c = x[..., SUBJECT] / length, x[..., CONST] / length
-    slopes = np.full(design.family.experts, NEVER)
-    for role in design.roles[design.layer]:
-        slopes[role.expert] = np.log(role.weight)
-    logits = slopes * c[..., None]
-    logits[..., design.experts[0]] += ROUTES * s
-    best = np.sort(logits, axis=-1)[..., -design.family.top_k :]
-    own = logits[..., design.experts[0]]
-    routed = own >= best[..., 0]
-    weight = np.where(routed, np.exp(own - np.logaddexp.reduce(best, axis=-1)), 0.0)
-    return weight * strength * s * s / (1.0 + np.exp(-OPEN * s)), routed
-
-
-def _moved(x: np.ndarray, written: np.ndarray) -> np.ndarray:
-    """The coordinate that attention reads, of normed tokens."""
-    own = x[..., PAIR] + written
-    length = np.sqrt((x**2).sum(axis=-1) - x[..., PAIR] ** 2 + own**2 + WIDTH * EPS)
-    found: np.ndarray = own / length
-    return found
+    block.experts.down_proj[writer, PAIR, UNIT] = strength_of(prompts) / OPEN
 
 
 def _truth(design: Design, prompts: Prompts, moves: int, noise: SubjectNoise) -> PositionTruth:
-    cases, strength = prompts.cases, _strength(prompts)
+    cases, strength = prompts.cases, strength_of(prompts)
     longest = max(len(case.input_ids) for case in cases)
     swaps = np.zeros((len(cases), len(design.roles), longest, design.family.experts))
     active = np.zeros(swaps.shape, np.bool_)
@@ -224,13 +209,13 @@ def _truth(design: Design, prompts: Prompts, moves: int, noise: SubjectNoise) ->
     pairs = zip(cases, prompts.subjects(), prompts.subjects(noise), strict=True)
     for at, (case, x, other) in enumerate(pairs):
         tokens, subject = len(case.input_ids), slice(*case.subject)
-        gain = GAIN * SPAN / tokens  # logits of a moved coordinate of 1
-        written, routed = _written(design, x, strength)
-        start = _moved(other, _written(design, other, strength)[0])
-        ends = [gain * moved.sum(axis=1).mean() for moved in (_moved(x, written), start)]
+        gain = gain_of(tokens)
+        added, routed = written(design, x, strength)
+        start = moved(other, written(design, other, strength)[0])
+        ends = [gain * own.sum(axis=1).mean() for own in (moved(x, added), start)]
         clean[at], noised[at] = (GAIN * BASE + end for end in ends)
         writer = at, design.layer, subject, design.experts[0]
-        swaps[writer] = gain * (_moved(other, written) - start).mean(axis=0)
+        swaps[writer] = gain * (moved(other, added) - start).mean(axis=0)
         active[writer] = routed[0]
         for index in range(moves, len(design.roles)):
             for role in design.roles[index]:

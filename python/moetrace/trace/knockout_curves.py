@@ -10,7 +10,7 @@ import torch
 
 from moetrace.cases import CaseSet, as_case_set
 from moetrace.effects import SHARES
-from moetrace.engines.places import as_positions
+from moetrace.engines.places import NAMES, Position, Positions, as_positions, name_of
 from moetrace.errors import ArgumentError
 from moetrace.metrics import METRICS, Metric, MetricLike, as_metrics
 from moetrace.metrics import Asked as AskedMetrics
@@ -39,12 +39,14 @@ def knockout_curves(
     seed: int = 0,
     out: str | Path | None = None,
     reference: Sequence[Case] | CaseSet | None = None,
+    position: Position | None = None,
 ) -> KnockoutCurves:
     """:meth:`KnockoutTrace.greedy` of a trace that doesn't know its model: it was loaded, or joined.
 
     >>> mt.knockout_curves(mt.load("runs/knockout"), model, cases, n=8).plot()
 
-    ``cases``: at least those of the trace. ``reference``: as in trace_knockout. The other arguments are those
+    ``cases``: at least those of the trace. ``reference``: as in trace_knockout. ``position``: that of the
+    trace, needed where it is a function, which isn't saved. The other arguments are those
     of :meth:`KnockoutTrace.greedy`. Errors: ArgumentError where the model or a case isn't that of the trace,
     for arguments in another order, and for a trace that was measured by a function without ``metric``.
     """
@@ -64,10 +66,9 @@ def knockout_curves(
         raise ArgumentError(
             "the reference set isn't that of the trace; give it as reference=, or the same cases"
         )
-    position = as_positions(told["position"])
     common = {
         "metric": AskedMetrics((own,)),
-        "position": position,
+        "position": _position_of(told["position"], position),
         "readout": told["readout"],
         "compute_dtype": told["compute_dtype"],
     }
@@ -96,6 +97,22 @@ def _refuse_other_order(trace: Any, model: Any) -> None:
         raise ArgumentError(
             f"model is a {type(model).__name__}; expected the model that was traced. The order is {order}"
         )
+
+
+def _position_of(told: str | int, given: Position | None) -> Positions:
+    """The trace's position; of a function the one that has its name."""
+    saved = told in NAMES or isinstance(told, int)
+    if given is None and not saved:
+        raise ArgumentError(
+            f"the trace's position is a function, {told!r}, which a saved trace doesn't hold; give it as "
+            "position="
+        )
+    found = as_positions(told if given is None else given)
+    if given is not None and str(name_of(given)) != str(told):
+        raise ArgumentError(
+            f"position is {name_of(given)!r} and the trace's is {told!r}; expected the same, or none"
+        )
+    return found
 
 
 def _metric_of(trace: KnockoutTrace, metric: MetricLike | None) -> Metric:

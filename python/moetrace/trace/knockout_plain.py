@@ -10,17 +10,16 @@ import pandas as pd
 
 from moetrace.cases import case_columns, validate_cases
 from moetrace.engines.job import Job
-from moetrace.engines.knockout import Ablation
-from moetrace.engines.switches import Off, switch_off
 from moetrace.errors import EngineError
 from moetrace.metrics import Metric, check_foils, check_single
-from moetrace.models.anatomy import Anatomy, expert_count
+from moetrace.models.anatomy import Anatomy
 from moetrace.models.float32 import computing_in
 from moetrace.models.state import prepared
 from moetrace.results.by_metric import MetricTraces
 from moetrace.results.knockout import KnockoutTrace
-from moetrace.trace.knockout_call import Call, ablation_of, job_of, masks_of
+from moetrace.trace.knockout_call import Call, ablation_of, job_of
 from moetrace.trace.knockout_result import facts_of, result_of
+from moetrace.trace.plain_values import active_of, values_of
 from moetrace.trace.provenance import model_facts, versions
 from moetrace.trace.session import keep, say_failed
 
@@ -47,8 +46,8 @@ def by_plain_forwards(anatomy: Anatomy, call: Call, why: str) -> KnockoutTrace:
         job = job_of(anatomy, call)
         ablation = ablation_of(job, call, wanted.layers, plain=True)
         job = replace(job, ablation=ablation)
-        active = _active(call, sites, ablation)
-        values = _values(anatomy, job, call, sites, active)
+        active = active_of(job, call, sites)
+        values = values_of(job, call, sites, active)
     good = np.isfinite(values).all(axis=(0, 2))
     columns = pd.DataFrame(case_columns(call.cases))
     failed = pd.DataFrame(
@@ -70,36 +69,6 @@ def by_plain_forwards(anatomy: Anatomy, call: Call, why: str) -> KnockoutTrace:
     keep(found, common["out"])
     result: KnockoutTrace = found
     return result
-
-
-def _active(call: Call, sites: list[tuple[int, int]], ablation: Ablation) -> np.ndarray:
-    """bool (cases, sites): who is routed to at any of the tokens."""
-    found = np.zeros((len(call.cases), len(sites)), np.bool_)
-    column = {site: place for place, site in enumerate(sites)}
-    for index, case in enumerate(call.cases):
-        for layer, own in ablation.own[case.case_id].items():
-            for expert in own.routed:
-                if (layer, expert) in column:
-                    found[index, column[layer, expert]] = True
-    return found
-
-
-def _values(
-    anatomy: Anatomy, job: Job, call: Call, sites: list[tuple[int, int]], active: np.ndarray
-) -> np.ndarray:
-    """(metrics, cases, 2 + sites): clean, clean once more with nobody off, and each site off."""
-    least = min(call.wanted.layers)
-    nobody = {least: np.zeros(expert_count(anatomy, least), np.bool_)}
-    places = np.argwhere(active)
-    runs = [Off(case, {}) for case in call.cases] + [Off(case, nobody) for case in call.cases]
-    runs += [Off(call.cases[index], masks_of(anatomy, [sites[place]])) for index, place in places.tolist()]
-    measured, n = switch_off(job, runs).values, len(call.cases)
-    clean = measured[:, :n, None]
-    found: np.ndarray = np.concatenate(
-        [clean, measured[:, n : 2 * n, None], np.repeat(clean, len(sites), axis=2)], axis=2
-    )
-    found[:, places[:, 0], 2 + places[:, 1]] = measured[:, 2 * n :]
-    return found
 
 
 def _facts(job: Job, call: Call, metric: Metric, case_ids: list[int], failed: list[int]) -> dict[str, Any]:

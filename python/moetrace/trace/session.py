@@ -189,6 +189,7 @@ def _has_no_scale(job: Job) -> bool:
 def _warn_of_nothing(job: Job, cases: CaseSet) -> None:
     """Say where what is asked for can't have an effect."""
     corrupts = job.ablation is None
+    effect = "rescue" if corrupts else "effect"
     if corrupts and _has_no_scale(job):
         warnings.warn(
             "the embedding is zero everywhere, and so is the noise, whose scale is its standard deviation: "
@@ -213,7 +214,7 @@ def _warn_of_nothing(job: Job, cases: CaseSet) -> None:
         if early and last in job.block_layers:
             warnings.warn(
                 f"layer {last} is the last: what is patched there at position {place.name!r} doesn't reach "
-                f"the final token of {len(early)} of {len(cases)} cases, and its rescue is 0: case ids "
+                f"the final token of {len(early)} of {len(cases)} cases, and its {effect} is 0: case ids "
                 f"{early[:20]}",
                 NoEffectWarning,
                 stacklevel=5,
