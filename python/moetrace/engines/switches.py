@@ -17,7 +17,7 @@ import torch
 from moetrace._native import _core
 from moetrace.engines.clean_contributions import of_one_length, plain_inputs, run_all, tokens_at
 from moetrace.engines.job import Job, hook_error
-from moetrace.engines.reference import with_first
+from moetrace.engines.plain_forwards import with_first
 from moetrace.metrics import LOGIT_DIFF, Metric, Reading
 from moetrace.models.experts import routed_call
 from moetrace.models.forward import read_metrics
