@@ -15,7 +15,7 @@ import moetrace as mt
 from moetrace import errors
 from moetrace.cli.reading import told
 from moetrace.counts import counting
-from tests.engines.tiny import make_cases, make_model
+from tests.engines.tiny import make_cases
 from tests.trace.test_trace_knockout import logits_by_hand, scaled_tokens
 
 NAMES = ["logit_diff", "logprob", "prob", "prob_ratio", "kl", "rank", "twice"]
@@ -42,11 +42,6 @@ def values_by_hand(logits: torch.Tensor, clean: torch.Tensor, case: mt.Case) -> 
         2 * logits[true],
     ]
     return [float(value) for value in found]
-
-
-@pytest.fixture(scope="module")
-def model():
-    return make_model("qwen3_moe")
 
 
 @pytest.fixture(scope="module")
