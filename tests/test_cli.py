@@ -69,6 +69,21 @@ def run(call: list[str]) -> tuple[Path, Any]:
     return Path(call[5]), found
 
 
+def test_another_corruption(call, tmp_path):
+    words = [*call[:5], str(tmp_path / "run"), *call[6:], "--n", "12", "--no-relaxed", "--corruption"]
+    found = invoke(*words, "swop")
+    assert found.exit_code == 2
+    assert "did you mean 'swap'" in found.output
+    found = invoke(*words, "mean", "--margin", "0.2", "--drop", "0.05")
+    assert found.exit_code == 0, found.output
+    report = mt.load(tmp_path / "run")
+    assert report.settings.corruption == "mean"
+    assert report.traces["layers"].provenance["corruption"]["name"] == "mean_embedding"
+    report.html(tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "mean embedding in the place of" in page
+
+
 def test_demo_writes_table_and_picture(tmp_path):
     found = invoke("demo", "--out", tmp_path / "d", "--n", 24)
     assert found.exit_code == 0, found.output

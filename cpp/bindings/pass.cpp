@@ -136,15 +136,20 @@ void bind_job(py::module_& m) {
       });
 
   py::class_<Sweep>(m, "Sweep", "Every routed expert of a layer patched by itself.")
-      .def(py::init([](std::int64_t layer, std::int64_t top_k, bool of_union, std::int64_t place,
-                       Origin origin) { return Sweep{layer, top_k, of_union, place, origin}; }),
-           py::arg("layer"), py::arg("top_k"), py::arg("of_union") = false, py::arg("place") = 0, denoising(),
-           "`top_k`: a run routes the tokens of the place to at most so many experts.")
+      .def(
+          py::init(
+              [](std::int64_t layer, std::int64_t top_k, bool of_union, std::int64_t place, Origin origin,
+                 std::int64_t per_token) { return Sweep{layer, top_k, of_union, place, origin, per_token}; }),
+          py::arg("layer"), py::arg("top_k"), py::arg("of_union") = false, py::arg("place") = 0, denoising(),
+          py::arg("per_token") = 0,
+          "`top_k`: a run routes the tokens of the place to at most so many experts; `per_token`: and one of "
+          "them, 0 where unsaid.")
       .def_readonly("layer", &Sweep::layer)
       .def_readonly("top_k", &Sweep::top_k)
       .def_readonly("of_union", &Sweep::of_union)
       .def_readonly("place", &Sweep::place)
       .def_readonly("origin", &Sweep::origin)
+      .def_readonly("per_token", &Sweep::per_token)
       .def("__repr__", [](py::object self) {
         return py::str("Sweep(layer={}, top_k={}, of_union={}, place={}, origin={})")
             .format(self.attr("layer"), self.attr("top_k"), self.attr("of_union"), self.attr("place"),

@@ -289,9 +289,9 @@ class Sweep:
     """
     Every routed expert of a layer patched by itself.
     """
-    def __init__(self, layer: typing.SupportsInt | typing.SupportsIndex, top_k: typing.SupportsInt | typing.SupportsIndex, of_union: bool = False, place: typing.SupportsInt | typing.SupportsIndex = 0, origin: Origin = ...) -> None:
+    def __init__(self, layer: typing.SupportsInt | typing.SupportsIndex, top_k: typing.SupportsInt | typing.SupportsIndex, of_union: bool = False, place: typing.SupportsInt | typing.SupportsIndex = 0, origin: Origin = ..., per_token: typing.SupportsInt | typing.SupportsIndex = 0) -> None:
         """
-        `top_k`: a run routes the tokens of the place to at most so many experts.
+        `top_k`: a run routes the tokens of the place to at most so many experts; `per_token`: and one of them, 0 where unsaid.
         """
     def __repr__(self) -> str:
         ...
@@ -303,6 +303,9 @@ class Sweep:
         ...
     @property
     def origin(self) -> Origin:
+        ...
+    @property
+    def per_token(self) -> int:
         ...
     @property
     def place(self) -> int:

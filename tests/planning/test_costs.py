@@ -214,3 +214,66 @@ def test_a_plan_keeps_a_model_on_the_meta_device_there(tmp_path: Path) -> None:
     assert (
         mt.plan(model, CASES, timed=False).rows == mt.plan(make_model("qwen3_moe"), CASES, timed=False).rows
     )
+
+
+def test_metrics_of_the_whole_vocabulary_read_the_whole_head(tmp_path: Path) -> None:
+    folder = folder_of(tf.Qwen3MoeConfig(**LARGE, architectures=["Qwen3MoeForCausalLM"]), tmp_path)
+    cases = [mt.Case(tuple(range(12)), (3, 6), 1, 2, i) for i in range(8)]
+    plain = mt.plan(folder, cases, stream=True, timed=False)
+    read = 8 * (1 + 1 + 49)  # clean, noised, every layer and the null patch
+    for metric in ("kl", "rank", ["logit_diff", "prob"], lambda logits, case: logits[:, 0]):
+        found = mt.plan(folder, cases, stream=True, timed=False, metric=metric)
+        assert found.flops == plain.flops + 2 * read * 151_936 * 2048
+        assert found.rows == plain.rows
+        assert found.peak_memory > plain.peak_memory + 51 * 151_936 * 8  # a sequence's logits in float64
+    same = mt.plan(folder, cases, stream=True, timed=False, metric="prob_ratio")
+    assert (same.flops, same.peak_memory) == (plain.flops, plain.peak_memory)
+
+
+def test_computing_in_float32(tmp_path: Path) -> None:
+    folder = folder_of(tf.Qwen3MoeConfig(**LARGE, architectures=["Qwen3MoeForCausalLM"]), tmp_path)
+    cases = [mt.Case(tuple(range(12)), (3, 6), 1, 2, i) for i in range(128)]
+    plain, wide, double = (
+        mt.plan(folder, cases, timed=False, **options)  # type: ignore[arg-type]
+        for options in ({}, {"compute_dtype": "float32"}, {"dtype": "float32"})
+    )
+    assert (wide.rows, wide.flops, wide.bytes_read) == (plain.rows, plain.flops, plain.bytes_read)
+    beside = 4 * (2 * 151_936 * 2048 + 2048)
+    layer = size_of(look_over(skeleton_of(tf.Qwen3MoeConfig(**LARGE)))).layers[0]
+    rows = double.peak_memory - 2 * plain.bytes_read  # the process, and a batch in float32
+    assert wide.peak_memory == plain.bytes_read + 2 * layer.bytes + beside + rows
+    assert wide.batch_tokens == double.batch_tokens
+    assert any("float32" in note for note in wide.notes)
+    model = make_model("qwen3_moe").bfloat16()
+    before = next(model.parameters()).dtype
+    timed = mt.plan(model, CASES, compute_dtype="float32")
+    assert timed.seconds > 0
+    assert next(model.parameters()).dtype is before
+
+
+def test_a_protocol_of_another_corruption(tmp_path: Path) -> None:
+    model, tokenizer = mt.load_demo()
+    cases = mt.make_cases(mt.demo_records(), tokenizer)
+    given = {"n": 40, "relaxed": False}
+    noise = mt.plan(model, cases, "protocol", timed=False, settings=given)
+    swap = mt.plan(model, cases, "protocol", timed=False, settings={**given, "corruption": "swap"})
+    assert set(noise.frame().stage) - set(swap.frame().stage) == {"scales"}
+    own = {"corruption": mt.ZeroEmbedding()}
+    assert mt.plan(model, cases, "protocol", timed=False, settings={**given, **own}).rows > 0
+
+
+def test_arguments_that_a_kind_of_trace_does_not_have() -> None:
+    model = make_model("qwen3_moe")
+    for what, options, match in (
+        ("protocol", {"metric": "kl"}, "metric is 'kl'; the protocol"),
+        ("select", {"mode": "noise"}, "mode is 'noise'"),
+        ("protocol", {"position": "all"}, "position is 'all'"),
+        ("knockout", {"noise": 2.0}, "noise is 2.0; knock-outs leave from the clean run"),
+        ("knockout", {"position": ["last", 3]}, "a knock-out is at one position"),
+    ):
+        with pytest.raises(errors.ArgumentError, match=match):
+            mt.plan(model, CASES, what, timed=False, **options)  # type: ignore[arg-type]
+    bare = [mt.Case(c.input_ids, c.subject, c.true_id, None, c.case_id) for c in CASES]
+    with pytest.raises(errors.NoFoilError):
+        mt.plan(model, bare, timed=False)
+    assert mt.plan(model, bare, timed=False, metric="kl").rows > 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -93,6 +94,17 @@ CALLS: dict[str, tuple[dict[str, Any], Callable[..., Any]]] = {
     "reference draws": ({"engine": "reference", "noise": mt.SubjectNoise(draws=2)}, mt.trace_layers),
     "experts": ({"what": "experts"}, mt.trace_experts),
     "one layer's experts": ({"what": "experts", "layers": 2}, mt.trace_experts),
+    "noise": ({"mode": "noise"}, mt.trace_layers),
+    "noise in experts": ({"what": "experts", "layers": 2, "mode": "noise"}, mt.trace_experts),
+    "metric": ({"metric": ["kl", "rank"]}, mt.trace_layers),
+    "knockout": ({"what": "knockout"}, mt.trace_knockout),
+    "knockout at every token": ({"what": "knockout", "position": "all"}, mt.trace_knockout),
+    "knockout at the subject": (
+        {"what": "knockout", "position": "subject", "metric": "kl"},
+        mt.trace_knockout,
+    ),
+    "a layer's knockout": ({"what": "knockout", "layers": 2, "batch_tokens": 60}, mt.trace_knockout),
+    "zero": ({"corruption": mt.ZeroEmbedding()}, mt.trace_layers),
     "experts cut": ({"what": "experts", "batch_tokens": 30}, mt.trace_experts),
 }
 
@@ -107,6 +119,31 @@ def test_rows_are_those_of_the_trace(model: Any, name: str) -> None:
     assert planned.rows == found["by_layer"].sum()
     assert planned.frame().forwards.sum() == found["forwards"]
     assert planned.tokens == sum(len(case.input_ids) for case in CASES)
+
+
+@pytest.mark.parametrize("engine", ["tree", "reference"])
+def test_rows_of_objects_of_several_tokens(model: Any, engine: str) -> None:
+    cases = [
+        mt.Case(c.input_ids, c.subject, (c.true_id, 3 + i)[: 1 + i % 2], (c.foil_id, 7, 8), c.case_id)
+        for i, c in enumerate(CASES)
+    ]
+    planned = mt.plan(model, cases, metric="logprob", engine=engine, timed=False)
+    found = measured(model, lambda: mt.trace_layers(model, cases, metric="logprob", engine=engine))
+    np.testing.assert_array_equal(planned.rows_by_layer, found["by_layer"])
+    assert planned.tokens == sum(len(case.input_ids) for case in cases)
+    assert planned.frame().cases.tolist() == [len(cases)]
+    assert planned.frame().forwards.sum() == found["forwards"]
+    assert mt.plan(model, cases).seconds > 0
+
+
+def test_forwards_of_a_knockout_by_plain_forwards(model: Any) -> None:
+    """Blocks run again for ablations, so that what they are given is no measure here."""
+    planned = mt.plan(model, CASES, "knockout", layers=[1, 2], engine="reference", timed=False)
+    call = partial(mt.trace_knockout, layers=[1, 2], engine="reference")
+    found = measured(model, lambda: call(model, CASES))
+    assert planned.frame().forwards.sum() == found["forwards"]
+    lengths = sum(len(case.input_ids) for case in CASES)
+    assert planned.rows == 4 * lengths * (1 + 2 * 2 + 1)  # clean, two experts of each layer, the null patch
 
 
 @pytest.mark.parametrize("family", [*SPARSE, "deepseek_v2", "afmoe", "dbrx", "cohere2_moe", "step3p7"])

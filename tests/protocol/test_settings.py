@@ -57,9 +57,45 @@ def test_the_nearest_name_is_told(name: str, nearest: str) -> None:
 )
 def test_each_setting_is_checked_by_its_name(name: str, value: object) -> None:
     thresholds = ("margin", "drop", "relaxed_margin", "relaxed_drop")
-    good = (name in ("foil", "compute_dtype") and value is None) or (name in thresholds and value == -1.5)
+    good = (name in ("foil", "compute_dtype", "corruption") and value is None) or (
+        name in thresholds and value == -1.5
+    )
     if good:
-        assert getattr(Settings.of(**{name: value}), name) == value
+        kept = "noise" if name == "corruption" else value
+        assert getattr(Settings.of(**{name: value}), name) == kept
     else:
         with pytest.raises(ArgumentError, match=name.replace("_", ".")):
             Settings.of(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("swap", ("swap", 3.0, 0, 1)),
+        (mt.UniformNoise(2.0, 5, 3), ("uniform", 2.0, 5, 3)),
+        (mt.SubjectNoise(1.5), ("noise", 1.5, 0, 1)),
+        (mt.MeanEmbedding(), ("mean", 3.0, 0, 1)),
+        (mt.ZeroEmbedding(), ("zero", 3.0, 0, 1)),
+        (lambda case, rows: rows * 0, ("given", 3.0, 0, 1)),
+    ],
+)
+def test_a_corruption_by_name_or_as_an_object(given: object, expected: tuple[object, ...]) -> None:
+    s = Settings.of(corruption=given)
+    assert (s.corruption, s.noise_scale, s.noise_seed, s.noise_draws) == expected
+    assert Settings(**json.loads(json.dumps(s.json()))) == s
+    assert ("corruption" in s.json()) == (s.corruption != "noise")
+
+
+def test_corruptions_that_are_refused() -> None:
+    with pytest.raises(ArgumentError, match=r"corruption is 'swop' \(did you mean 'swap'\?\)"):
+        Settings.of(corruption="swop")
+    with pytest.raises(ArgumentError, match="both noise and corruption"):
+        Settings.of(corruption="mean", noise=2.0)
+    with pytest.raises(ArgumentError, match=r"noise_draws is 4, and corruption 'mean' has none"):
+        Settings.of(corruption="mean", noise_draws=4)
+    with pytest.raises(ArgumentError, match=r"noise_scale is 2.0, and corruption 'swap' has none"):
+        Settings.of(corruption="swap", noise_scale=2.0)
+    with pytest.raises(ArgumentError, match="corruption is 'given'"):
+        Settings.of(corruption="given")
+    with pytest.raises(ArgumentTypeError, match="corruption"):
+        Settings.of(corruption=7)

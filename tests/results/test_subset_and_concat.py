@@ -185,3 +185,30 @@ def test_what_a_join_refuses_and_what_it_tells() -> None:
     for bad in (3, [3], trace):
         with pytest.raises(ArgumentTypeError, match="traces"):
             mt.concat(bad)  # type: ignore[arg-type]
+
+
+def test_an_empty_subset_has_tables_and_nothing_that_is_best(model: Any, cases: mt.CaseSet) -> None:
+    where = ["last", "subject_last"]
+    traces = [
+        mt.trace_layers(model, cases),
+        mt.trace_layers(model, cases, layers=[0, 1], position=where),
+        mt.trace_experts(model, cases),
+        mt.trace_knockout(model, cases, layers=1),
+        mt.screen_experts(model, cases, layers=1),
+    ]
+    for trace in traces:
+        empty = trace.subset([])
+        assert len(empty) == len(empty.rows) == len(empty.cases) == 0
+        assert empty.rows.columns.tolist() == trace.rows.columns.tolist()
+    layers, layer_map, experts, knock, screen = (trace.subset([]) for trace in traces)
+    for call in (
+        lambda: layers.best,
+        layers.sharpness,
+        lambda: layer_map.best,
+        lambda: layer_map.best_position,
+        experts.select,
+        knock.important,
+        screen.summary,
+    ):
+        with pytest.raises(NoCasesError, match="holds no cases"):
+            call()

@@ -335,7 +335,7 @@ def test_a_trace_without_cases_ranks_nobody(knock):
     empty = knock.subset([])
     assert "0 cases" in repr(empty)
     for call in (empty.order, empty.important, lambda: empty.greedy(1), lambda: empty.auroc(["L01E001"])):
-        with pytest.raises(errors.ArgumentError, match="has no cases"):
+        with pytest.raises(errors.NoCasesError, match="holds no cases, so that no site is better"):
             call()
 
 

@@ -179,7 +179,7 @@ def test_rows_say_position_and_token(model: Any) -> None:
     assert set(one.rows.position) == {"last"}
     assert every.best_position in every.positions
     means = every.summary()
-    best = means.loc[means["mean"].idxmax()]
+    best = means.loc[means["mean"].where(means.n == len(CASES)).idxmax()]
     assert (every.best, every.best_position) == (best.layer, best.position)
     assert means.n.tolist() == (~np.isnan(every.effects)).sum(axis=0).tolist()
     with pytest.raises(ArgumentError, match="did you mean 'last'"):
@@ -380,3 +380,61 @@ def test_maps_have_metrics_ratios_and_draws_of_the_cases_that_are_there(tmp_path
             assert ratios.ratio[at] == pytest.approx(again.effects[who, at].sum() / drops.sum())
         else:
             assert np.isnan(ratios.ratio[at])
+
+
+def test_the_best_position_is_one_that_every_case_has() -> None:
+    """A token index that a single long prompt has isn't compared with means over all cases."""
+    model, cases = make_model("qwen3_moe"), make_cases(6)
+    every = mt.trace_layers(model, cases, position="all")
+    shortest = min(len(case.input_ids) for case in cases)
+    assert shortest < max(len(case.input_ids) for case in cases)
+    means = every.summary()
+    assert means["mean"].idxmax() != means["mean"].where(means.position < shortest).idxmax()
+    assert every.best_position < shortest
+    assert means.set_index(["layer", "position"]).n[every.best, every.best_position] == len(cases)
+    roles = every.roles()
+    table = roles.summary()
+    some = table[table.n == len(cases)]
+    best = some.loc[some["mean"].idxmax()]
+    assert (roles.best, roles.best_position) == (best.layer, best.position)
+    assert {"last subject", "last token"} <= set(some.position)
+
+
+def test_maps_keep_single_draws(model: Any, tmp_path: Any) -> None:
+    noise = mt.SubjectNoise(draws=3)
+    experts = mt.trace_experts(model, CASES, layer=[1, 2], position="all", noise=noise)
+    np.testing.assert_allclose(experts.by_draw.mean(axis=2), experts.effects, atol=1e-12)
+    first = mt.trace_experts(model, CASES, layer=[1, 2], position="all")
+    np.testing.assert_allclose(experts.by_draw[:, :, 0], first.effects, atol=2e-4)
+    parts = experts.variance_components()
+    own = experts.at(4).variance_components()
+    there = (parts.position == 4).to_numpy()
+    np.testing.assert_allclose(parts.within[there], own.within)
+    assert parts.n[there].tolist() == own.n.tolist()
+    experts.save(tmp_path / "map")
+    np.testing.assert_array_equal(mt.load(tmp_path / "map").by_draw, experts.by_draw)
+    short = sorted(CASES, key=lambda case: len(case.input_ids))
+    call: dict[str, Any] = {"layer": [1, 2], "position": "all", "noise": noise}
+    halves = [mt.trace_experts(model, half, **call) for half in (short[:2], short[2:])]
+    joined = mt.concat(halves).subset([case.case_id for case in CASES])
+    np.testing.assert_allclose(joined.by_draw, experts.by_draw, atol=2e-4)
+
+    layers = mt.trace_layers(model, CASES, position="all", noise=noise)
+    roles = layers.roles()
+    np.testing.assert_allclose(roles.by_draw.mean(axis=2), roles.effects, atol=1e-12)
+    last = roles.variance_components().query("position == 'last token'").set_index("layer")
+    plain = mt.trace_layers(model, CASES, noise=noise).variance_components().set_index("layer")
+    np.testing.assert_allclose(last.within[plain.index], plain.within, atol=2e-3)
+
+
+def test_draws_of_noised_values_are_against_the_clean_run(model: Any) -> None:
+    found = mt.trace_experts(model, CASES, layer=2, noise=NOISE, mode="noise")
+    np.testing.assert_allclose(found.by_draw.mean(axis=2), found.effects, atol=1e-12)
+
+
+def test_results_that_hold_means_alone_say_so(model: Any) -> None:
+    found = mt.screen_experts(model, CASES, position="all", noise=NOISE, verify=False)
+    with pytest.raises(ArgumentError, match=r"traced with 2 draws .* holds their means alone"):
+        found.variance_components()
+    with pytest.raises(ArgumentError, match="one draw of the corruption"):
+        mt.trace_layers(model, CASES).variance_components()

@@ -11,7 +11,13 @@ import transformers as tf
 
 import moetrace as mt
 from moetrace import errors
+from moetrace.engines.job import Origin, make_job
+from moetrace.engines.knockout import Ablation
+from moetrace.engines.places import all_together
+from moetrace.engines.tree import TreeEngine
+from moetrace.models.anatomy import find_anatomy
 from moetrace.models.experts import routed_call
+from moetrace.trace.experts import expert_sweeps
 from tests.engines.tiny import make_cases, make_model
 from tests.engines.wide import llama4
 from tests.weights.folders import load_plain, load_streamed, save
@@ -52,7 +58,7 @@ def test_clean_is_the_models_own(knock, model, cases):
 
 
 @pytest.mark.parametrize("ablation", ["zero", "mean", "resample", "reroute"])
-@pytest.mark.parametrize("position", ["subject_last", -2])
+@pytest.mark.parametrize("position", ["subject_last", -2, "subject", "all", lambda case: [1, -2]])
 def test_earlier_positions(model, cases, ablation, position):
     options = {"ablation": ablation, "position": position, "layers": [1, 2]}
     tree = mt.trace_knockout(model, cases, engine="tree", **options)
@@ -60,6 +66,38 @@ def test_earlier_positions(model, cases, ablation, position):
     np.testing.assert_allclose(tree.effects, plain.effects, atol=2e-4)
     np.testing.assert_array_equal(tree.clean_active, plain.clean_active)
     assert np.abs(tree.effects).max() > 1e-3
+
+
+def test_every_token_together_in_parts_and_by_name(model, cases):
+    """A case that is cut into several passes: some have no run at the first tokens."""
+    whole = mt.trace_knockout(model, cases, position="all", engine="tree")
+    assert whole.provenance["position"] == "all"
+    parts = mt.trace_knockout(model, cases, position="all", engine="tree", batch_tokens=1)
+    np.testing.assert_allclose(parts.effects, whole.effects, atol=1e-4)
+    np.testing.assert_array_equal(parts.clean_active, whole.clean_active)
+    for layer, expert in ((0, 3), (2, 6)):
+        one = mt.trace_knockout(model, cases, (layer, expert), position="all", engine="tree")
+        np.testing.assert_allclose(one.effects[:, 0], whole.effects[:, 8 * layer + expert], atol=1e-4)
+    assert whole.clean_active.mean() > 0.5
+    for engine in ("tree", "reference"):
+        curves = mt.trace_knockout(model, cases, layers=1, position="all", engine=engine)
+        first = curves.greedy(1, draws=0, shares=[1.0])
+        (best,) = curves.important(1)
+        own = curves.effects[:, best.expert]
+        np.testing.assert_allclose(first.values[1] - first.values[0], own, atol=2e-4)
+
+
+def test_rows_of_every_token_together(model, cases):
+    """A chain begins where its slot's expert can be routed to for the first time, two a token."""
+    anatomy = find_anatomy(model)
+    place = all_together(cases)
+    sweeps = expert_sweeps(anatomy, [1, 2], [place], False, Origin.NOISE)
+    ablation = Ablation("zero", lambda case: range(len(case.input_ids)))
+    job = make_job(anatomy, [], 0.0, (place,), sweeps, ablation=ablation)
+    for case in cases:
+        length = len(case.input_ids)
+        chains = sum(max(0, length - slot // 2) for slot in range(8))
+        assert TreeEngine(job).rows_of(case) == length + 1 + 2 * chains
 
 
 def test_some_experts(knock, model, cases):

@@ -110,3 +110,31 @@ def test_other_metrics_are_in_their_unit(model, cases):
     found = mt.trace_routes(model, cases, layers=[0, 1], metric="kl")
     assert " nats; " in repr(found)
     assert found.plot().get_ylabel() == "mean rescue (nats)"
+
+
+def around(case):
+    return [case.subject[0], len(case.input_ids) - 1]
+
+
+@pytest.mark.parametrize("position", ["subject", around])
+def test_several_tokens_together(model, cases, position):
+    star = mt.trace_experts(model, cases, layer=0, position=position).select(min_active=1)
+    call = {"layers": [0, 1], "experts": [star], "position": position, "noise": mt.SubjectNoise(draws=2)}
+    found = mt.trace_routes(model, cases, **call)
+    plain = mt.trace_routes(model, cases, **call, engine="reference")
+    np.testing.assert_allclose(found.effects, plain.effects, atol=3e-4)
+    np.testing.assert_allclose(found.fixed, plain.fixed, atol=3e-4)
+    assert np.abs(found.routing).max() > 0.02
+    own = {"position": position, "noise": call["noise"]}
+    layers = mt.trace_layers(model, cases, layers=[0, 1], **own)
+    np.testing.assert_allclose(found.effects[:, :2], layers.effects, atol=3e-4)
+    experts = mt.trace_experts(model, cases, layer=0, **own)
+    np.testing.assert_allclose(found.effects[:, 2], experts.effects[:, star.expert], atol=3e-4)
+    assert found.provenance["position"] == (position if position == "subject" else "around")
+    assert (found.variance_components().draws == 2).all()
+
+
+@pytest.mark.parametrize("position", ["all", ["subject", "last"]])
+def test_one_place_at_a_time(model, cases, position):
+    with pytest.raises(errors.ArgumentError, match="trace_routes once for each position"):
+        mt.trace_routes(model, cases, position=position)

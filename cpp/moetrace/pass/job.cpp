@@ -18,6 +18,10 @@ std::vector<Run> runs_of(const Job& job) {
         run.patch.experts.noised_slot = noised;
         run.patch.place = sweep.place;
         run.patch.origin = sweep.origin;
+        // Experts have their slots in the order in which tokens are first routed to them, so many at a token
+        // at most. Of a knock-out the expert has nothing to take away before. Others also take out what it
+        // gives the noised run, which may route earlier tokens to it.
+        if (job.knock_out && sweep.per_token > 0) run.skipped = slot / sweep.per_token;
         runs.push_back(run);
       }
     }
@@ -26,7 +30,7 @@ std::vector<Run> runs_of(const Job& job) {
 }
 
 tree::Fork fork_of(const Run& run, std::int64_t draw) {
-  return {run.patch.layer, draw, run.patch.place, run.patch.origin == Origin::kNoise};
+  return {run.patch.layer, draw, run.patch.place, run.patch.origin == Origin::kNoise, run.skipped};
 }
 
 }  // namespace moetrace::pass

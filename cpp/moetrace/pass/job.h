@@ -45,6 +45,7 @@ struct Sweep {
   bool of_union = false;   ///< those too that only the noised run routes to
   std::int64_t place = 0;
   Origin origin = Origin::kDenoise;
+  std::int64_t per_token = 0;  ///< a run routes one token to at most so many experts, 0 where unsaid
 };
 
 /// One trace, but for its cases: `patches` have a column each, `sweeps` a table by expert.
@@ -68,6 +69,7 @@ struct Job {
 struct Run {
   Patch patch;
   std::int64_t column = -1;  ///< among the job's patches; -1 for a run of a sweep
+  std::int64_t skipped = 0;  ///< tokens of its place, from the first on, at which it changes nothing
 };
 
 /// All runs of a job in order: its patches, then the slots of its sweeps.

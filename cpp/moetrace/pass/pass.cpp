@@ -214,15 +214,19 @@ experts::ExpertsCall::Rows Pass::rows_of_experts(std::int64_t layer,
         std::int64_t row = -1;
         for (std::size_t patch = 0; patch < runs.size(); ++patch) {
           const Patch& own = runs_[static_cast<std::size_t>(runs[patch])].patch;
-          const auto& where = shape.positions(own.place);
+          const auto where = layout_.positions(index, fork(runs[patch], draw));
           if (!std::binary_search(where.begin(), where.end(), position)) continue;
           row = layout_.row_of(index, fork(runs[patch], draw), position);
           rows.written.push_back({item, static_cast<std::int64_t>(patch),
                                   group(layer, index, draw, own.place), index, row,
                                   own.origin == Origin::kNoise});
         }
-        rows.clean.push_back(index * inside + layout_.clean_twin(index, row));
-        rows.noised.push_back(index * inside + layout_.noised_twin(index, row));
+        // No run of this part may be there; who is routed to there still says whose slots are whose.
+        const bool bare = row < 0;
+        rows.clean.push_back(index * inside +
+                             (bare ? layout_.base_row(index, -1, position) : layout_.clean_twin(index, row)));
+        rows.noised.push_back(index * inside + (bare ? layout_.base_row(index, draw, position)
+                                                     : layout_.noised_twin(index, row)));
       }
       for (const std::int64_t place : places) {
         auto& items = rows.groups[group(layer, index, draw, place)];

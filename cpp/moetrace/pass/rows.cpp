@@ -50,7 +50,7 @@ std::vector<std::int64_t> Pass::last_rows(std::int64_t count) const {
     }
     for (std::size_t run = 0; run < runs_.size(); ++run) {
       const Patch& patch = runs_[run].patch;
-      const std::int64_t first = shape.length - shape.chain(patch.place);
+      const std::int64_t first = shape.length - shape.chain(fork_of(runs_[run], 0));
       for (std::int64_t draw = 0; draw < job_.draws; ++draw) {
         positions([&](std::int64_t position) {
           if (position >= first)

@@ -1,7 +1,11 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <span>
 #include <vector>
+
+#include "moetrace/tree/fork.h"
 
 namespace moetrace::tree {
 
@@ -19,8 +23,16 @@ struct CaseShape {
   /// Where a place is in this case. Throws std::out_of_range for a place that no case has.
   const Positions& positions(std::int64_t place) const { return places.at(static_cast<std::size_t>(place)); }
   bool has(std::int64_t place) const { return !positions(place).empty(); }
-  /// Rows of a fork: the first patched token of its place and everything after it; none where it is absent.
-  std::int64_t chain(std::int64_t place) const { return has(place) ? length - positions(place).front() : 0; }
+  /// The tokens of its place that a fork patches: all but those that it skips.
+  std::span<const std::int64_t> patched(const Fork& fork) const {
+    const std::span<const std::int64_t> all(positions(fork.place));
+    return all.subspan(std::min(all.size(), static_cast<std::size_t>(fork.skipped)));
+  }
+  /// Rows of a fork: the first of these tokens and everything after it; none where it has none.
+  std::int64_t chain(const Fork& fork) const {
+    const auto tokens = patched(fork);
+    return tokens.empty() ? 0 : length - tokens.front();
+  }
   /// Rows of the clean and of each noised branch.
   std::int64_t branch() const noexcept { return length - subject_start; }
 };

@@ -23,7 +23,7 @@ Part part_of(const Runs& runs, std::int64_t begin, std::int64_t end) {
 
 std::int64_t rows_of(const CaseShape& shape, Part runs, std::int64_t branches) {
   std::int64_t rows = shape.subject_start + (branches + 1) * shape.branch();
-  for (const Fork& run : runs) rows += branches * shape.chain(run.place);
+  for (const Fork& run : runs) rows += branches * shape.chain(run);
   return rows;
 }
 
@@ -32,7 +32,7 @@ std::int64_t cost_of(const CaseShape& shape, Part runs, std::int64_t branches, s
   const std::int64_t rows = rows_of(shape, runs, branches);
   if (join == Join::kStart) return rows;
   std::int64_t absent = 0;
-  for (const Fork& run : runs) absent += run.layer * shape.chain(run.place) * branches;
+  for (const Fork& run : runs) absent += run.layer * shape.chain(run) * branches;
   return std::max(up(rows * layers - absent, layers), up(rows, 4));
 }
 

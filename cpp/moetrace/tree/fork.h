@@ -12,6 +12,8 @@ struct Fork {
   std::int64_t draw = 0;
   std::int64_t place = 0;
   bool from_clean = false;  ///< leaves from the clean run; its draw says whose noised values it may take
+  /// Tokens of the place, from its first on, at which nothing can differ: the chain begins behind them.
+  std::int64_t skipped = 0;
 };
 
 }  // namespace moetrace::tree

@@ -9,7 +9,7 @@ Layout::Layout(const std::vector<CaseShape>& cases, const std::vector<Fork>& for
                std::int64_t layers, Join join)
     : plan_(make_plan(cases, forks, branches, layers)), join_(join) {
   shapes_ = cases;
-  for (const Fork& fork : forks) places_.push_back(fork.place);
+  forks_ = forks;
 }
 
 std::int64_t Layout::start_rows() const noexcept {
@@ -48,8 +48,8 @@ std::vector<std::int64_t> Layout::forks(std::int64_t end) const {
   return found;
 }
 
-const Positions& Layout::positions(std::int64_t index, std::int64_t fork) const {
-  return shapes_.at(static_cast<std::size_t>(index)).positions(places_.at(static_cast<std::size_t>(fork)));
+std::span<const std::int64_t> Layout::positions(std::int64_t index, std::int64_t fork) const {
+  return shapes_.at(static_cast<std::size_t>(index)).patched(forks_.at(static_cast<std::size_t>(fork)));
 }
 
 std::int64_t Layout::row_of(std::int64_t index, std::int64_t fork, std::int64_t position) const {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "moetrace/tree/plan.h"
@@ -39,8 +40,8 @@ class Layout {
 
   /// Base rows that rows begin to end of each case are copies of, case by case.
   std::vector<std::int64_t> sources(std::int64_t begin, std::int64_t end) const;
-  /// Where the place of a fork is in a case; nowhere where the case doesn't have it.
-  const Positions& positions(std::int64_t index, std::int64_t fork) const;
+  /// Where a fork patches a case: the tokens of its place; nowhere where the case doesn't have it.
+  std::span<const std::int64_t> positions(std::int64_t index, std::int64_t fork) const;
   /// Of each case the forks that its first `end` rows belong to, case by case; -1 for base rows and padding.
   std::vector<std::int64_t> forks(std::int64_t end) const;
   /// The row of a fork that stands at a position of a case, at or behind the first that is patched.
@@ -57,7 +58,7 @@ class Layout {
   Plan plan_;
   Join join_;
   std::vector<CaseShape> shapes_;
-  std::vector<std::int64_t> places_;  ///< of each fork
+  std::vector<Fork> forks_;
 };
 
 }  // namespace moetrace::tree

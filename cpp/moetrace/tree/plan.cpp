@@ -22,6 +22,7 @@ void check_forks(const std::vector<Fork>& forks, std::int64_t branches, std::int
       throw std::invalid_argument("fork of noised branch " + std::to_string(fork.draw) + " of " +
                                   std::to_string(branches));
     }
+    if (fork.skipped < 0) throw std::invalid_argument("a fork that skips fewer than no tokens");
     if (fork.place < 0 || fork.place >= places) {
       throw std::invalid_argument("fork at place " + std::to_string(fork.place) + " of " +
                                   std::to_string(places));
@@ -72,7 +73,7 @@ void fill_base(Plan& plan, std::int64_t index, const CaseShape& shape, const Cas
 
 void fill_fork(Plan& plan, std::int64_t index, const CaseShape& shape, const CaseRows& where,
                std::int64_t given, const Fork& fork) {
-  for (std::int64_t position = shape.length - shape.chain(fork.place); position < shape.length; ++position) {
+  for (std::int64_t position = shape.length - shape.chain(fork); position < shape.length; ++position) {
     const std::int64_t row = plan.fork_last(given) - (shape.length - 1 - position);
     const auto at = static_cast<std::size_t>(index * plan.rows + row);
     plan.position[at] = position;
@@ -84,15 +85,11 @@ void fill_fork(Plan& plan, std::int64_t index, const CaseShape& shape, const Cas
   }
 }
 
-/// Of each place the longest chain of any case.
-std::vector<std::int64_t> longest_chains(const std::vector<CaseShape>& cases) {
-  std::vector<std::int64_t> found(cases[0].places.size(), 0);
-  for (const CaseShape& shape : cases) {
-    for (std::size_t place = 0; place < found.size(); ++place) {
-      found[place] = std::max(found[place], shape.chain(static_cast<std::int64_t>(place)));
-    }
-  }
-  return found;
+/// The longest chain of a fork in any case.
+std::int64_t longest_chain(const std::vector<CaseShape>& cases, const Fork& fork) {
+  std::int64_t longest = 0;
+  for (const CaseShape& shape : cases) longest = std::max(longest, shape.chain(fork));
+  return longest;
 }
 
 /// A padding row of a fork needs some base row to be copied from; any will do, since nothing reads it.
@@ -130,7 +127,6 @@ Plan make_plan(const std::vector<CaseShape>& cases, const std::vector<Fork>& for
   std::stable_sort(order.begin(), order.end(), [&](std::int64_t a, std::int64_t b) {
     return forks[static_cast<std::size_t>(a)].layer < forks[static_cast<std::size_t>(b)].layer;
   });
-  const auto chains = longest_chains(cases);
   plan.fork_start_.resize(forks.size());
   plan.chains_.resize(forks.size());
   plan.rows_at_layer.assign(static_cast<std::size_t>(layers), 0);
@@ -138,7 +134,7 @@ Plan make_plan(const std::vector<CaseShape>& cases, const std::vector<Fork>& for
   for (const std::int64_t which : order) {
     const auto given = static_cast<std::size_t>(which);
     plan.fork_start_[given] = plan.rows;
-    plan.chains_[given] = chains[static_cast<std::size_t>(forks[given].place)];
+    plan.chains_[given] = longest_chain(cases, forks[given]);
     plan.rows += plan.chains_[given];
     plan.rows_at_layer[static_cast<std::size_t>(forks[given].layer)] = plan.rows - plan.base_rows;
   }

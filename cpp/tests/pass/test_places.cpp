@@ -261,7 +261,9 @@ TEST_CASE("the last rows of every run are those of its prompt's final tokens, or
       const Patch* patch = given < 0 ? nullptr : &pass.runs()[static_cast<std::size_t>(given / kDraws)].patch;
       const std::int64_t draw = given < 0 ? static_cast<std::int64_t>(run) - 1 : given % kDraws;
       const bool from_clean = patch != nullptr && patch->origin == Origin::kNoise;
-      const std::int64_t chain = patch == nullptr ? 0 : shape.chain(patch->place);
+      const std::int64_t chain =
+          patch == nullptr ? 0
+                           : shape.chain(fork_of(pass.runs()[static_cast<std::size_t>(given / kDraws)], 0));
       for (std::int64_t back = 0; back < count; ++back, ++row) {
         CAPTURE(run);
         CAPTURE(back);

@@ -116,7 +116,26 @@ TEST_CASE("a fork goes on from the run that it leaves") {
   }
 }
 
+TEST_CASE("a fork that skips tokens of its place begins behind them") {
+  // Two places: all tokens, and the first two of the subject.
+  const std::vector<CaseShape> cases = {{5, 4, 5, {{0, 1, 2, 3, 4}, {1, 2}}}, {3, 2, 3, {{0, 1, 2}, {0, 1}}}};
+  const Plan plan = make_plan(
+      cases,
+      {{0, 0, 0, true}, {0, 0, 0, true, 2}, {0, 0, 0, true, 4}, {0, 0, 1, true, 1}, {0, 0, 1, true, 2}}, 1,
+      1);
+  const std::int64_t chains[] = {5, 3, 1, 3, 0};
+  for (std::int64_t fork = 0; fork < 5; ++fork) CHECK(plan.chain(fork) == chains[fork]);
+  CHECK(cell(plan, plan.position, 0, plan.fork_start(1)) == 2);
+  CHECK(cell(plan, plan.position, 0, plan.fork_start(3)) == 2);
+  CHECK(cell(plan, plan.position, 1, plan.fork_last(1)) == 2);  // its third token is its last
+  CHECK(cell(plan, plan.branch, 1, plan.fork_start(1)) == kPadding);
+  CHECK(cell(plan, plan.branch, 1, plan.fork_last(2)) == kPadding);  // it has no fifth
+  CHECK(cases[0].patched({0, 0, 0, true, 3}).size() == 2);
+  CHECK(cases[1].patched({0, 0, 0, true, 3}).empty());
+}
+
 TEST_CASE("what doesn't fit is refused") {
+  CHECK_THROWS_AS(make_plan({{4, 1, 2, {{3}}}}, {{0, 0, 0, true, -1}}, 1, 1), std::invalid_argument);
   CHECK_THROWS_AS(make_plan({}, {}, 1, 1), std::invalid_argument);
   CHECK_THROWS_AS(make_plan({{4, 1, 2, {{3}}}}, {}, 0, 1), std::invalid_argument);
   CHECK_THROWS_AS(make_plan({{4, 1, 2, {{3}}}}, {{1, 0}}, 1, 1), std::invalid_argument);

@@ -38,6 +38,7 @@ Examples:
   moetrace run ./model --cases facts.csv --out runs/mine --preset quick
   moetrace run ./model --cases runs/mine/usable.json --out runs/again \\
       --noise-scale 2 --scales 1,2,3 --set min_active=0.25
+  moetrace run ./model --cases facts.csv --out runs/swapped --corruption swap
 
 The same command goes on with a run that was stopped."""
 
@@ -170,10 +171,11 @@ def plan(
     ],
     cases: Annotated[str, typer.Option(metavar="FILE", help="As of moetrace run.")],
     what: Annotated[
-        str, typer.Option(metavar="protocol|layers|experts|select", help="What is planned.")
+        str, typer.Option(metavar="protocol|layers|experts|knockout|select", help="What is planned.")
     ] = "protocol",
     layers: Annotated[
-        str | None, typer.Option(metavar="N,N,…", help="Of layers and experts: which; all by default.")
+        str | None,
+        typer.Option(metavar="N,N,…", help="Of layers, experts, knockout: which; all by default."),
     ] = None,
     usable: Annotated[float, typer.Option(metavar="X", help="Share of scanned cases that is usable.")] = 0.5,
     stream: Annotated[

@@ -25,7 +25,8 @@ GROUPS: dict[str, dict[str, tuple[str, str]]] = {
         "final_subject": ("drop|keep", "Prompts that end with the subject."),
         "foil": ("none|relation", "The record's own foil, or another object of its relation."),
     },
-    "Noise": {
+    "Corruption": {
+        "corruption": ("noise|mean|zero|uniform|swap", "What becomes of the subject in the noised run."),
         "noise_scale": ("X", "In standard deviations of the embeddings."),
         "noise_seed": ("N", "Seed; each case adds its id."),
         "noise_draws": ("N", "Draws of each case."),

@@ -13,6 +13,7 @@ from moetrace.planning.blueprint import as_model_name, config_of
 from moetrace.planning.plan import plan
 from moetrace.planning.result import Plan
 from moetrace.planning.stages import WHATS
+from moetrace.protocol.corruption import corruption_of
 from moetrace.protocol.run import made_cases
 from moetrace.protocol.settings import Settings
 
@@ -27,8 +28,10 @@ def planned(
     config_of(as_model_name(model))  # before records are read
     found = read_cases(source, given)
     cases = found if isinstance(found, CaseSet) else made_cases(found, read_tokenizer(model), settings)
+    corruption = None if what == "knockout" else corruption_of(settings, None, cases)
     common: dict[str, Any] = {
-        "noise": settings.noise, "engine": settings.engine, "readout": settings.readout,
+        "corruption": corruption, "compute_dtype": settings.compute_dtype,
+        "engine": settings.engine, "readout": settings.readout,
         "batch_tokens": settings.batch_tokens, "n": settings.n, "seed": settings.seed, "settings": settings,
         "final_subject": "keep" if settings.final_subject == "keep" else "refuse",
     }  # fmt: skip

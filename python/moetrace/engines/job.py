@@ -130,12 +130,11 @@ class Job:
         return _core.CaseShape(len(case.input_ids), *self.apart(case), self.tokens_of(case))
 
     def apart(self, case: Case) -> tuple[int, int]:
-        """Where the clean and the other runs part: the subject, or where nothing is corrupted the first
-        patched token (the other run is then the clean one again)."""
+        """Where the clean and the other runs part: the subject, or where nothing is corrupted the final token
+        (the other run is then the clean one again)."""
         if self.ablation is None:
             return case.subject
-        places = [own[0] for own in self.tokens_of(case) if own]
-        return min(places, default=len(case.input_ids) - 1), len(case.input_ids)
+        return len(case.input_ids) - 1, len(case.input_ids)
 
 
 def make_job(

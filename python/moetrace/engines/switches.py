@@ -15,10 +15,12 @@ import numpy as np
 import torch
 
 from moetrace._native import _core
+from moetrace.cases.forced import asked_of
 from moetrace.engines.clean_contributions import of_one_length, plain_inputs, run_all, tokens_at
 from moetrace.engines.job import Job, hook_error
 from moetrace.engines.plain_forwards import with_first
-from moetrace.metrics import LOGIT_DIFF, Metric, Reading
+from moetrace.engines.switched_sequences import Sequences, forced_tokens
+from moetrace.metrics import Metric, Reading
 from moetrace.models.experts import routed_call
 from moetrace.models.forward import read_metrics
 from moetrace.models.router import MaskedRouters
@@ -39,7 +41,8 @@ class Off:
 
 @dataclass(frozen=True)
 class Found:
-    """Of each run the job's metrics (metrics, runs), and the model's first choice of a token (runs,)."""
+    """Of each run the job's metrics (metrics, runs), and the model's first choice of a token behind the
+    prompt (runs,)."""
 
     values: np.ndarray
     top: np.ndarray
@@ -48,6 +51,14 @@ class Found:
 def switch_off(job: Job, runs: Sequence[Off]) -> Found:
     """Run every case with its experts off, as ``job.ablation`` says. The model must be prepared."""
     assert job.ablation is not None
+    if any(run.case.several_tokens for run in runs):
+        sequences = Sequences.of(job, runs)
+        found = _with_clean(sequences.job, sequences.runs)
+        return Found(sequences.values(job, found.values), found.top[sequences.true])
+    return _with_clean(job, runs)
+
+
+def _with_clean(job: Job, runs: Sequence[Off]) -> Found:
     if any(metric.needs_clean for metric in job.metrics):
         job = replace(job, metrics=_beside_clean(job, runs))
     return _switch_off(job, runs)
@@ -67,7 +78,7 @@ def _beside_clean(job: Job, runs: Sequence[Off]) -> tuple[Metric, ...]:
         return metric.of(replace(given, clean=kept[given.case.case_id]))
 
     cases = {run.case.case_id: run.case for run in runs}
-    keeping = replace(job, metrics=(LOGIT_DIFF, Metric("clean logits", "logits", keep)))
+    keeping = replace(job, metrics=(job.metrics[0], Metric("clean logits", "logits", keep)))
     _switch_off(keeping, [Off(case, {}) for case in cases.values()])
     return tuple(
         replace(metric, needs_clean=False, of=partial(of, metric)) if metric.needs_clean else metric
@@ -77,14 +88,16 @@ def _beside_clean(job: Job, runs: Sequence[Off]) -> tuple[Metric, ...]:
 
 def _switch_off(job: Job, runs: Sequence[Off]) -> Found:
     assert job.ablation is not None
-    numbered = list(enumerate(runs))
-    batches = [*of_one_length(numbered, lambda one: len(one[1].case.input_ids))]
+    batches: list[list[tuple[int, Off]]] = []
+    for forced in sorted({forced_tokens(run) for run in runs}):
+        own = [(index, run) for index, run in enumerate(runs) if forced_tokens(run) == forced]
+        batches += of_one_length(own, lambda one: len(one[1].case.input_ids))
     tasks = [partial(_Forward(job, [own for _, own in batch]).run) for batch in batches]
     found = run_all(job.anatomy, tasks, together=job.ablation.kind != "reroute")
     values, top = np.empty((len(job.metrics), len(runs))), np.empty(len(runs), np.int64)
-    for batch, (own, first) in zip(batches, found, strict=True):
+    for batch, (measured, first) in zip(batches, found, strict=True):
         places = [index for index, _ in batch]
-        values[:, places], top[places] = own, first
+        values[:, places], top[places] = measured, first
     return Found(values, top)
 
 
@@ -97,6 +110,7 @@ class _Forward:
         self._anatomy = job.anatomy
         self._cases = [run.case for run in runs]
         self._length = len(self._cases[0].input_ids)
+        self._forced = forced_tokens(runs[0])
         self._layers = sorted({layer for run in runs for layer in run.experts})
         self._calls: dict[int, int] = {}
         self._added: dict[int, torch.Tensor] = {}
@@ -135,7 +149,8 @@ class _Forward:
 
     def _keep_head(self, _module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = args[0] if args else next(iter(kwargs.values()))
-        self._head = hidden[:, -1:].clone()
+        place = hidden.shape[1] - 1 - self._forced
+        self._head = hidden[:, place : place + 1].clone()
 
     def _off(self, layer: int) -> torch.Tensor:
         """bool (rows, experts): which experts are off at which token of the batch."""
@@ -190,7 +205,7 @@ class _Forward:
         found = torch.zeros(len(off), width, dtype=torch.float64)
         for row, place in off.nonzero().tolist():
             case, token = self._cases[row // self._length], row % self._length
-            instead = self._ablation.replacement(case, layer, token, int(index[row, place]))
+            instead = self._ablation.replacement(asked_of(case), layer, token, int(index[row, place]))
             if instead is not None:
                 found[row] += instead
         return found

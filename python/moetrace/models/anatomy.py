@@ -29,6 +29,7 @@ from moetrace.models.wrappers import unwrap
 from moetrace.weights import source_of
 from moetrace.weights.stored import execution_devices, has_other_forward, offloaded_names
 from moetrace.weights.tensors import NUMBERS
+from moetrace.weights.walk import walk
 
 LAYER_LISTS = ("layers", "h", "blocks", "block", "decoder_layers")
 # longcat_flash has one layer for every two that it counts in the first.
@@ -210,7 +211,7 @@ def look_over(model: Any) -> Anatomy:
     _refuse_encoders(model, config)
     embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
     layers = _find_layers(model, config, embedding)
-    names = {module: name for name, module in model.named_modules()}
+    names = walk(model)
     found = [_find_site(index, layer, names) for index, layer in enumerate(layers)]
     sites = tuple(None if site is None else replace(site, apart=_is_apart(model, site)) for site in found)
     _refuse_unknown_experts(model, config, layers, sites)
@@ -249,7 +250,7 @@ def _refuse_encoders(model: nn.Module, config: Any) -> None:
         )
     said = {
         type(module).__name__: value
-        for module in list(model.modules())[1:]
+        for module in list(walk(model))[1:]
         for value in (getattr(module, "is_causal", None), getattr(module, "is_decoder", None))
         if isinstance(value, bool)
     }
@@ -276,13 +277,17 @@ def _refuse_absent_weights(model: nn.Module) -> None:
     """ModelError for weights on the meta device that nothing brings into memory during a forward."""
     if source_of(model) is not None:
         return
-    brought = {
-        f"{path}.{name}" if path else name
-        for path, module in model.named_modules()
-        for name in offloaded_names(module)
-    }
-    for name, weight in (*model.named_parameters(), *model.named_buffers()):
-        if weight.is_meta and name not in brought:
+    modules = walk(model)
+    heads = {module: f"{path}." if path else "" for module, path in modules.items()}
+    brought = {heads[module] + name for module in modules for name in offloaded_names(module)}
+    weights = (
+        (heads[module] + name, weight)
+        for module in modules
+        for name, weight in (*module._parameters.items(), *module._buffers.items())
+        if weight is not None and weight.is_meta
+    )
+    for name, _ in weights:
+        if name not in brought:
             raise ModelError(
                 f"{type(model).__name__}: {name} is on the meta device and holds no values; load the "
                 "checkpoint into memory (load_model, or from_pretrained without init_empty_weights)"
@@ -295,7 +300,7 @@ def _find_layers(model: nn.Module, config: Any, embedding: nn.Module | None) -> 
     The list beside the embedding goes first: a vision tower may have as many layers under the same name.
     """
     counts = [x for x in (getattr(config, name, None) for name in LAYER_COUNTS) if isinstance(x, int)]
-    names: dict[nn.Module, str] = {module: name for name, module in model.named_modules()}
+    names = walk(model)
 
     def owner(module: nn.Module) -> str:
         return names[module].rpartition(".")[0]
@@ -359,7 +364,7 @@ def _refuse_unknown_experts(
     model: nn.Module, config: Any, layers: tuple[nn.Module, ...], sites: tuple[LayerSite | None, ...]
 ) -> None:
     for layer in layers:
-        for module in layer.modules():
+        for module in walk(layer):
             if type(module).__name__.endswith("CDMoE"):
                 raise TokenMixingError(
                     f"{type(model).__name__}: the router of {type(module).__name__} views its output across "

@@ -23,6 +23,7 @@ from moetrace.weights.offloaded import sourced
 from moetrace.weights.stored import offloaded_modules
 from moetrace.weights.tensors import few_entries as few_entries
 from moetrace.weights.tensors import is_coded, parts_of
+from moetrace.weights.walk import walk
 
 _IMPLEMENTATIONS = ("_attn_implementation_internal", "_experts_implementation_internal")
 TREE_ATTENTION = ("sdpa", "eager")
@@ -35,7 +36,7 @@ _shared: dict[int, _Shared] = {}  # of each configuration in use
 def configs_of(model: nn.Module) -> list[Any]:
     """Every configuration object that a module of the model reads, each once."""
     found: dict[int, Any] = {}
-    for module in model.modules():
+    for module in walk(model):
         config = getattr(module, "config", None)
         if config is not None and hasattr(config, "_attn_implementation_internal"):
             found[id(config)] = config
@@ -57,7 +58,7 @@ def fingerprint(module: nn.Module) -> tuple[Any, ...]:
             elsewhere[id(holder), leaf] = own.identity(name)
     weights = tuple(
         elsewhere.get((id(holder), leaf)) or _weight_state(stored(weight))
-        for child in module.modules()
+        for child in walk(module)
         for holder in (child._parameters, child._buffers)
         for leaf, weight in holder.items()
         if weight is not None
@@ -70,7 +71,7 @@ def fingerprint(module: nn.Module) -> tuple[Any, ...]:
             id(vars(child).get("forward")),
             id(type(child).forward),
         )
-        for child in module.modules()
+        for child in walk(module)
     )
     return weights, hooks
 
@@ -127,7 +128,7 @@ def prepared(model: nn.Module) -> Iterator[None]:
     with by_one_thread(model), placed(model, layers), sourced(model, layers), explained(model):
         device = next((weight.device.type for weight in model.parameters() if not weight.is_meta), "cpu")
         try:
-            for module in model.modules():
+            for module in walk(model):
                 if module.training:
                     changes.attribute(module, "training", False)
                 if getattr(module, "_compiled_call_impl", None) is not None:
@@ -155,7 +156,7 @@ def is_tracing() -> bool:
 
 def _settings(model: nn.Module) -> Iterator[tuple[Any, str, Any]]:
     """Configuration objects, and what of them has to be other during a trace."""
-    sdpa = all(getattr(m, "_supports_sdpa", True) for m in model.modules() if hasattr(m, "_supports_sdpa"))
+    sdpa = all(getattr(m, "_supports_sdpa", True) for m in walk(model) if hasattr(m, "_supports_sdpa"))
     double = any(weight.dtype is torch.float64 for weight in model.parameters())
     coded = any(weight.dim() == 3 and is_coded(weight) for weight in model.parameters())
     for config in configs_of(model):
@@ -216,7 +217,7 @@ def by_one_thread(model: nn.Module) -> Iterator[None]:
 
     What counts are modules: a wrapper, or a model that shares layers with another, is the same model here.
     """
-    thread, modules = threading.get_ident(), list(model.modules())
+    thread, modules = threading.get_ident(), list(walk(model))
     marked: list[nn.Module] = []
 
     def unmark() -> None:

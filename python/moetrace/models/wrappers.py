@@ -10,6 +10,7 @@ from torch import nn
 
 from moetrace.arguments import shown
 from moetrace.errors import ModelError, WrappedModelError, WrapperWarning
+from moetrace.weights.walk import walk
 
 _told: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
@@ -29,7 +30,7 @@ def unwrap(model: Any) -> tuple[Any, tuple[str, ...]]:
     if not isinstance(model, nn.Module):
         raise _no_model(model)
     _refuse_sharded(model)
-    for name, module in model.named_modules():
+    for module, name in walk(model).items():
         if _is_compiled(module):
             raise WrappedModelError(
                 f"{type(model).__name__}: {name} was replaced by what torch.compile returned, in which hooks "
@@ -80,10 +81,10 @@ def _is_compiled(module: nn.Module) -> bool:
 
 def _refuse_sharded(model: nn.Module) -> None:
     """WrappedModelError for weights that a training framework has cut up."""
-    for module in model.modules():
+    for module in walk(model):
         kinds = {kind.__name__ for kind in type(module).__mro__}
         framework = next((name for kind, name in _SHARDING.items() if kind in kinds), None)
-        partitioned = any(hasattr(weight, "ds_id") for weight in module.parameters(recurse=False))
+        partitioned = any(hasattr(weight, "ds_id") for weight in module._parameters.values())
         if framework or partitioned:
             raise WrappedModelError(
                 f"{type(model).__name__} is sharded by {framework or 'DeepSpeed ZeRO-3'}, whose own hooks "

@@ -26,6 +26,7 @@ from moetrace.pipeline.router import RouterForward, Watcher
 from moetrace.pipeline.routing import linear_call
 from moetrace.pipeline.sites import router_width
 from moetrace.pipeline.tokens import Call, Tokens, forward_of, read_call
+from moetrace.weights.walk import walk
 
 
 class ForwardScope:
@@ -63,7 +64,7 @@ class ForwardScope:
             stack.enter_context(by_one_thread(model))
             changes = Changes()
             stack.callback(changes.undo)
-            for module in model.modules():
+            for module in walk(model):
                 if getattr(module, "_compiled_call_impl", None) is not None:
                     changes.attribute(module, "_compiled_call_impl", None)
             hooks = stack.enter_context(_core.HookScope())
@@ -179,7 +180,7 @@ def _scale(site: LayerSite, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fl
 def _decoder_of(anatomy: Anatomy) -> nn.Module:
     """The module that holds the decoder layers: it is what every forward passes, a bare decoder's too."""
     first = anatomy.layers[0]
-    for module in anatomy.model.modules():
+    for module in walk(anatomy.model):
         for child in module.children():
             if isinstance(child, nn.ModuleList) and len(child) and child[0] is first:
                 return module

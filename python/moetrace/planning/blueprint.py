@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import nn
 from moetrace.arguments import as_choice, as_path, shown
 from moetrace.errors import ModelError
 from moetrace.models.anatomy import Anatomy, look_over
+from moetrace.models.float32 import HALF
 from moetrace.models.load import HUB_ID
 from moetrace.planning.sizes import ModelSize, size_of
 
@@ -57,6 +58,17 @@ def blueprint_of(model: Any, dtype: str = "auto") -> Blueprint:
     skeleton = skeleton_of(config_of(name), None if dtype == "auto" else DTYPES[dtype])
     anatomy = look_over(skeleton)
     return Blueprint(anatomy, size_of(anatomy), name, _dtype(anatomy), False, _folder(name))
+
+
+def computed_in(blueprint: Blueprint, compute_dtype: str | None) -> Blueprint:
+    """The same in the dtype that a trace computes in: half-precision weights count in float32 then.
+
+    Sizes stay those of the weights themselves.
+    """
+    if compute_dtype is None or blueprint.dtype not in HALF:
+        return blueprint
+    wide = look_over(skeleton_of(blueprint.anatomy.config, DTYPES[compute_dtype]))
+    return replace(blueprint, anatomy=wide, dtype=DTYPES[compute_dtype], loaded=False)
 
 
 def _of_memory(model: nn.Module) -> Blueprint:

@@ -139,7 +139,7 @@ def _trace(model: nn.Module, blueprint: Blueprint, stage: Stage, batch: Batch, e
     cases = [_small(case, place, anatomy.vocab_size) for place, case in enumerate(batch.cases)]
     runs = len(job.runs)
     if engine != "reference":  # those of the largest part of a case that is cut
-        runs = (max(own.read for own in batch.forwards) - 1) // job.draws - 1
+        runs = (max(own.runs for own in batch.forwards) - 1) // job.draws - 1
     sweeps: list[Sweep] = []
     if stage.swept and anatomy.sites[0] is not None and anatomy.sites[0].experts is not None:
         sweeps = [Sweep(layer, top_k_of(anatomy.config), job.sweeps[0].of_union) for layer in (0, 1)]

@@ -15,7 +15,10 @@ from typing_extensions import Unpack
 from moetrace._native import _core
 from moetrace.arguments import as_choice, as_count, as_flag, as_number, as_seed, known_names, refuse_type
 from moetrace.cases import CaseSet, as_case_set, validate_cases
-from moetrace.planning.blueprint import Blueprint, blueprint_of
+from moetrace.cases.forced import asked_of
+from moetrace.corruptions import SwapSubject
+from moetrace.metrics import check_foils, check_single
+from moetrace.planning.blueprint import Blueprint, blueprint_of, computed_in
 from moetrace.planning.memory import peak_memory
 from moetrace.planning.result import Plan
 from moetrace.planning.speed import Estimate, estimate
@@ -24,12 +27,15 @@ from moetrace.planning.stages import (
     Stage,
     bare_job,
     experts_stage,
+    forced,
+    knockout_stage,
     layers_stage,
     protocol_stages,
-    refuse_position,
+    refuse_options,
     select_stage,
 )
 from moetrace.planning.work import Batch, batches_of, head_flops, layer_flops, layer_rows
+from moetrace.protocol.corruption import corruption_of
 from moetrace.protocol.lengths import within_positions
 from moetrace.protocol.settings import Settings
 from moetrace.trace.budget import resolve_budget
@@ -42,7 +48,7 @@ if TYPE_CHECKING:
     from moetrace.cases import Case
 
 
-@partial(shows_options, without=("metric", "progress", "out", "mode"))
+@partial(shows_options, without=("progress", "out"))
 def plan(
     model: nn.Module | str | os.PathLike[str],
     cases: Sequence[Case] | CaseSet,
@@ -68,9 +74,10 @@ def plan(
         model: A model in memory; or a folder or hub id, of which the config alone is read: the weights
             needn't be there.
         cases: As the trace takes them. For "select" and "protocol": what the selection scans.
-        what: "layers" (:func:`moetrace.trace_layers`), "experts" (:func:`moetrace.trace_experts`), "select"
+        what: "layers" (:func:`moetrace.trace_layers`), "experts" (:func:`moetrace.trace_experts`), "knockout"
+            (:func:`moetrace.trace_knockout` with ``ablation="zero"``), "select"
             (:func:`moetrace.select_cases`) or "protocol" (:func:`moetrace.run_protocol`).
-        layers: Of "layers" and "experts", as they take it.
+        layers: Of "layers", "experts" and "knockout", as they take it.
         settings: Of "protocol": its Settings, a preset's name, or a mapping of settings.
         n, seed: Of "select", as it takes them.
         usable: Share of the scanned cases that is usable: what a selection finds isn't known before. For the
@@ -81,7 +88,9 @@ def plan(
             stream=True)``); of a model that is loaded so they do.
         timed: Time one micro-batch in a layer of this shape, with its own weights where it is in memory, else
             with random ones, for ``.seconds``.
-        **options: The common arguments of :func:`moetrace.trace_layers` that change what is run.
+        **options: The common arguments of :func:`moetrace.trace_layers` that change what is run: a
+            ``metric`` of the whole vocabulary reads the whole head for every run, ``compute_dtype`` takes
+            memory for float32 beside the weights.
 
     Returns:
         A :class:`Plan`. Rows and operations are those of the trace itself; the checks of its engine come
@@ -91,10 +100,11 @@ def plan(
 
     Raises:
         ModelError: The folder or hub id has no config, or none of a causal language model.
-        ArgumentError, CaseError: As the trace.
+        ArgumentError, CaseError: As the trace; ArgumentError for an argument that it doesn't have.
     """
     common = checked(dict(options), plan)
     what = as_choice(what, "what", WHATS)
+    refuse_options(what, options)
     n, share = as_count(n, "n"), as_number(usable, "usable", 0.001, 1)
     seed = None if seed is None else as_seed(seed)
     stream, timed = as_flag(stream, "stream"), as_flag(timed, "timed")
@@ -103,32 +113,41 @@ def plan(
     blueprint = blueprint_of(model, dtype)
     case_set = as_case_set(cases)
     if what == "protocol":
-        common |= {
-            "corruption": chosen.noise, "engine": chosen.engine, "readout": chosen.readout,
-            "batch_tokens": chosen.batch_tokens,
-        }  # fmt: skip
         case_set = within_positions(case_set, blueprint.anatomy.positions)
-    final_subject: Any = "keep" if what in ("select", "protocol") else common["final_subject"]
+        given = settings.get("corruption") if isinstance(settings, Mapping) else None
+        common |= {
+            "corruption": corruption_of(chosen, given, case_set, blueprint.anatomy.model),
+            "engine": chosen.engine, "readout": chosen.readout, "batch_tokens": chosen.batch_tokens,
+            "compute_dtype": chosen.compute_dtype,
+        }  # fmt: skip
+    if what in ("select", "protocol") and isinstance(common["corruption"], SwapSubject):
+        case_set = common["corruption"].usable(case_set)
+    final_subject: Any = common["final_subject"] if what in ("layers", "experts") else "keep"
     validate_cases(case_set, blueprint.anatomy.vocab_size, final_subject, blueprint.anatomy.positions)
+    check_foils(common["metric"].metrics, case_set)
+    check_single(common["metric"].metrics, case_set)
     common["corruption"].check(case_set)
-    job = bare_job(blueprint.anatomy, common, case_set, what)
-    if what in ("select", "protocol"):
-        refuse_position(common)
+    working = computed_in(blueprint, common["compute_dtype"])
+    job = bare_job(working.anatomy, common, case_set, what)
     if what == "layers":
         stages = [layers_stage(job, case_set, layers)]
     elif what == "experts":
         stages = [experts_stage(job, case_set, layers)]
+    elif what == "knockout":
+        stages = [knockout_stage(job, case_set, layers)]
     elif what == "select":
         stages = [select_stage(job, case_set, n, share, seed, stream)]
     else:
         stages = protocol_stages(job, case_set, chosen, share, stream)
-    budget = resolve_budget(common["batch_tokens"], blueprint.anatomy)
-    laid = _Laid(blueprint, stages, common["engine"], budget)
-    found = estimate(blueprint, laid.stages, laid.batches, laid.engine, stream) if timed else None
+    stages = [forced(stage) for stage in stages]
+    budget = resolve_budget(common["batch_tokens"], working.anatomy)
+    laid = _Laid(stages, common["engine"], budget, wide=working.dtype != blueprint.dtype)
+    found = estimate(working, laid.stages, laid.batches, laid.engine, stream) if timed else None
     if found is not None and (found.engine, found.join) != (laid.engine, laid.join):
-        laid = _Laid(blueprint, stages, found.engine, budget, found.join)
-        found = estimate(blueprint, laid.stages, laid.batches, laid.engine, stream)
-    return _plan(blueprint, what, laid, found, stream, share)
+        laid = _Laid(stages, found.engine, budget, found.join, laid.wide)
+        found = estimate(working, laid.stages, laid.batches, laid.engine, stream)
+    memory = peak_memory(blueprint, working, laid.stages, laid.batches, stream)
+    return _plan(blueprint, what, laid, found, stream, share, memory)
 
 
 def _settings(given: Any) -> Settings:
@@ -150,19 +169,25 @@ class _Laid:
 
     def __init__(
         self,
-        blueprint: Blueprint,
         stages: list[Stage],
         engine: str,
         budget: int,
         join: _core.Join = _core.Join.AFTER_LAYER,
+        wide: bool = False,
     ) -> None:
-        engine = "tree" if engine == "auto" else engine
+        engine, self.wide = "tree" if engine == "auto" else engine, wide
         self.stages, self.engine, self.join, self.budget = stages, engine, join, budget
         self.batches: list[list[Batch]] = [batches_of(stage, engine, join, budget) for stage in stages]
 
 
 def _plan(
-    blueprint: Blueprint, what: str, laid: _Laid, found: Estimate | None, stream: bool, share: float
+    blueprint: Blueprint,
+    what: str,
+    laid: _Laid,
+    found: Estimate | None,
+    stream: bool,
+    share: float,
+    memory: int,
 ) -> Plan:
     size, count = blueprint.size, len(blueprint.anatomy.layers)
     sites = blueprint.anatomy.sites
@@ -170,13 +195,13 @@ def _plan(
     flops = [layer_flops(batches, size) for batches in laid.batches]
     lines = []
     for index, (stage, batches) in enumerate(zip(laid.stages, laid.batches, strict=True)):
-        head = head_flops(batches, size, stage.job.readout.own_head)
+        head = head_flops(stage.job, batches, size)
         lines.append(
             {
                 "stage": stage.name,
-                "cases": len(stage.cases),
+                "cases": len({asked_of(case).case_id for case in stage.cases}),
                 "forwards": sum(len(batch.forwards) for batch in batches),
-                "tokens": sum(len(case.input_ids) for case in stage.cases),
+                "tokens": sum(_prompts(stage).values()),
                 "rows": int(rows[index].sum()),
                 "flops": float(flops[index].sum()) + head,
                 "bytes_read": size.layer_bytes * len(stage.scans) if stream else 0,
@@ -198,7 +223,7 @@ def _plan(
     )
     # What a process loads before its first trace; of a model in memory nothing is left to load.
     loaded = 0 if blueprint.loaded else size.bytes - (size.layer_bytes if stream else 0)
-    distinct = {case.case_id: len(case.input_ids) for stage in laid.stages for case in stage.cases}
+    distinct = {case_id: size for stage in laid.stages for case_id, size in _prompts(stage).items()}
     return Plan(
         model=blueprint.name,
         what=what,
@@ -207,7 +232,7 @@ def _plan(
         rows_by_layer=by_layer,
         flops=float(stages.flops.sum()),
         bytes_read=loaded + int(stages.bytes_read.sum()),
-        peak_memory=peak_memory(blueprint, laid.stages, laid.batches, stream),
+        peak_memory=memory,
         seconds=float("nan") if found is None else float(stages.seconds.sum(skipna=False)),
         engine=laid.engine,
         batch_tokens=laid.budget,
@@ -215,6 +240,11 @@ def _plan(
         stages=stages,
         layers=layers,
     )
+
+
+def _prompts(stage: Stage) -> dict[int, int]:
+    """Tokens of each prompt, by case id."""
+    return {own.case_id: len(own.input_ids) for own in map(asked_of, stage.cases)}
 
 
 def _notes(
@@ -228,6 +258,8 @@ def _notes(
         notes.append(f"{share:.0%} of the scanned cases are taken to be usable (usable={share:g}).")
     if what == "protocol" and blueprint.anatomy.sparse_layers:
         notes.append("The layer that will be selected is taken to be the middle one.")
+    if laid.wide:
+        notes.append("It computes in float32, from copies of a layer's weights at a time.")
     if stream:
         notes.append("Weights stay on disk; each pass reads every layer once, while the one before computes.")
     return notes + (["Nothing was timed (timed=False)."] if found is None else list(found.notes))

@@ -61,7 +61,8 @@ def estimate(
         pace = paces[stage.swept]
         # The checks are bound by memory, as reading is, and don't hide it.
         checks = _checks(blueprint, pace, stream) if index == 0 else 0.0
-        seconds.append(max(_seconds(blueprint, pace, own), reading * len(stage.scans)) + checks)
+        busy = _seconds(blueprint, pace, own) + _whole_vocabulary(blueprint, stage, own)
+        seconds.append(max(busy, reading * len(stage.scans)) + checks)
     pace = paces[stages[0].swept]
     notes.append("Timed on one batch in one layer of each kind, on this machine as it is now.")
     return Estimate(seconds, pace.engine, pace.join, tuple(notes))
@@ -98,6 +99,13 @@ def _seconds(blueprint: Blueprint, pace: Pace, batches: Sequence[Batch]) -> floa
     return found
 
 
+def _whole_vocabulary(blueprint: Blueprint, stage: Stage, batches: Sequence[Batch]) -> float:
+    """Reading the whole head where a metric needs it, which the timed batch doesn't do: by a product."""
+    if not any(metric.whole for metric in stage.job.metrics):
+        return 0.0
+    return head_flops(stage.job, batches, blueprint.size) / product_speed(torch.float32)
+
+
 def _checks(blueprint: Blueprint, pace: Pace, stream: bool) -> float:
     """The engine's check: of a streamed model short forwards beside the trace's own."""
     if stream:
@@ -125,7 +133,7 @@ def _by_product(
     found = []
     for stage, own in zip(stages, batches, strict=True):
         flops = float(layer_flops(own, blueprint.size).sum())
-        flops += head_flops(own, blueprint.size, stage.job.readout.own_head)
+        flops += head_flops(stage.job, own, blueprint.size)
         found.append(max(flops / speed, reading * len(stage.scans)))
     return found
 

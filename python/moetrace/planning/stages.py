@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from moetrace import coalition
 from moetrace._native import _core
+from moetrace.arguments import shown
 from moetrace.cases import CaseSet
 from moetrace.corruptions import Corruptor, NoiseScales
-from moetrace.engines.job import Job, Patch, Sweep, embedding_of
-from moetrace.engines.places import LAST, places_of
+from moetrace.engines.job import ORIGINS, Job, Origin, Patch, Sweep, embedding_of
+from moetrace.engines.knockout import Ablation
+from moetrace.engines.places import LAST, Place, places_of
+from moetrace.engines.teacher_forcing import forcing_of
 from moetrace.errors import ArgumentError
+from moetrace.metrics import LOGIT_DIFF
 from moetrace.models.experts import top_k_of
 from moetrace.models.readout import make_readout
+from moetrace.protocol.settings import NOISE
 from moetrace.results.expert_name import Expert
 from moetrace.trace.coalitions import wanted_of
 from moetrace.trace.experts import expert_layers_of, expert_sweeps
+from moetrace.trace.knockout_call import NO_NOISE, knockout_place
 from moetrace.trace.layers import layer_patches
 from moetrace.trace.maps import null_place
 from moetrace.trace.matched import matched_patches
@@ -30,7 +36,7 @@ if TYPE_CHECKING:
     from moetrace.models.anatomy import Anatomy
     from moetrace.protocol.settings import Settings
 
-WHATS = ("layers", "experts", "protocol", "select")
+WHATS = ("layers", "experts", "knockout", "protocol", "select")
 
 
 @dataclass(frozen=True)
@@ -60,25 +66,41 @@ class Stage:
 def bare_job(anatomy: Anatomy, common: dict[str, Any], cases: Sequence[Case], what: str) -> Job:
     """A job without patches, with checked options; the weights needn't be there."""
     readout = make_readout(anatomy, common["readout"])
-    bound = Corruptor(common["corruption"], embedding_of(anatomy))
-    places = places_of(common["position"], cases, prefix=what != "layers")
-    return Job(anatomy, (), bound, readout, places)
+    corruption = NO_NOISE if what == "knockout" else common["corruption"]
+    if what == "knockout":
+        places: tuple[Place, ...] = (knockout_place(common["position"], cases),)
+    else:
+        places = places_of(common["position"], cases, prefix=what != "layers")
+    further = tuple(metric for metric in common["metric"].metrics if metric != LOGIT_DIFF)
+    bound, metrics = Corruptor(corruption, embedding_of(anatomy)), (LOGIT_DIFF, *further)
+    return Job(anatomy, (), bound, readout, places, metrics=metrics, mode=common["mode"])
 
 
 def layers_stage(job: Job, cases: Sequence[Case], layers: Any = None) -> Stage:
     """:func:`moetrace.trace_layers`."""
     chosen = job.anatomy.resolve_layers(layers)
-    patches = tuple(layer_patches(chosen, job.places))
+    patches = tuple(layer_patches(chosen, job.places, ORIGINS[job.mode]))
     return Stage("layers", replace(job, patches=patches), [list(cases)])
 
 
 def experts_stage(job: Job, cases: Sequence[Case], layers: Any = None, union: bool = False) -> Stage:
     """:func:`moetrace.trace_experts`."""
     chosen = expert_layers_of(job.anatomy, layers)
-    sweeps = tuple(expert_sweeps(job.anatomy, chosen, job.places, union))
-    null = Patch.null(min(chosen), null_place(job.places))
+    origin = ORIGINS[job.mode]
+    sweeps = tuple(expert_sweeps(job.anatomy, chosen, job.places, union, origin))
+    null = Patch.null(min(chosen), null_place(job.places), origin)
     own = replace(job, patches=(null,), sweeps=sweeps)
     return Stage("experts", own, [list(cases)])
+
+
+def knockout_stage(job: Job, cases: Sequence[Case], layers: Any = None) -> Stage:
+    """:func:`moetrace.trace_knockout` with contributions taken away ("zero")."""
+    chosen = expert_layers_of(job.anatomy, layers)
+    place, origin = job.places[0], Origin.NOISE
+    sweeps = tuple(expert_sweeps(job.anatomy, chosen, job.places, False, origin))
+    null = Patch.null(min(chosen), origin=origin)
+    own = replace(job, patches=(null,), sweeps=sweeps, ablation=Ablation("zero", place.find))
+    return Stage("knockout", own, [list(cases)], direct=False)
 
 
 def select_stage(
@@ -147,7 +169,8 @@ def protocol_stages(
         middle = traced[len(traced) // 2]
         found.append(replace(experts_stage(job, discovery, middle), name="experts_discovery"))
         found.append(around_stage(job, validation, middle, s.shapley, s.controls_seed))
-        found.append(scales_stage(job, validation, middle, s.scales, s.noise_seed))
+        if s.corruption == NOISE:
+            found.append(scales_stage(job, validation, middle, s.scales, s.noise_seed))
         if s.expert_map:
             found.append(replace(experts_stage(job, validation), name="map"))
     if s.relaxed:
@@ -186,9 +209,27 @@ def scales_stage(job: Job, cases: Sequence[Case], layer: int, scales: tuple[floa
     return Stage("scales", own, [list(cases)], direct=False)
 
 
-def refuse_position(common: dict[str, Any]) -> None:
-    """ArgumentError for a position where the protocol has its own."""
-    if common["position"] != "last":
-        raise ArgumentError(
-            f"position is {common['position']!r}; the protocol and the selection patch the last token alone"
-        )
+def forced(stage: Stage) -> Stage:
+    """The stage as it runs: cases whose objects have several tokens as sequences that go on with them."""
+    scans = [(scan, forcing_of(stage.job, scan)) for scan in stage.scans]
+    known = [forcing for _, forcing in scans if forcing is not None]
+    if not known:
+        return stage
+    own = [list(scan) if forcing is None else list(forcing.sequences) for scan, forcing in scans]
+    return replace(stage, job=known[0].job, scans=own, direct=False)
+
+
+def refuse_options(what: str, given: Mapping[str, Any]) -> None:
+    """ArgumentError for a common argument that this kind of trace doesn't have."""
+    fixed: dict[str, Any]
+    if what in ("select", "protocol"):
+        fixed = {"position": "last", "metric": "logit_diff", "mode": "denoise"}
+        why = "the protocol and the selection patch the last token alone and are of the logit difference"
+    elif what == "knockout":
+        fixed = {"noise": None, "corruption": None, "mode": "denoise"}
+        why = "knock-outs leave from the clean run"
+    else:
+        return
+    for name, only in fixed.items():
+        if name in given and not (given[name] is only or given[name] == only):
+            raise ArgumentError(f"{name} is {shown(given[name])}; {why}: leave it out for what={what!r}")

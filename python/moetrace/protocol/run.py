@@ -12,17 +12,19 @@ import torch
 from moetrace import __version__
 from moetrace.arguments import refuse_type
 from moetrace.cases import CaseSet, make_cases
+from moetrace.corruptions import Corruption
 from moetrace.counts import counting
 from moetrace.errors import MissingPackageError, NoCasesError, RunFolderError
 from moetrace.files import write_atomically, write_json
 from moetrace.models.anatomy import find_anatomy
 from moetrace.progress import Progress
+from moetrace.protocol.corruption import corruption_of, record_of
 from moetrace.protocol.evidence import Evidence, expert_of, layer_of, relaxed_layers
 from moetrace.protocol.folder import FORMAT, Folder
 from moetrace.protocol.lengths import within_positions
 from moetrace.protocol.report import Report
 from moetrace.protocol.scan import Scan, told
-from moetrace.protocol.settings import Settings
+from moetrace.protocol.settings import NOISE, Settings
 from moetrace.protocol.texts import texts_of
 from moetrace.ranks import here, on_all_ranks
 from moetrace.results.expert_name import Expert
@@ -51,6 +53,7 @@ def run_protocol(
     >>> report = mt.run_protocol(model, tokenizer, records, preset="paper", out="runs/qwen3")
     >>> report.tables["1"], report.star, report.figure()
     >>> mt.run_protocol(model, tokenizer, records, "quick", min_active=0.25, noise=2.0)
+    >>> mt.run_protocol(model, tokenizer, records, corruption="swap")     # not noise, but another subject
 
     Layer and expert are selected on discovery cases and fixed on validation cases (sections 3.3 and 3.4).
 
@@ -65,7 +68,9 @@ def run_protocol(
         progress: A bar for each trace; see :func:`moetrace.trace_layers`.
         echo: Is told, a line at a time, what was found.
         **overrides: Any of :class:`moetrace.protocol.settings.Settings`, by name; ``noise=`` sets its scale,
-            seed and draws.
+            seed and draws. ``corruption=`` in its place, for every stage from the selection on: "mean",
+            "zero", "uniform", "swap" (partners within the records; cases without one are dropped as
+            ``no_swap_partner``), or what :func:`moetrace.trace_layers` takes. Table 13 is of noise alone.
 
     Raises:
         ArgumentError: An unknown preset or setting, or one out of its range.
@@ -87,6 +92,7 @@ def run_protocol(
     cases = within_positions(made, anatomy.positions)
     if not cases:
         raise NoCasesError(f"there are no cases to select from ({cases!r}); look at .dropped for the reasons")
+    corruption = corruption_of(settings, overrides.get("corruption"), cases, anatomy.model)
     config = {
         "format": FORMAT,
         "moetrace": __version__,
@@ -95,13 +101,15 @@ def run_protocol(
         "attention": str(getattr(anatomy.config, "_attn_implementation", "")),
         "cases": {"count": len(cases), "digest": cases.fingerprint(), "records": cases.n_records},
         "versions": versions(),
+        **record_of(settings, corruption),
     }
     ranks = here()
     ranks.agree("run_protocol", lambda: {**config, "out": str(out)})
     tell = echo if echo is not None and ranks.first else _silent
     try:
         with Folder.open(out, config) as folder:
-            return _Run(model, tokenizer, settings, folder, progress, tell).report(cases, config)
+            run = _Run(model, tokenizer, settings, corruption, folder, progress, tell)
+            return run.report(cases, config)
     except OSError as failure:
         raise RunFolderError(
             f"{failure.filename or out} can't be written ({failure.strerror or failure}); what was there "
@@ -133,18 +141,19 @@ class _Run:
         model: Any,
         tokenizer: Any,
         settings: Settings,
+        corruption: Corruption,
         folder: Folder,
         progress: Progress,
         echo: Callable[[str], None],
     ) -> None:
         self.model, self.tokenizer, self.settings, self.folder = model, tokenizer, settings, folder
-        self.echo = echo
+        self.echo, self.corruption = echo, corruption
         self.options: dict[str, Any] = {
             "engine": settings.engine, "readout": settings.readout, "batch_tokens": settings.batch_tokens,
             "compute_dtype": settings.compute_dtype, "progress": progress,
             "final_subject": "keep" if settings.final_subject == "keep" else "refuse",
         }  # fmt: skip
-        self.noised = {**self.options, "noise": settings.noise}
+        self.noised = {**self.options, "corruption": corruption}
 
     def report(self, cases: CaseSet, config: dict[str, Any]) -> Report:
         """All stages, then what they found."""
@@ -171,7 +180,7 @@ class _Run:
         place = self.folder.place(f"{name}.json")
         if name in self.folder.stages and place is not None:
             return CaseSet.load(place)
-        scan = Scan(self.folder.place("scan.json"))
+        scan = Scan(self.folder.place("scan.json"), self.corruption)
         start = time.perf_counter()
         with counting() as counted:
             progress = self.options["progress"]
@@ -198,25 +207,21 @@ class _Run:
         else:
             self.echo(f"expert selected on {len(found.discovery)} discovery cases: {star}")
             traces |= folder.stage("around", lambda out: self.around(found, star, out))
-            traces |= folder.stage(
-                "scales",
-                lambda out: {
-                    "scales": trace_noise_scales(
-                        self.model,
-                        found.validation,
-                        star,
-                        s.scales,
-                        seed=s.noise_seed,
-                        **self.options,
-                        out=out,
-                    )
-                },
-            )
+            if s.corruption == NOISE:
+                traces |= folder.stage("scales", lambda out: self.scales(found, star, out))
         if s.expert_map:
             traces |= folder.stage(
                 "map",
                 lambda out: {"map": trace_experts(self.model, found.validation, **self.noised, out=out)},
             )
+
+    def scales(self, found: Evidence, star: Expert, out: Path | None) -> dict[str, Any]:
+        """The expert at several noise scales."""
+        s = self.settings
+        own = trace_noise_scales(
+            self.model, found.validation, star, s.scales, seed=s.noise_seed, **self.options, out=out
+        )
+        return {"scales": own}
 
     def around(self, found: Evidence, star: Expert, out: Path | None) -> dict[str, Any]:
         """Validation rows, matched controls and coalitions of one expert."""

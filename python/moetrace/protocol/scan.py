@@ -11,6 +11,7 @@ import pandas as pd
 
 from moetrace.arguments import shown
 from moetrace.cases import CaseSet
+from moetrace.corruptions import Corruption
 from moetrace.errors import CaseError
 from moetrace.protocol.folder import read_sealed, write_sealed
 from moetrace.protocol.settings import Settings
@@ -27,12 +28,12 @@ class TooFewCasesError(CaseError):
 class Scan:
     """Clean and noised logit differences by case id, kept in a file.
 
-    >>> scan = Scan(folder / "scan.json")
+    >>> scan = Scan(folder / "scan.json", corruption)
     >>> usable = scan.select(model, cases, settings, settings.n, settings.margin, settings.drop)
     """
 
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
+    def __init__(self, path: Path | None, corruption: Corruption) -> None:
+        self._path, self._corruption = path, corruption
         self._scores: dict[int, tuple[float, float]] = {}
         known = here().of_first("scan", lambda: _kept(path))
         self._scores = {int(i): (_number(clean), _number(noised)) for i, clean, noised in known}
@@ -53,8 +54,8 @@ class Scan:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             usable = select_cases(
-                model, cases, n, margin, drop, settings.seed, settings.noise, budget,
-                settings.engine, progress, dtype, _score=self._score,
+                model, cases, n, margin, drop, settings.seed, None, budget,
+                settings.engine, progress, dtype, self._corruption, _score=self._score,
             )  # fmt: skip
         for warning in caught:
             if not issubclass(warning.category, FewCasesWarning):

@@ -22,7 +22,15 @@ from moetrace.arguments import (
     refuse_type,
 )
 from moetrace.cases.positions import ORDERS
-from moetrace.corruptions import NoiseScales, SubjectNoise, as_noise
+from moetrace.corruptions import (
+    MeanEmbedding,
+    NoiseScales,
+    SubjectNoise,
+    UniformNoise,
+    ZeroEmbedding,
+    as_corruption,
+    as_noise,
+)
 from moetrace.effects import MEANS, control_count, required_cases
 from moetrace.engines.engine_choice import ENGINES
 from moetrace.errors import ArgumentError
@@ -30,6 +38,10 @@ from moetrace.models.float32 import COMPUTE_DTYPES
 from moetrace.models.readout import READOUTS
 from moetrace.results.base import INTERVALS
 from moetrace.trace.options import as_batch_tokens
+
+NOISE, GIVEN = "noise", "given"
+CORRUPTIONS = (NOISE, "mean", "zero", "uniform", "swap")
+_NOISES = ("noise_scale", "noise_seed", "noise_draws")
 
 
 @dataclass(frozen=True)
@@ -46,7 +58,11 @@ class Settings:
         seed: of record order, split, folds. split: "shuffle" (Table 8) or "scan". fraction: for discovery.
         final_subject: "drop" or "keep" cases whose prompt ends with the subject. foil: None, the record's
             own, or "relation".
-        noise_scale, noise_seed, noise_draws: the subject noise (equation 2).
+        corruption: what makes the noised run: "noise" (the paper's), "mean", "zero", "uniform" or "swap" (see
+            :func:`moetrace.trace_layers`; partners are looked for among the run's own cases); "given" in the
+            record of a run that was given a function, or a SwapSubject of its own.
+        noise_scale, noise_seed, noise_draws: of the subject noise (equation 2) and the uniform one; of "swap"
+            seed and draws.
         min_active, mean: recurrence threshold and mean of the expert selection (section 3.4).
         controls, controls_seed: active-random controls of a case.
         scales: noise scales of Table 13.
@@ -71,6 +87,7 @@ class Settings:
     fraction: float = 0.5
     final_subject: str = "drop"
     foil: str | None = None
+    corruption: str = NOISE
     noise_scale: float = 3.0
     noise_seed: int = 0
     noise_draws: int = 1
@@ -105,17 +122,31 @@ class Settings:
             object.__setattr__(self, field.name, checked)
         SubjectNoise(self.noise_scale, self.noise_seed, self.noise_draws)
         NoiseScales(self.scales, 0)
+        ignored = {"swap": _NOISES[:1], "mean": _NOISES, "zero": _NOISES, GIVEN: _NOISES}
+        for name in ignored.get(self.corruption, ()):
+            default = next(field.default for field in fields(self) if field.name == name)
+            if getattr(self, name) != default:
+                raise ArgumentError(
+                    f"{name} is {getattr(self, name)!r}, and corruption {self.corruption!r} has none; leave "
+                    "it out, or take corruption='noise' or 'uniform'"
+                )
 
     @classmethod
     def of(cls, preset: str = "paper", **overrides: Any) -> Settings:
         """A preset with some settings changed.
 
-        ``noise=`` sets scale, seed and draws at once. ArgumentTypeError for a name that is no setting,
+        ``noise=`` sets scale, seed and draws at once, and so does a ``corruption=`` that is an object:
+        ``mt.UniformNoise(2.0)``, ``mt.MeanEmbedding()``. ArgumentTypeError for a name that is no setting,
         with the nearest that is.
         """
         preset = as_choice(preset, "preset", tuple(PRESETS))
         known_names(overrides, [*cls.names(), "noise"], "run_protocol")
         noise = overrides.pop("noise", None)
+        corruption = overrides.pop("corruption", None)
+        if corruption is not None:
+            if noise is not None:
+                as_corruption(noise, corruption if not isinstance(corruption, str) else as_noise(noise))
+            overrides = {**_settings_from(corruption), **overrides}
         if noise is not None:
             given = as_noise(noise)
             if not isinstance(given, SubjectNoise):
@@ -130,8 +161,10 @@ class Settings:
         return [field.name for field in fields(cls) if field.name != "preset"]
 
     def json(self) -> dict[str, Any]:
-        """The settings as JSON values."""
+        """The settings as JSON values; the corruption where it isn't the paper's."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.corruption == NOISE:
+            del values["corruption"]
         plain: dict[str, Any] = json.loads(json.dumps(values))
         return plain
 
@@ -150,6 +183,22 @@ class Settings:
             "n_flips": self.n_flips,
             "seed": self.statistics_seed,
         }
+
+
+def _settings_from(corruption: Any) -> dict[str, Any]:
+    """The settings that say a corruption, by its name or as an object."""
+    if isinstance(corruption, str):
+        return {"corruption": as_choice(corruption, "corruption", CORRUPTIONS)}
+    own = as_corruption(None, corruption)
+    if isinstance(own, SubjectNoise | UniformNoise):
+        name = NOISE if isinstance(own, SubjectNoise) else "uniform"
+        values = (name, own.scale, own.seed, own.draws)
+        return dict(zip(("corruption", *_NOISES), values, strict=True))
+    if isinstance(own, NoiseScales):
+        refuse_type(corruption, "corruption", "a corruption of one scale; scales= takes several")
+    if isinstance(own, MeanEmbedding | ZeroEmbedding):
+        return {"corruption": "mean" if isinstance(own, MeanEmbedding) else "zero"}
+    return {"corruption": GIVEN}
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -208,6 +257,7 @@ _CHECKS: Mapping[str, Callable[[Any, str], Any]] = {
     "fraction": as_fraction,
     "final_subject": partial(_one_of, ("drop", "keep")),
     "foil": partial(_one_of, (None, "relation")),
+    "corruption": partial(_one_of, (*CORRUPTIONS, GIVEN)),
     "noise_scale": _scale,
     "noise_seed": as_integer,
     "noise_draws": as_count,

@@ -12,7 +12,9 @@ import pandas as pd
 
 from moetrace.cases import CaseSet
 from moetrace.effects import control_count, ratio_of_means, required_cases
+from moetrace.protocol.corruption import described
 from moetrace.protocol.layouts import LAYOUTS
+from moetrace.protocol.settings import NOISE
 from moetrace.stats import summary_table
 
 if TYPE_CHECKING:
@@ -55,6 +57,8 @@ def _absence(report: Report, number: str) -> str:
         return f"For top-2 routing; this model's router takes {report.top_k}: see Table 9."
     if (number == "10" and report.ranks is None) or (number in ("5", "7") and report.specificity is None):
         return f"{report.star} is clean-active beside another expert in no validation case."
+    if number == "13" and "scales" not in report.traces:
+        return f"The run's corruption is {report.settings.corruption!r}, and scales are of Gaussian noise."
     if number == "12" and report.held_out is None:
         return report.why("held_out")
     return ""
@@ -91,15 +95,14 @@ def _protocol(report: Report) -> list[dict[str, Any]]:
     required = required_cases(s.min_active, max(1, len(found.discovery)))
     shuffled = f"seed {s.seed}" if s.split == "shuffle" else "in scan order"
     controls = "–" if not report.top_k else control_count(s.controls, report.top_k)
-    draws = "One Gaussian draw" if s.noise_draws == 1 else f"{s.noise_draws} Gaussian draws"
+    corrupted, how = described(s, found.config)
+    drop = "subject-noise drop" if s.corruption == NOISE else "drop by the corruption"
     lines = {
         "Record order": f"Records shuffled with seed {s.seed}.",
         "Cases": f"{len(found.usable)} usable; {len(found.discovery)} discovery and {len(found.validation)} "
         f"validation, split {shuffled}.",
-        "Filtering": f"Single-token true/foil objects; clean margin ≥ {s.margin:g}; subject-noise drop ≥ "
-        f"{s.drop:g}.",
-        "Subject noise": f"{draws} per case; seed {s.noise_seed}+case_id; scale {s.noise_scale:g} times "
-        "embedding-matrix std.",
+        "Filtering": f"Single-token true/foil objects; clean margin ≥ {s.margin:g}; {drop} ≥ {s.drop:g}.",
+        corrupted: how,
         "Layer selection": "Layers swept on discovery cases; selected layer fixed on validation cases.",
         "Expert selection": f"Candidate clean-active in at least {required} discovery cases; highest mean "
         f"rescue over {'the cases where it is active' if s.mean == 'active' else 'all cases'} selected.",

@@ -91,18 +91,31 @@ def cards(source: Source) -> list[dict[str, str]]:
 
 def asked_section(source: Source) -> Section:
     """The question and how it is put, for a reader who doesn't know the paper."""
-    noise = source.provenance.get("noise", {})
-    scale = noise.get("scale", 3) if isinstance(noise, dict) else 3
-    scale = source.setting("noise_scale", scale)
     lead = [
         f"A Mixture-of-Experts model, {source.model_name}, reads the start of a fact and should continue it "
         "with the true object rather than a foil. Which of its layers, and which of the experts that its "
         "routers choose, carry that recall?",
-        f"The prompt runs twice: clean, and with Gaussian noise of {scale} standard deviations of the "
-        "embedding on the subject's tokens, which makes the model lose the fact. Then one internal part of "
-        "the noised run gets its clean value back, at the last token alone, and the model runs on.",
+        f"The prompt runs twice: clean, and {_corrupted(source)}, which makes the model lose the fact. Then "
+        "one internal part of the noised run gets its clean value back, at the last token alone, and the "
+        "model runs on.",
     ]
     return Section("asked", "What was asked", lead, extra={"terms": TERMS})
+
+
+def _corrupted(source: Source) -> str:
+    """What happens to the subject's tokens, for a reader who doesn't know the paper."""
+    noise = source.provenance.get("noise", {})
+    scale = noise.get("scale", 3) if isinstance(noise, dict) else 3
+    scale = source.setting("noise_scale", scale)
+    return {
+        "noise": f"with Gaussian noise of {scale} standard deviations of the embedding on the subject's "
+        "tokens",
+        "uniform": f"with uniform noise of up to {scale} standard deviations of the embedding on the "
+        "subject's tokens",
+        "mean": "with the vocabulary's mean embedding in the place of the subject's tokens",
+        "zero": "with zeros in the place of the embeddings of the subject's tokens",
+        "swap": "with another subject of the same relation in the place of its own",
+    }.get(source.setting("corruption", "noise"), "with a corruption of the user's on the subject's tokens")
 
 
 def settings_section(source: Source) -> Section:

@@ -127,7 +127,8 @@ class ExpertMap(TraceResult):
         columns, there, facts, cases = at_position(self, position)
         cut = {n: getattr(self.arrays, n)[np.ix_(there, columns)] for n in self.arrays.names()}
         sites = self._sites.iloc[columns][["layer", "expert"]].reset_index(drop=True)
-        return ExpertTrace(cases, sites, ExpertArrays(**cut), self.failed, facts)
+        found = ExpertTrace(cases, sites, ExpertArrays(**cut), self.failed, facts)
+        return found.with_draws(None if self.by_draw is None else self.by_draw[np.ix_(there, columns)])
 
     def candidates(self, min_active: float = 1, mean: Mean = "active") -> pd.DataFrame:
         """Recurrent experts of every position, those of the highest mean first (for kl and rank, and with

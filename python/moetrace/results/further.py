@@ -96,13 +96,11 @@ class FurtherFigures:
         >>> mt.trace_layers(model, cases, noise=mt.SubjectNoise(draws=8)).variance_components()
 
         One row for each site: mean, between, within, icc, draws_share, standard_error (see
-        :func:`moetrace.effects.variance_components`), n and draws. ArgumentError for a trace of one draw.
+        :func:`moetrace.effects.variance_components`), n and draws. ArgumentError for a trace of one draw, and
+        for a result that holds means over its draws alone.
         """
         if self.by_draw is None:
-            raise ArgumentError(
-                "this trace has one draw of the corruption for each case; expected several, as with "
-                "noise=mt.SubjectNoise(draws=8)"
-            )
+            raise ArgumentError(self._without_draws())
         there, parts = self._there(), []
         for who in np.unique(there, axis=1).T:  # sites that the same cases have
             columns = np.flatnonzero((there == who[:, None]).all(axis=0))
@@ -110,6 +108,20 @@ class FurtherFigures:
             parts.append(own.assign(n=int(who.sum()), draws=self.by_draw.shape[2]))
         found = pd.concat(parts).sort_index() if parts else pd.DataFrame()
         return pd.concat([self._sites.copy(), found], axis=1)
+
+    def _without_draws(self) -> str:
+        """Why there are no single draws, and what to do."""
+        facts = self.provenance.get("corruption") or self.provenance.get("noise") or {}
+        draws = facts.get("draws", 1) if isinstance(facts, dict) else 1
+        if draws == 1:
+            return (
+                "this trace has one draw of the corruption for each case; expected several, as with "
+                "noise=mt.SubjectNoise(draws=8)"
+            )
+        return (
+            f"this {type(self).__name__} was traced with {draws} draws for each case and holds their means "
+            "alone; trace_layers and trace_experts of the same cases keep single draws, and so do their maps"
+        )
 
     def _saved_rows(self) -> pd.DataFrame:
         raise NotImplementedError

@@ -114,17 +114,10 @@ class KnockoutTrace(TraceResult):
         """Columns of ``effects``, the most important expert first.
 
         ``by``: "effect", the lowest mean effect first (of kl and rank the highest); "absolute", the largest
-        in size, whichever its sign. ArgumentError for a trace without cases, as an empty subset.
+        in size, whichever its sign. NoCasesError for a trace without cases, as an empty subset.
         """
         self._refuse_no_cases()
         return importance_order(self._toward_recall * self.effects, by)
-
-    def _refuse_no_cases(self) -> None:
-        if not len(self):
-            raise ArgumentError(
-                "this trace has no cases, so that no expert is more important than another; expected one "
-                "case or more: take a larger subset"
-            )
 
     def important(self, n: int = 1, by: str = "effect") -> list[Expert]:
         """The n most important experts, the first one first.
@@ -183,7 +176,7 @@ class KnockoutTrace(TraceResult):
 
         Runs the model that was traced, which must still be there. A trace that was loaded or joined doesn't
         know it: ``mt.knockout_curves(trace, model, cases, n)``. ArgumentError for more experts than were
-        traced, and for a trace without cases.
+        traced; NoCasesError for a trace without cases.
         """
         if self._runner is None:
             raise ArgumentError(

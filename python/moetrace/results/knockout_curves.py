@@ -42,8 +42,8 @@ class KnockoutCurves:
             ``order``: "importance", "random" or "frequency" (controls of equal routing frequency, in "off"
             alone); ``draw``; ``count`` and ``share``, experts switched off or kept, and their part of all
             traced ones; over the cases ``accuracy`` (true above foil, of those that have a foil), ``top_1``
-            (true above every token) and the metric's mean, under its name (``logit_diff`` in logits); and
-            ``faithfulness``.
+            (true, or its first token, above every token) and the metric's mean, under its name
+            (``logit_diff`` in logits); and ``faithfulness``.
         sets: of each row the columns of the trace that it switches off or keeps.
         values: float64 (rows, cases), the metric case by case.
         provenance: that of the trace, and of the curves ``by``, ``draws``, ``curve_seed``, ``experts`` (the

@@ -99,8 +99,13 @@ class LayerMap(LayerTrace):
 
     @property
     def best(self) -> int:
-        """The layer of the highest mean rescue over all layers and positions (for kl and rank, and with
-        ``mode="noise"``, the lowest); of equal ones the lowest."""
+        """The layer of the highest mean rescue over layers and positions (for kl and rank, and with
+        ``mode="noise"``, the lowest); of equal ones the lowest.
+
+        Of positions that every case has alone: the mean of an index that only long prompts have is over
+        other cases. Of ``position="all"`` and prompts of several lengths that leaves out the ends of the
+        longer ones, final tokens among them: ``roles().best`` compares tokens of the same role.
+        """
         return int(self._sites.layer.iloc[self._best])
 
     @property
@@ -111,7 +116,8 @@ class LayerMap(LayerTrace):
     @property
     def _best(self) -> int:
         self._refuse_no_cases()
-        means = self._toward_recall * self._means()
+        shared = (self.tokens >= 0).all(axis=0)
+        means = np.where(shared, self._toward_recall * self._means(), np.nan)
         return int(np.flatnonzero(means == np.nanmax(means))[0])
 
     def _means(self) -> npt.NDArray[np.float64]:
@@ -157,7 +163,7 @@ class LayerMap(LayerTrace):
         pairs = [(layer, role) for layer in np.sort(layers).tolist() for role in ROLES]
         sites = pd.DataFrame(pairs, columns=["layer", "position"])
         some = np.flatnonzero((firsts >= 0).any(axis=0))
-        return LayerMap(
+        found = LayerMap(
             self._cases,
             sites.iloc[some].reset_index(drop=True),
             failed=self.failed,
@@ -165,6 +171,10 @@ class LayerMap(LayerTrace):
             tokens=firsts[:, some],
             **{name: values[:, some] for name, values in measured.items()},
         )
+        if self.by_draw is None:
+            return found
+        each = [by_role(own, numbers, groups)[:, some] for own in np.moveaxis(self.by_draw, 2, 0)]
+        return found.with_draws(np.stack(each, axis=2))
 
     def sharpness(self) -> Sharpness:
         """Of the best position: top layer, next layer and their gap (Table 6)."""

@@ -90,4 +90,8 @@ def _on(part: Any, sites: pd.DataFrame) -> Any:
         measured[name] = wide
     found = copy(part)
     found._sites = sites
-    return found._rebuilt(part._cases, measured, part.failed, part.provenance)
+    draws = None
+    if part.by_draw is not None:
+        draws = np.full((len(part), len(sites), part.by_draw.shape[2]), np.nan)
+        draws[:, columns] = part.by_draw
+    return found._rebuilt(part._cases, measured, part.failed, part.provenance).with_draws(draws)

@@ -143,6 +143,7 @@ class ScreenTrace(TraceResult):
         star, active and rescue. They were chosen on these cases: a ``correction`` is over all experts that
         are ever clean-active.
         """
+        self._refuse_no_cases()
         table = self.top(limit)
         heads = self.top(len(self.order())).drop(columns=["estimate"])
         by = options.pop("by", None)

@@ -116,7 +116,7 @@ def expert_sweeps(
         for at in mapped(places):
             most = places[at].most
             slots = top_k if most == 1 else min(top_k * most, expert_count(anatomy, layer))
-            found.append(Sweep(layer, slots, union, at, origin))
+            found.append(Sweep(layer, slots, union, at, origin, top_k))
     return found
 
 
@@ -126,7 +126,7 @@ def expert_trace_of(session: Session, layers: tuple[int, ...], union: bool) -> E
     sites, arrays = _arrays_of(session, where, union)
     facts = provenance(session, layers)
     found = ExpertTrace(case_table(session), sites[["layer", "expert"]], arrays, session.failed, facts)
-    return _with_draws(found, session, where)
+    return found.with_draws(_draws_of(session, where))
 
 
 def expert_map_of(session: Session, layers: tuple[int, ...], union: bool) -> ExpertMap:
@@ -135,8 +135,10 @@ def expert_map_of(session: Session, layers: tuple[int, ...], union: bool) -> Exp
     sites, arrays = _arrays_of(session, [(layer, at) for layer in layers for at in places], union)
     sites["position"] = [session.job.places[at].name for at in sites.place]
     tokens = tokens_at(session)[:, sites.place.to_numpy()]
-    sites = sites[["layer", "position", "expert"]]
-    return ExpertMap(map_cases(session), sites, arrays, session.failed, provenance(session, layers), tokens)
+    sites, facts = sites[["layer", "position", "expert"]], provenance(session, layers)
+    found = ExpertMap(map_cases(session), sites, arrays, session.failed, facts, tokens)
+    each = _draws_of(session, [(layer, at) for layer in layers for at in places])
+    return found.with_draws(None if each is None else np.where(tokens[..., None] >= 0, each, np.nan))
 
 
 def _arrays_of(
@@ -153,17 +155,18 @@ def _arrays_of(
     return pd.concat(sites, ignore_index=True), arrays
 
 
-def _with_draws(found: ExpertTrace, session: Session, where: Sequence[tuple[int, int]]) -> ExpertTrace:
-    """The same with the effects of single draws, where there are several."""
+def _draws_of(session: Session, where: Sequence[tuple[int, int]]) -> np.ndarray | None:
+    """The effects of single draws (cases, sites, draws), where there are several."""
     if session.job.draws == 1:
-        return found
-    return found.with_draws(np.concatenate([_by_draw(session, *at) for at in where], axis=1))
+        return None
+    found: np.ndarray = np.concatenate([_by_draw(session, *at) for at in where], axis=1)
+    return found
 
 
 def _by_draw(session: Session, layer: int, place: int) -> np.ndarray:
     """(cases, experts, draws): rescue of clean-active experts in each draw, 0 for the others."""
     routing = session.outcome.routing[layer, place]
-    each = rescue(routing.patched.swapaxes(1, 2), session.outcome.noised)
+    each = rescue(routing.patched.swapaxes(1, 2), session.outcome.base(session.job))
     active = routing.patched_active & np.any(routing.clean_active, axis=1)[:, None]
     return np.where(active.swapaxes(1, 2), each, 0.0)
 

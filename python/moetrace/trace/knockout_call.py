@@ -14,7 +14,7 @@ from moetrace.corruptions import SubjectNoise
 from moetrace.engines.clean_contributions import ByLayer, What, capture, tokens_at
 from moetrace.engines.job import Job, make_job
 from moetrace.engines.knockout import Ablation, Kind
-from moetrace.engines.places import ALL, Place, all_together, places_of
+from moetrace.engines.places import ALL, Place, Positions, all_together, places_of
 from moetrace.errors import ArgumentError
 from moetrace.models.anatomy import Anatomy, expert_count
 from moetrace.results.expert_name import Expert
@@ -142,8 +142,12 @@ def job_of(anatomy: Anatomy, call: Call) -> Job:
 
 
 def place_of(call: Call) -> Place:
-    """Where experts are switched off in each case: one or several tokens together."""
-    position, cases = call.common["position"], [*call.cases, *call.reference]
+    """Where experts are switched off in each case."""
+    return knockout_place(call.common["position"], [*call.cases, *call.reference])
+
+
+def knockout_place(position: Positions, cases: Sequence[Case]) -> Place:
+    """One or several tokens together. ArgumentError for a list of positions."""
     if isinstance(position, list):
         raise ArgumentError(
             f"position is {shown(position)}; a knock-out is at one position, whose tokens are switched off "

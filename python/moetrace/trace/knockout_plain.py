@@ -13,7 +13,7 @@ from moetrace.engines.job import Job
 from moetrace.engines.knockout import Ablation
 from moetrace.engines.switches import Off, switch_off
 from moetrace.errors import EngineError
-from moetrace.metrics import Metric, check_foils
+from moetrace.metrics import Metric, check_foils, check_single
 from moetrace.models.anatomy import Anatomy, expert_count
 from moetrace.models.float32 import computing_in
 from moetrace.models.state import prepared
@@ -41,6 +41,7 @@ def by_plain_forwards(anatomy: Anatomy, call: Call, why: str) -> KnockoutTrace:
     for cases in (call.cases, call.reference):
         validate_cases(cases, anatomy.vocab_size, "keep", anatomy.positions)
     check_foils(asked.metrics, call.cases)
+    check_single(asked.metrics, call.cases)
     sites = wanted.sites(anatomy)
     with prepared(anatomy.model), computing_in(anatomy, common["compute_dtype"]):
         job = job_of(anatomy, call)

@@ -12,9 +12,11 @@ import torch
 from typing_extensions import Unpack
 
 from moetrace._native import _core
-from moetrace.arguments import as_list
+from moetrace.arguments import as_list, shown
+from moetrace.cases import as_case_set
 from moetrace.effects import rescue
 from moetrace.engines.job import Patch
+from moetrace.engines.places import is_map, places_of
 from moetrace.errors import ArgumentError, LayoutError
 from moetrace.models.anatomy import Anatomy, find_anatomy
 from moetrace.ranks import on_all_ranks
@@ -52,8 +54,10 @@ def trace_routes(
 
     ``layers``: whose blocks are patched; None for every layer with experts, or none where ``experts`` are
     given: Experts, names or pairs (layer, expert), each patched by itself with its patch vector (equation 6);
-    one that isn't clean-active in a case has 0 there. ``options``: the common arguments of
-    :func:`moetrace.trace_layers` but ``mode``: clean values go into the noised run.
+    one that isn't clean-active in a case has 0 there. ``position``: one place, of one token or of several
+    that are patched together ("subject", a function); fixed routing is from the first of them on.
+    ``options``: the common arguments of :func:`moetrace.trace_layers` but ``mode``: clean values go into the
+    noised run.
 
     Errors: as trace_experts; ExpertRangeError for an expert that doesn't exist; LayoutError where a later
     layer's experts are called in a way that isn't understood, so that its routing can't be fixed.
@@ -80,9 +84,16 @@ def trace_routes(
     ]
     patches = [*free, *(patch.with_fixed_routing() for patch in free), Patch.null(lowest)]
     details = {"experts": [str(expert) for expert in named]}
+    case_set, position = as_case_set(cases), common.pop("position")
+    if is_map(position):
+        raise ArgumentError(
+            f"position is {shown(position)}; expected one place, of one token or of several together: call "
+            "trace_routes once for each position"
+        )
     session = trace(
-        model, cases, patches, anatomy=anatomy, what="routes", details=details, direct=False, **common
-    )
+        model, case_set, patches, position=places_of(position, case_set), anatomy=anatomy, what="routes",
+        details=details, direct=False, **common,
+    )  # fmt: skip
     return finished(session, lambda own: _result(own, chosen, named), common["out"])
 
 

@@ -15,7 +15,7 @@ from moetrace.engines.job import Job
 from moetrace.engines.knockout import Ablation, Kind
 from moetrace.engines.switches import Off, switch_off
 from moetrace.errors import ArgumentError
-from moetrace.metrics import Asked, Metric, check_foils
+from moetrace.metrics import Asked, Metric, check_foils, check_single
 from moetrace.models.anatomy import Anatomy, expert_count, find_anatomy
 from moetrace.models.experts import top_k_of
 from moetrace.models.float32 import computing_in
@@ -65,6 +65,7 @@ def _run_sets(
     """``kind``: how they are switched off here. ``out``: a run folder, which keeps finished sets."""
     sites, metrics = call.wanted.sites(anatomy), call.common["metric"].metrics
     check_foils(metrics, cases)
+    check_single(metrics, cases)
     if kind == "reroute":
         _refuse_too_few(anatomy, sites, sets)
     ranks = here()

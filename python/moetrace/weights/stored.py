@@ -19,6 +19,7 @@ from torch import nn
 
 from moetrace.errors import ModelError
 from moetrace.weights.tensors import PLAIN, few_entries
+from moetrace.weights.walk import walk
 
 _SAFETENSORS = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -174,7 +175,7 @@ def offloaded_modules(root: nn.Module) -> Iterator[Offloaded]:
 
     Weights of other kinds (bitsandbytes' codes) are left to its own hooks.
     """
-    for module in root.modules():
+    for module in walk(root):
         if names := offloaded_names(module):
             found = Offloaded(module, aligning_hook(module), names)
             holders = [found.holder(name) for name in names]
@@ -235,7 +236,7 @@ def placement_note(model: nn.Module) -> str:
 
 def execution_devices(root: nn.Module) -> set[torch.device]:
     """Where the modules inside run, as far as accelerate places them."""
-    found = {execution_device(aligning_hook(module)) for module in root.modules()}
+    found = {execution_device(aligning_hook(module)) for module in walk(root)}
     return {device for device in found if device is not None}
 
 
