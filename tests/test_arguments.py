@@ -158,7 +158,7 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "load_records": (mt.load_records, {"source": records, "split": None}),
         "make_cases": (mt.make_cases, {"records": p["records"], "tokenizer": p["tokenizer"],
                                        "final_subject": "drop", "foil": None, "add_special_tokens": True,
-                                       "seed": 0}),
+                                       "seed": 0, "objects": "single_token", "foils": "required"}),
         "load": (mt.load, {"folder": "nowhere"}),
         "select_cases": (mt.select_cases, {**every, "n": 1, "margin": -99.0, "drop": -99.0, "seed": 0,
                                            "noise": None, "batch_tokens": "auto", "engine": "auto",
