@@ -23,7 +23,7 @@ from benchmarks.model import build_cases, build_model
 from benchmarks.timing import Timed, interleave
 
 GOAL = 1.05
-EVERY_KIND = ("block", "routing", "contributions", "router_logits", "residual", "attention")
+LIGHT = ("block", "routing", "router_logits", "residual", "attention")  # all kinds but contributions
 
 
 def ways(model: torch.nn.Module) -> dict[str, Callable[[], AbstractContextManager[Any]]]:
@@ -33,15 +33,16 @@ def ways(model: torch.nn.Module) -> dict[str, Callable[[], AbstractContextManage
         "capture: block outputs": lambda: mt.capture(model, what=("block",)),
         "capture: block outputs and routing": lambda: mt.capture(model, what=("block", "routing")),
         "capture: router logits": lambda: mt.capture(model, what=("router_logits",)),
-        "capture: every kind, last token": lambda: mt.capture(model, what=EVERY_KIND, tokens=[-1]),
+        "capture: all but contributions, last token": lambda: mt.capture(model, what=LIGHT, tokens=[-1]),
         "patch: one block": lambda: mt.patch(model, {mt.Block(3): torch.zeros(width)}, tokens=[-1]),
         "patch: one expert, last token": lambda: mt.patch(model, {expert: mt.Ablate("zero")}, tokens=[-1]),
         "patch: one expert, every token": lambda: mt.patch(model, {expert: mt.Ablate("zero")}),
         "patch: one router's logits": lambda: mt.patch(model, {mt.Router(3): lambda now: now + 1.0}),
-        "capture: block, residual, attention, router logits of every token (heavy)": lambda: mt.capture(
-            model, what=("block", "residual", "attention", "router_logits")
+        "capture: all but contributions, every token (heavy)": lambda: mt.capture(model, what=LIGHT),
+        "capture: contributions, last token (heavy)": lambda: mt.capture(
+            model, what=("contributions",), tokens=[-1]
         ),
-        "capture: contributions of every token (heavy)": lambda: mt.capture(model, what=("contributions",)),
+        "capture: contributions, every token (heavy)": lambda: mt.capture(model, what=("contributions",)),
     }
 
 

@@ -320,6 +320,8 @@ def test_curves_of_knock_outs(qwen):
 
 def test_what_reads_single_tokens_alone_says_so(qwen):
     match = r"reads objects of one token, and 4 of 5 cases have objects of several: case ids \[101, 102, 103"
+    with pytest.raises(mt.MoetraceError, match=f"run_protocol {match}"):
+        mt.run_protocol(qwen, None, mt.CaseSet(CASES))
     with pytest.raises(mt.MoetraceError, match=f"screen_experts {match}"):
         mt.screen_experts(qwen, CASES)
     with pytest.raises(mt.MoetraceError, match=f"trace_paths {match}"):

@@ -11,7 +11,7 @@ import torch
 
 from moetrace import __version__
 from moetrace.arguments import refuse_type
-from moetrace.cases import CaseSet, make_cases
+from moetrace.cases import CaseSet, make_cases, refuse_several_tokens
 from moetrace.corruptions import Corruption
 from moetrace.counts import counting
 from moetrace.errors import MissingPackageError, NoCasesError, RunFolderError
@@ -89,6 +89,7 @@ def run_protocol(
         refuse_type(tokenizer, "tokenizer", "a tokenizer of transformers, or None beside a CaseSet")
     anatomy = find_anatomy(model)
     made = records if isinstance(records, CaseSet) else made_cases(records, tokenizer, settings)
+    refuse_several_tokens(made, "run_protocol")
     cases = within_positions(made, anatomy.positions)
     if not cases:
         raise NoCasesError(f"there are no cases to select from ({cases!r}); look at .dropped for the reasons")
