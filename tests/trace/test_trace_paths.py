@@ -15,11 +15,6 @@ from tests.trace.test_model_is_left_alone import assert_same, fail_in, snapshot
 
 
 @pytest.fixture(scope="module")
-def model():
-    return make_model("qwen3_moe")
-
-
-@pytest.fixture(scope="module")
 def cases():
     return make_cases(4)
 
