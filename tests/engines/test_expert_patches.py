@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from functools import cache
 
 import numpy as np
 import pytest
@@ -44,19 +45,26 @@ def assert_same(found, expected):
             np.testing.assert_allclose(mine, theirs, atol=5e-4, err_msg=field.name)
 
 
-@pytest.mark.parametrize("of_union", [False, True])
-@pytest.mark.parametrize("join", Join)
-@pytest.mark.parametrize("family", SPARSE)
-def test_tree_equals_literal_ablation(family, join, of_union):
-    model, cases = make_model(family), make_cases(4)
+@cache
+def by_plain_forwards(family, of_union):
+    """A model, its job and what plain forwards find, once for all ways in which forks join."""
+    model = make_model(family)
     with prepared(model):
         anatomy = find_anatomy(model)
         patches = [patch for layer in anatomy.sparse_layers for patch in every_patch(layer)]
         sweeps = [Sweep(layer, 3, of_union) for layer in anatomy.sparse_layers]  # more slots than experts
         job = make_job(anatomy, patches, mt.SubjectNoise(draws=2), sweeps=sweeps)
-        expected = ReferenceEngine(job).run(cases)
+        return model, job, ReferenceEngine(job).run(make_cases(4))
+
+
+@pytest.mark.parametrize("of_union", [False, True])
+@pytest.mark.parametrize("join", Join)
+@pytest.mark.parametrize("family", SPARSE)
+def test_tree_equals_literal_ablation(family, join, of_union):
+    model, job, expected = by_plain_forwards(family, of_union)
+    with prepared(model):
         engine = TreeEngine(job, join)
-        found = engine.run(cases)
+        found = engine.run(make_cases(4))
     # A factor or a norm stands between these blocks and the stream; shared experts don't matter.
     scaled = family in ("granitemoe", "flex_olmo")
     assert engine.join is (Join.BEFORE_LAYER if scaled and join is Join.AFTER_LAYER else join)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -42,17 +44,23 @@ def test_reference_is_the_definition(family):
     np.testing.assert_allclose(found, expected, atol=2e-4)
 
 
+@cache
+def by_plain_forwards(family, position):
+    """A model, its job and what plain forwards find, once for all ways in which forks join."""
+    model = make_model(family)
+    with prepared(model):
+        job = job_of(model, mt.SubjectNoise(draws=2 if position == "last" else 1), position)
+        return model, job, ReferenceEngine(job).run(make_cases())
+
+
 @pytest.mark.parametrize("position", ["last", "subject_last", -3])
 @pytest.mark.parametrize("join", _core.Join)
 @pytest.mark.parametrize("family", TREE)
 def test_tree_equals_reference(family, join, position):
-    model = make_model(family)
-    cases = make_cases()
+    model, job, expected = by_plain_forwards(family, position)
     with prepared(model):
-        job = job_of(model, mt.SubjectNoise(draws=2 if position == "last" else 1), position)
-        expected = ReferenceEngine(job).run(cases)
         engine = TreeEngine(job, join)
-        found = engine.run(cases)
+        found = engine.run(make_cases())
     # A norm or a scale stands between these blocks and the stream.
     scaled = family in ("granitemoe", "flex_olmo", "gemma3")
     assert engine.join is (Join.BEFORE_LAYER if scaled and join is Join.AFTER_LAYER else join)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -26,15 +28,22 @@ def patches_of(layers):
     return [*free, *(patch.with_fixed_routing() for patch in free)]
 
 
-@pytest.mark.parametrize("join", _core.Join)
-@pytest.mark.parametrize("family", SPARSE)
-def test_tree_equals_plain_forwards(family, join):
-    model, cases = make_model(family), make_cases(3)
+@cache
+def by_plain_forwards(family):
+    """A model, its job and what plain forwards find, once for all ways in which forks join."""
+    model = make_model(family)
     with prepared(model):
         anatomy = find_anatomy(model)
         job = make_job(anatomy, patches_of(anatomy.sparse_layers), mt.SubjectNoise(draws=2))
-        expected = ReferenceEngine(job).run(cases)
-        found = TreeEngine(job, join).run(cases)
+        return model, job, ReferenceEngine(job).run(make_cases(3))
+
+
+@pytest.mark.parametrize("join", _core.Join)
+@pytest.mark.parametrize("family", SPARSE)
+def test_tree_equals_plain_forwards(family, join):
+    model, job, expected = by_plain_forwards(family)
+    with prepared(model):
+        found = TreeEngine(job, join).run(make_cases(3))
     np.testing.assert_allclose(found.patched, expected.patched, atol=3e-4)
     free, fixed = np.split(expected.patched, 2, axis=1)
     assert np.abs(free - fixed).max() > 1e-2  # routers do choose otherwise

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -57,15 +59,22 @@ def test_output_and_contributions_against_a_loop(dtype):
     np.testing.assert_allclose(contribution, expected[[9, 0, 4]], **tolerance)
 
 
+@cache
+def by_plain_forwards(family):
+    """A model, its job and what plain forwards find, once for all ways in which forks join."""
+    model = make_model(family)
+    with prepared(model):
+        job = job_of(model)
+        return model, job, ReferenceEngine(job).run(make_cases(4))
+
+
 @pytest.mark.parametrize("join", _core.Join)
 @pytest.mark.parametrize("family", SPARSE)
 def test_every_family(family, join):
-    model, cases = make_model(family), make_cases(4)
+    model, job, expected = by_plain_forwards(family)
     with prepared(model):
-        job = job_of(model)
-        expected = ReferenceEngine(job).run(cases)
         engine = TreeEngine(job, join)
-        found = engine.run(cases)
+        found = engine.run(make_cases(4))
     assert engine.fused_calls
     np.testing.assert_allclose(found.patched, expected.patched, atol=2e-4)
     for layer, routing in expected.routing.items():

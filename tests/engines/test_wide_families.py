@@ -53,9 +53,9 @@ def model(request: pytest.FixtureRequest) -> Any:
 
 
 def each(families: list[str]) -> Any:
-    """One model for all tests of a family."""
+    """One model for all tests of a family, which run one after another."""
     return pytest.mark.parametrize(
-        ("model", "family"), [(f, f) for f in families], indirect=["model"], ids=families
+        ("model", "family"), [(f, f) for f in families], indirect=["model"], ids=families, scope="module"
     )
 
 

@@ -178,7 +178,7 @@ def test_what_a_plan_shows() -> None:
         ({"settings": {"margn": 1}}, errors.ArgumentError, "did you mean 'margin'"),
         ({"usable": 0}, errors.ArgumentError, "usable"),
         ({"what": "select", "position": "subject_last"}, errors.ArgumentError, "position"),
-        ({"metric": "logit_diff"}, errors.ArgumentError, "metric"),
+        ({"metric": "logit_dif"}, errors.ArgumentError, "did you mean .logit_diff"),
     ],
 )
 def test_what_is_refused(change: dict[str, Any], error: type[Exception], words: str) -> None:
@@ -273,6 +273,11 @@ def test_arguments_that_a_kind_of_trace_does_not_have() -> None:
     ):
         with pytest.raises(errors.ArgumentError, match=match):
             mt.plan(model, CASES, what, timed=False, **options)  # type: ignore[arg-type]
+    longer = [mt.Case(c.input_ids, c.subject, (c.true_id, 3), c.foil_id, c.case_id) for c in CASES]
+    with pytest.raises(errors.CaseError, match="run_protocol reads objects of one token"):
+        mt.plan(model, longer, "protocol", timed=False)
+    with pytest.raises(errors.MetricError, match="rank"):
+        mt.plan(model, longer, timed=False, metric="rank")
     bare = [mt.Case(c.input_ids, c.subject, c.true_id, None, c.case_id) for c in CASES]
     with pytest.raises(errors.NoFoilError):
         mt.plan(model, bare, timed=False)

@@ -59,6 +59,7 @@ def test_every_stage_uses_it(demo: Any, records: Any, tmp_path: Path, name: str)
         "swap": "Another subject",
     }
     assert words[name] in table["Corruption"]
+    assert report.compare("qwen3-30b-a3b").model == f"demo, corruption {name!r}"
     again = mt.load(tmp_path / "run")
     assert again.settings.corruption == name
     pd.testing.assert_frame_equal(again.tables["2"], report.tables["2"])

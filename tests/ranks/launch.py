@@ -60,7 +60,7 @@ def launch(size: int, scenario: str, folder: Path, *words: str) -> list[dict[str
     found = []
     try:
         for rank, process in enumerate(ranks):
-            text, _ = process.communicate(timeout=120)
+            text, _ = process.communicate(timeout=400)
             file = folder / f"{rank}.json"
             told = json.loads(file.read_text()) if file.exists() else {}
             found.append({**told, "exit": process.returncode, "text": text})
@@ -75,5 +75,5 @@ def torchrun(size: int, *words: str, cwd: Path) -> subprocess.CompletedProcess[s
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(size)]
     command += ["--master-addr", "127.0.0.1", "--master-port", str(free_port()), "-m", "moetrace", *words]
     return subprocess.run(
-        command, cwd=cwd, env=environment(), capture_output=True, text=True, check=False, timeout=180
+        command, cwd=cwd, env=environment(), capture_output=True, text=True, check=False, timeout=400
     )

@@ -59,6 +59,8 @@ def everything(model: torch.nn.Module, **options: Any) -> dict[str, str]:
         "matched": mt.trace_matched(model, CASES, star, **own),
         "scales": mt.trace_noise_scales(model, CASES, star, (1.0, 3.0), **own),
         "coalitions": mt.trace_coalitions(model, CASES, layer=1, sets="all", **own),
+        "screen": mt.screen_experts(model, CASES, top=3, **own),
+        "paths": mt.trace_paths(model, CASES, [(0, 2), (1, "L03.router")]),
     }  # fmt: skip
     return {
         **{name: digest_of(result) for name, result in results.items()},

@@ -9,11 +9,6 @@ from moetrace import errors
 from tests.engines.tiny import COMMON, VOCAB, make_cases, make_model
 
 
-@pytest.fixture(scope="module")
-def model():
-    return make_model("qwen3_moe")
-
-
 def case(ids=(5, 6, 7, 8), subject=(1, 2), true_id=3, foil_id=4, case_id=7):
     return mt.Case(ids, subject, true_id, foil_id, case_id)
 

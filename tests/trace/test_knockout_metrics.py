@@ -46,11 +46,6 @@ def values_by_hand(logits: torch.Tensor, clean: torch.Tensor, case: mt.Case) -> 
 
 
 @pytest.fixture(scope="module")
-def model():
-    return make_model("qwen3_moe")
-
-
-@pytest.fixture(scope="module")
 def cases():
     return mt.CaseSet(make_cases(4))
 

@@ -19,16 +19,6 @@ COLUMNS = [
 
 
 @pytest.fixture(scope="module")
-def model():
-    return make_model("qwen3_moe")
-
-
-@pytest.fixture(scope="module")
-def cases():
-    return make_cases(6)
-
-
-@pytest.fixture(scope="module")
 def exact(model, cases):
     return mt.trace_experts(model, cases)
 

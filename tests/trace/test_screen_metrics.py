@@ -119,6 +119,15 @@ def test_kl_is_zero_in_the_clean_run_and_a_foil_is_not_needed():
         mt.screen_experts(make_model("qwen3_moe"), cases, verify=False)
 
 
+def test_by_the_models_own_head():
+    model, metrics = make_model("qwen3_moe"), ["prob", "kl", centred]
+    exact = mt.screen_experts(model, CASES, metric=metrics, verify=False)
+    own = mt.screen_experts(model, CASES, metric=metrics, verify=False, readout="model")
+    for name in exact:
+        np.testing.assert_allclose(own[name].effects, exact[name].effects, atol=1e-5)
+        assert own[name].provenance["readout_by"] == "own head"
+
+
 def leaves_torch(logits, case):
     return logits.detach().numpy()[:, case.true_id]
 
@@ -183,7 +192,7 @@ def test_a_run_folder_is_resumed(tmp_path, position):
     with counting() as fresh:
         mt.screen_experts(model, CASES, **call)
     assert counts.forwards < fresh.forwards / 2  # the engine's checks alone
-    with pytest.raises(errors.RunFolderError, match="different: details"):
+    with pytest.raises(errors.RunFolderError, match="different: top"):
         mt.screen_experts(model, CASES, **{**call, "top": 4}, out=out)
     with pytest.raises(errors.RunFolderError, match="different: metric"):
         mt.screen_experts(model, CASES, **{**call, "metric": ["logit_diff", "prob"]}, out=out)

@@ -6,23 +6,13 @@ import pytest
 
 import moetrace as mt
 from moetrace import errors
-from tests.engines.tiny import make_cases, make_model
+from tests.engines.tiny import make_model
 
 COLUMNS = [
     "case_id", "relation_id", "layer", "expert", "clean_active", "noised_active", "clean_weight",
     "noised_weight", "delta_norm", "clean", "noised", "patched", "rescue",
     "direct", "indirect", "direct_linear",
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def model():
-    return make_model("qwen3_moe")
-
-
-@pytest.fixture(scope="module")
-def cases():
-    return make_cases(6)
 
 
 @pytest.fixture(scope="module")

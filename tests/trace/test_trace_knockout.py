@@ -26,11 +26,6 @@ COLUMNS = ["case_id", "relation_id", "layer", "expert", "clean_active", "clean",
 
 
 @pytest.fixture(scope="module")
-def model():
-    return make_model("qwen3_moe")
-
-
-@pytest.fixture(scope="module")
 def cases():
     return mt.CaseSet(make_cases(5))
 

@@ -16,11 +16,6 @@ from tests.engines.tiny import make_cases, make_model
 
 
 @pytest.fixture(scope="module")
-def model():
-    return make_model("qwen3_moe")
-
-
-@pytest.fixture(scope="module")
 def cases():
     return make_cases(7)
 

@@ -15,11 +15,6 @@ from tests.trace.test_model_is_left_alone import assert_same, fail_in, snapshot
 
 
 @pytest.fixture(scope="module")
-def model():
-    return make_model("qwen3_moe")
-
-
-@pytest.fixture(scope="module")
 def cases():
     return make_cases(4)
 
@@ -314,7 +309,7 @@ def test_a_run_folder_is_resumed(model, cases, tmp_path):
         np.testing.assert_array_equal(again[name].by_draw, found.by_draw)
         pd.testing.assert_frame_equal(mt.load(out)[name].rows, found.rows)
         assert (found.variance_components().draws == 2).all()
-    with pytest.raises(errors.RunFolderError, match="different: details"):
+    with pytest.raises(errors.RunFolderError, match="different: pairs"):
         mt.trace_paths(model, cases, **{**call, "pairs": [(0, 3)]}, out=out)
 
 

@@ -12,17 +12,7 @@ from moetrace.models.anatomy import find_anatomy
 from moetrace.planted import plant
 from moetrace.results.expert_name import ExpertRangeError
 from moetrace.trace.routes import refuse_unknown_routing
-from tests.engines.tiny import make_cases, make_model
-
-
-@pytest.fixture(scope="module")
-def model():
-    return make_model("qwen3_moe")
-
-
-@pytest.fixture(scope="module")
-def cases():
-    return make_cases(6)
+from tests.engines.tiny import make_model
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from moetrace.corruptions.choice import CorruptionLike, as_corruption
 from moetrace.corruptions.corruptor import Corruption, Corruptor
 from moetrace.corruptions.embedding import Embedding, embedding_std
-from moetrace.corruptions.noise import Noise, NoiseLike, NoiseScales, SubjectNoise, as_noise
+from moetrace.corruptions.noise import Noise, NoiseLike, NoiseScales, SubjectNoise, as_noise, as_subject_noise
 from moetrace.corruptions.replaced import CorruptionFunction, MeanEmbedding, ZeroEmbedding
 from moetrace.corruptions.swap import SwapSubject
 from moetrace.corruptions.uniform import UniformNoise
@@ -24,5 +24,6 @@ __all__ = [
     "ZeroEmbedding",
     "as_corruption",
     "as_noise",
+    "as_subject_noise",
     "embedding_std",
 ]

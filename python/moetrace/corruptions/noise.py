@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from moetrace.arguments import as_count, as_integer, as_list, as_number
+from moetrace.arguments import as_count, as_integer, as_list, as_number, refuse_type
 from moetrace.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -147,6 +147,14 @@ def as_noise(noise: Any) -> Noise:
     if isinstance(noise, SubjectNoise | NoiseScales):
         return noise
     return SubjectNoise(as_number(noise, "noise", 0))
+
+
+def as_subject_noise(noise: Any) -> SubjectNoise:
+    """The same of one scale. ArgumentTypeError for noise of several."""
+    chosen = as_noise(noise)
+    if not isinstance(chosen, SubjectNoise):
+        refuse_type(noise, "noise", "a SubjectNoise or its scale")
+    return chosen
 
 
 def check_seeds(seed: int, cases: Sequence[Case]) -> None:

@@ -18,7 +18,8 @@ from moetrace.engines.job import Patch
 from moetrace.engines.outcome import LayerRouting
 from moetrace.errors import LayoutError
 from moetrace.models.anatomy import Anatomy, expert_count
-from moetrace.models.experts import routed_call, weighed_inputs
+from moetrace.models.experts import routed_call
+from moetrace.models.stacked import weighed_inputs
 
 SWEPT = ("patched", "direct", "direct_linear")  # tables of what a sweep's runs gave
 
@@ -65,7 +66,7 @@ def ablate(anatomy: Anatomy, layer: int, call: BlockCall, position: int) -> Abla
 
     def look(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal weighed
-        inputs = weighed_inputs(module, args, kwargs, experts)
+        inputs = weighed_inputs(args, kwargs, experts)
         if inputs is not None:
             weighed = True
             scores = _scores_of(said, inputs[:, position].any(-1), position, where)
@@ -83,7 +84,7 @@ def ablate(anatomy: Anatomy, layer: int, call: BlockCall, position: int) -> Abla
 
     def output_without(place: int | None) -> torch.Tensor:
         def silence(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            inputs = weighed_inputs(module, args, kwargs, experts)
+            inputs = weighed_inputs(args, kwargs, experts)
             if inputs is not None:
                 assert place is not None
                 inputs = inputs.clone()

@@ -20,13 +20,13 @@ from moetrace.cases.forced import asked_of
 from moetrace.engines.ablation import Ablated, BlockCall, ablate, clean_of, routing_of
 from moetrace.engines.direct import PlainTap, at_final
 from moetrace.engines.fixed_routing import Held, RoutingTap, held_hooks
-from moetrace.engines.job import Job, Origin, Patch, Sweep, embedding_device, hook_error
+from moetrace.engines.job import Origin, Patch, Sweep
 from moetrace.engines.lockstep import gather
 from moetrace.engines.outcome import LayerRouting, Outcome, Values
 from moetrace.engines.patched_runs import Watched, Written, patched_runs, sizes, tokens_of
+from moetrace.engines.plain_forwards import PlainForwards, with_first
 from moetrace.models.anatomy import expert_count
-from moetrace.models.forward import CleanRow, read_metrics
-from moetrace.models.state import first_tensor
+from moetrace.models.forward import CleanRow
 
 if TYPE_CHECKING:
     from moetrace.cases import Case
@@ -39,18 +39,10 @@ def sequences_together(tokens: int) -> int:
     return max(1, _ROWS // tokens)
 
 
-def with_first(output: Any, value: torch.Tensor) -> Any:
-    """``output`` with its hidden states replaced."""
-    return (value, *output[1:]) if isinstance(output, tuple) else value
-
-
-class ReferenceEngine:
+class ReferenceEngine(PlainForwards):
     """Plain patched forwards, batched over patches."""
 
     name = "reference"
-
-    def __init__(self, job: Job) -> None:
-        self.job = job
 
     def batches(self, cases: Sequence[Case]) -> list[list[int]]:
         """One case at a time."""
@@ -359,78 +351,3 @@ class ReferenceEngine:
             return with_first(output, rows.reshape(value.shape))
 
         return hook
-
-    def _forward(
-        self,
-        case: Case,
-        values: torch.Tensor | None,
-        copies: int,
-        hooks: Sequence[tuple[Any, Any]],
-        again: Callable[[], None],
-        kept: CleanRow,
-        noised: Sequence[int] | None = None,
-        before: Sequence[tuple[Any, Any]] = (),
-    ) -> np.ndarray:
-        """Metrics at the final token of ``copies`` sequences of one case: (metrics, copies).
-
-        ``values``: one draw of the corruption, None for none; ``noised``: those sequences that get it, None
-        for all. ``hooks`` hang behind modules, ``before`` before them. ``again`` forgets what the hooks saw,
-        where the model must be run a second time.
-        """
-        anatomy = self.job.anatomy
-        ids = torch.tensor([case.input_ids] * copies, device=embedding_device(anatomy))
-        start, stop = case.subject
-
-        def corrupt(_module: Any, _args: Any, _kwargs: Any, output: torch.Tensor) -> torch.Tensor:
-            value = self._check_rows("embedding", -1, output, ids.numel())
-            found = value.reshape(*ids.shape, value.shape[-1]).clone()
-            assert values is not None
-            which = list(range(copies)) if noised is None else list(noised)
-            part = values.to(output.device)
-            if not self.job.corruptor.replaces:
-                part = found[which, start:stop].float() + part
-            found[which, start:stop] = part.to(output.dtype)
-            return found.reshape(output.shape)
-
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
-        with _core.HookScope() as scope:
-            if values is not None:
-                scope.behind(anatomy.embedding, corrupt)
-            for module, hook in before:
-                scope.before(module, hook)
-            for module, hook in hooks:
-                scope.behind(module, hook)
-            last = [len(case.input_ids) - 1]
-            found = read_metrics(
-                anatomy,
-                self.job.readout,
-                inputs,
-                last,
-                [case] * copies,
-                self.job.metrics,
-                again,
-                clean=kept,
-            )
-        return found[:, :, 0].cpu().numpy()
-
-    def _all_fired(self, layers: Sequence[int], fired: Any) -> None:
-        silent = [layer for layer in layers if layer not in fired]
-        if silent:
-            what = f"the blocks of layers {silent} were never called in a forward pass"
-            raise hook_error(self.job.anatomy, what, [("block", layer) for layer in silent])
-
-    def _check_once(self, layer: int, fired: Any) -> None:
-        if layer in fired:
-            what = f"the block of layer {layer} was called repeatedly in a forward pass"
-            raise hook_error(self.job.anatomy, what, [("block", layer)])
-
-    def _check_rows(self, kind: str, layer: int, output: Any, rows: int) -> torch.Tensor:
-        """The hidden states of an output: one for each token."""
-        value = first_tensor(output)
-        found = "a " + type(value).__name__
-        if isinstance(value, torch.Tensor):
-            if value.dim() >= 2 and value.numel() == rows * value.shape[-1]:
-                return value
-            found = f"a tensor of shape {tuple(value.shape)}"
-        what = f"expected {rows} rows of hidden states, found {found}"
-        raise hook_error(self.job.anatomy, what, [(kind, layer)])

@@ -18,7 +18,7 @@ from moetrace._native import _core
 from moetrace.cases.forced import asked_of
 from moetrace.engines.clean_contributions import of_one_length, plain_inputs, run_all, tokens_at
 from moetrace.engines.job import Job, hook_error
-from moetrace.engines.reference import with_first
+from moetrace.engines.plain_forwards import with_first
 from moetrace.engines.switched_sequences import Sequences, forced_tokens
 from moetrace.metrics import Metric, Reading
 from moetrace.models.experts import routed_call

@@ -20,11 +20,11 @@ from moetrace.errors import (
     LayerTypeError,
     LayoutError,
     ModelError,
-    NotCausalError,
     TokenMixingError,
 )
 from moetrace.models.layout import expert_layout
 from moetrace.models.positions import position_limit
+from moetrace.models.refusals import refuse_absent_weights, refuse_encoders
 from moetrace.models.wrappers import unwrap
 from moetrace.weights import source_of
 from moetrace.weights.stored import execution_devices, has_other_forward, offloaded_names
@@ -195,7 +195,7 @@ def find_anatomy(model: Any) -> Anatomy:
     The model inside torch.compile, DistributedDataParallel or PEFT is what is traced.
     """
     found = look_over(model)
-    _refuse_absent_weights(found.model)
+    refuse_absent_weights(found.model)
     return found
 
 
@@ -208,7 +208,7 @@ def look_over(model: Any) -> Anatomy:
             f"{type(model).__name__} is an encoder-decoder model; expected a decoder-only language model, "
             "since the protocol patches the final token of one causal sequence"
         )
-    _refuse_encoders(model, config)
+    refuse_encoders(model, config)
     embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
     layers = _find_layers(model, config, embedding)
     names = walk(model)
@@ -236,32 +236,6 @@ def look_over(model: Any) -> Anatomy:
     )
 
 
-def _refuse_encoders(model: nn.Module, config: Any) -> None:
-    """NotCausalError for a model whose tokens see later ones by what it says of itself.
-
-    Others are found by running them. A causal model may say nothing, or of its image encoder alone.
-    """
-    name = type(model).__name__
-    expected = "since the protocol reads what follows the prompt"
-    if name.endswith("ForMaskedLM"):
-        raise NotCausalError(
-            f"{name} is a masked language model: its tokens see later ones; expected a causal one "
-            f"(AutoModelForCausalLM), {expected}"
-        )
-    said = {
-        type(module).__name__: value
-        for module in list(walk(model))[1:]
-        for value in (getattr(module, "is_causal", None), getattr(module, "is_decoder", None))
-        if isinstance(value, bool)
-    }
-    if getattr(config, "is_decoder", None) is False and said and not any(said.values()):
-        raise NotCausalError(
-            f"{name} is an encoder with a causal model's head: config.is_decoder is False and its attention "
-            f"({', '.join(sorted(said))}) isn't causal, so tokens see later ones; expected a causal model "
-            f"(AutoModelForCausalLM; with is_decoder=True for an encoder trained as a decoder), {expected}"
-        )
-
-
 def decoder_layers(model: Any) -> tuple[nn.Module, ...]:
     """The decoder layers of a language model, in order. ModelError where they aren't found."""
     embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
@@ -271,27 +245,6 @@ def decoder_layers(model: Any) -> tuple[nn.Module, ...]:
 def _is_apart(model: nn.Module, site: LayerSite) -> bool:
     """Whether the weights of a block come when a pass enters its layer."""
     return source_of(model) is not None or any(map(offloaded_names, site.block.modules()))
-
-
-def _refuse_absent_weights(model: nn.Module) -> None:
-    """ModelError for weights on the meta device that nothing brings into memory during a forward."""
-    if source_of(model) is not None:
-        return
-    modules = walk(model)
-    heads = {module: f"{path}." if path else "" for module, path in modules.items()}
-    brought = {heads[module] + name for module in modules for name in offloaded_names(module)}
-    weights = (
-        (heads[module] + name, weight)
-        for module in modules
-        for name, weight in (*module._parameters.items(), *module._buffers.items())
-        if weight is not None and weight.is_meta
-    )
-    for name, _ in weights:
-        if name not in brought:
-            raise ModelError(
-                f"{type(model).__name__}: {name} is on the meta device and holds no values; load the "
-                "checkpoint into memory (load_model, or from_pretrained without init_empty_weights)"
-            )
 
 
 def _find_layers(model: nn.Module, config: Any, embedding: nn.Module | None) -> tuple[nn.Module, ...]:

@@ -13,6 +13,7 @@ from torch import nn
 from moetrace._native import _core
 from moetrace.errors import ContributionError, LayoutError
 from moetrace.models.anatomy import LayerSite
+from moetrace.models.stacked import weighed_inputs
 from moetrace.models.state import fingerprint
 
 _NAMES = ("hidden_states", "top_k_index", "top_k_weights")
@@ -47,7 +48,7 @@ def routed_call(
     given = dict(zip(_NAMES, args, strict=False)) | kwargs
     found: list[Any] = [given.get(name) for name in _NAMES]
     count = getattr(module, "num_experts", 0)
-    if count and weighed_inputs(module, args, kwargs, count) is not None:
+    if count and weighed_inputs(args, kwargs, count) is not None:
         raise ContributionError(
             f"{where}: {type(module).__name__} is given inputs that the router has weighed, so that an "
             "expert's contribution isn't its output times a weight; engine='reference' ablates it literally"
@@ -76,21 +77,6 @@ def with_weights(
     given = [changed.get(name, value) for name, value in places.items()] + list(args[len(places) :])
     named = {name: value for name, value in changed.items() if name not in places}
     return tuple(given), kwargs | named
-
-
-def weighed_inputs(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], experts: int
-) -> torch.Tensor | None:
-    """What each expert is given of each row, (experts, rows, width), where the router weighs experts' inputs.
-
-    llama4: every expert is called with every row times its weight, which is zero for those that a row isn't
-    routed to. None for other calls.
-    """
-    given = dict(zip(_NAMES, args, strict=False)) | kwargs
-    hidden = given.get(_NAMES[0])
-    if len(given) != 1 or not isinstance(hidden, torch.Tensor) or hidden.dim() != 2 or len(hidden) % experts:
-        return None
-    return hidden.reshape(experts, -1, hidden.shape[-1])
 
 
 def block_scale(site: LayerSite, hidden: torch.Tensor, call: Callable[[], Any] | None = None) -> float:

@@ -14,7 +14,7 @@ from moetrace.errors import LayoutError
 from moetrace.models.anatomy import Anatomy, LayerSite, expert_count
 
 # What a router may compute its logits by.
-_PRODUCTS = frozenset(
+PRODUCTS = frozenset(
     (
         functional.linear, torch.matmul, torch.mm, torch.addmm,
         torch.Tensor.matmul, torch.Tensor.mm, torch.Tensor.__matmul__,
@@ -80,7 +80,7 @@ class MaskedRouters(TorchFunctionMode):
     ) -> Any:
         """Every torch function while entered; the product inside a router is masked."""
         found = func(*args, **(kwargs or {}))
-        if self._inside is None or func not in _PRODUCTS:
+        if self._inside is None or func not in PRODUCTS:
             return found
         mask = self._masks[self._inside]
         if found.shape[-1] != mask.shape[-1] or found.numel() != mask.numel():

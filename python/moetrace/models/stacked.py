@@ -24,6 +24,17 @@ def is_stacked(experts: nn.Module) -> bool:
     return len(named) == 2
 
 
+def weighed_inputs(args: tuple[Any, ...], kwargs: dict[str, Any], experts: int) -> torch.Tensor | None:
+    """What each expert is given of each row, (experts, rows, width), where it is weighed: zero for experts
+    that a row isn't routed to. None for calls with routing, or of another shape.
+    """
+    given = (*args, *kwargs.values())
+    if len(given) != 1 or not isinstance(given[0], torch.Tensor) or given[0].dim() != 2:
+        return None
+    rows, rest = divmod(len(given[0]), experts)
+    return None if rest else stacked(given[0], experts, rows, "weighed inputs")
+
+
 def stacked(value: Any, experts: int, rows: int, where: str) -> torch.Tensor:
     """Input or output of the module as (experts, rows, width). LayoutError for any other shape."""
     if (

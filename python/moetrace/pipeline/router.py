@@ -8,14 +8,13 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from moetrace._native import _core
 from moetrace.errors import HookError
+from moetrace.models.router import PRODUCTS
 
-_PRODUCTS = (F.linear, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.mm, torch.Tensor.mm)
 _CHOICES = (torch.topk, torch.Tensor.topk)
 Act = Callable[[torch.Tensor], Any]  # gives what the router goes on with, or None
 
@@ -41,7 +40,7 @@ class _Watched(TorchFunctionMode):
             acts = [own.scores for own in self._watchers if own.scores is not None]
             args = (_passed(args[0], acts), *args[1:])
         value = func(*args, **(kwargs or {}))
-        if func not in _PRODUCTS or value.shape[-1:] != (self._experts,):
+        if func not in PRODUCTS or value.shape[-1:] != (self._experts,):
             return value
         self.products += 1
         return _passed(value, [own.logits for own in self._watchers])

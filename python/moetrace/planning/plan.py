@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 
 from moetrace._native import _core
 from moetrace.arguments import as_choice, as_count, as_flag, as_number, as_seed, known_names, refuse_type
-from moetrace.cases import CaseSet, as_case_set, validate_cases
+from moetrace.cases import CaseSet, as_case_set, refuse_several_tokens, validate_cases
 from moetrace.cases.forced import asked_of
 from moetrace.corruptions import SwapSubject
 from moetrace.metrics import check_foils, check_single
@@ -113,6 +113,7 @@ def plan(
     blueprint = blueprint_of(model, dtype)
     case_set = as_case_set(cases)
     if what == "protocol":
+        refuse_several_tokens(case_set, "run_protocol")
         case_set = within_positions(case_set, blueprint.anatomy.positions)
         given = settings.get("corruption") if isinstance(settings, Mapping) else None
         common |= {

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from moetrace.arguments import as_count, as_seed, refuse_type
+from moetrace.arguments import as_count, as_seed
 from moetrace.cases import CaseSet
-from moetrace.corruptions import NoiseLike, SubjectNoise, as_noise
+from moetrace.corruptions import NoiseLike, SubjectNoise, as_subject_noise
 from moetrace.planted.closed_form import truth_of
 from moetrace.planted.design import BASE, Design, make_design
 from moetrace.planted.necessity import Necessity, necessity_of
@@ -89,10 +89,7 @@ class Planted:
         The formula holds for every draw; what a kind says of its routing and of its pair holds for scales of
         about 2 and more, where noise takes most of the signal away.
         """
-        chosen = as_noise(noise)
-        if not isinstance(chosen, SubjectNoise):
-            refuse_type(noise, "noise", "a SubjectNoise or its scale")
-        return _truth(self.design, self.prompts, chosen)
+        return _truth(self.design, self.prompts, as_subject_noise(noise))
 
 
 def plant(

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from moetrace.arguments import as_choice, as_count, as_seed, refuse_type
+from moetrace.arguments import as_choice, as_count, as_seed
 from moetrace.cases import CaseSet
-from moetrace.corruptions import NoiseLike, SubjectNoise, as_noise
+from moetrace.corruptions import NoiseLike, SubjectNoise, as_subject_noise
 from moetrace.engines.places import as_positions, is_map, places_of
 from moetrace.errors import ArgumentError
 from moetrace.planted.design import FAMILIES, GAIN, Design, Role
@@ -95,10 +95,7 @@ class PlantedPositions:
 
         >>> planted.truth_under(mt.SubjectNoise(scale=1.0)).layers
         """
-        chosen = as_noise(noise)
-        if not isinstance(chosen, SubjectNoise):
-            refuse_type(noise, "noise", "a SubjectNoise or its scale")
-        return _truth(self.design, self.prompts, self.moves, chosen)
+        return _truth(self.design, self.prompts, self.moves, as_subject_noise(noise))
 
     @cached_property
     def necessity(self) -> PositionNecessity:

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from moetrace.arguments import as_choice, as_count, as_seed, refuse_type
+from moetrace.arguments import as_choice, as_count, as_seed
 from moetrace.cases import CaseSet
-from moetrace.corruptions import NoiseLike, SubjectNoise, as_noise
+from moetrace.corruptions import NoiseLike, SubjectNoise, as_subject_noise
 from moetrace.errors import ArgumentError
 from moetrace.planted.closed_form import read
 from moetrace.planted.design import BASE, FAMILIES, GAIN, SLOPE, SWITCH, Design, Role
@@ -86,10 +86,7 @@ class PlantedRoutes:
 
     def truth_under(self, noise: NoiseLike) -> RouteTruth:
         """The answer under another noise, which must leave less than 0.6 of the signal."""
-        chosen = as_noise(noise)
-        if not isinstance(chosen, SubjectNoise):
-            refuse_type(noise, "noise", "a SubjectNoise or its scale")
-        return _truth(self.design, self.prompts, chosen)
+        return _truth(self.design, self.prompts, as_subject_noise(noise))
 
 
 def plant_routes(

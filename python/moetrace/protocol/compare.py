@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from moetrace.arguments import as_choice
+from moetrace.protocol.settings import NOISE
 from moetrace.protocol.tables import relation_counts
 from moetrace.results.display import plain
 from moetrace.results.pictures.axes import axes_of
@@ -47,7 +48,7 @@ class Comparison:
 
     Attributes:
         name: the printed model.
-        model: what the run calls its own.
+        model: what the run calls its own, and its corruption where that isn't the paper's noise.
         rows: one row for each printed figure: table ("D" is appendix D), row, figure (a column of the run's
             table), printed with printed_low and printed_high, run with run_low and run_high, covers (whether
             the run's interval covers the printed mean; missing where the run has none), both as text, and a
@@ -113,7 +114,9 @@ def compare(report: Report, name: str) -> Comparison:
         own = {case.case_id for case in report.cases[split]}
         shared[split] = (len(own.intersection(ids)), len(ids))
     table = pd.DataFrame(rows, columns=_COLUMNS).astype({"covers": "boolean"})
-    return Comparison(name, report.label, table, shared)
+    corruption = report.settings.corruption
+    label = report.label if corruption == NOISE else f"{report.label}, corruption {corruption!r}"
+    return Comparison(name, label, table, shared)
 
 
 def _row(report: Report, figure: dict[str, Any]) -> dict[str, Any]:

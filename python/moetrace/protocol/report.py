@@ -14,20 +14,18 @@ import numpy as np
 import pandas as pd
 
 from moetrace.arguments import as_choice, as_path
-from moetrace.cases import CaseSet
 from moetrace.errors import ArgumentError
 from moetrace.protocol import beyond, tables
-from moetrace.protocol.evidence import Evidence, expert_of, layer_of, relaxed_experts, relaxed_layers
+from moetrace.protocol.evidence import Evidence, expert_of, layer_of
+from moetrace.protocol.halves import cases_of, failed_of, traces_of
 from moetrace.protocol.layouts import LAYOUTS
 from moetrace.protocol.scale_up import ScaleUp, scale_up
 from moetrace.protocol.settings import Settings
-from moetrace.results.base import TraceResult
 from moetrace.results.coalitions import CoalitionTrace
 from moetrace.results.comparisons import ActiveRanks, Specificity
 from moetrace.results.controls import FewControlsWarning
 from moetrace.results.expert_name import Expert
 from moetrace.results.experts import ExpertTrace
-from moetrace.results.joined import concat
 from moetrace.results.layers import LayerTrace
 from moetrace.results.matched import MatchedTrace
 from moetrace.results.resplit import HeldOut, Stability
@@ -75,8 +73,8 @@ class Report:
             self._notes["expert"] = f"No expert was selected: {refusal}"
         if len(found.usable) < self.settings.n:
             self._notes["cases"] = f"{len(found.usable)} usable cases, of {self.settings.n} asked for."
-        self.cases = self._cases()
-        self.traces = self._traces()
+        self.cases = cases_of(found)
+        self.traces = traces_of(found, self.cases, self.failed)
         if len(self.failed):
             self._notes["failed"] = (
                 f"{len(self.failed)} cases gave NaN or infinite logits and are left out of every figure: "
@@ -94,56 +92,10 @@ class Report:
         """What there is to know of something; empty where nothing is."""
         return self._notes.get(name, "")
 
-    def _cases(self) -> dict[str, CaseSet]:
-        found = self.found
-        own = {"usable": found.usable, "discovery": found.discovery, "validation": found.validation}
-        if found.relaxed is None:
-            return {"all": found.usable, **own}
-        relaxed = {
-            "relaxed": found.relaxed,
-            "relaxed_discovery": found.relaxed_discovery,
-            "relaxed_validation": found.relaxed_validation,
-        }
-        return {"all": found.usable + found.fresh, **own, **relaxed}
-
     @cached_property
     def failed(self) -> set[int]:
         """Ids of cases that some trace couldn't give finite logits for: they are in no figure."""
-        return {i for trace in self.found.traces.values() for i in trace.failed.case_id.tolist()}
-
-    def _traces(self) -> dict[str, TraceResult]:
-        """Traces by whom they are of; each holds the same cases, in the order of its half."""
-        found, traces = self.found, dict(self.found.traces)
-        layers = traces.pop("layers")
-        first, second = (traces.pop(f"experts_{half}", None) for half in ("discovery", "validation"))
-        for name in ("relaxed_layers", "relaxed_experts"):
-            traces.pop(name, None)
-        own: dict[str, TraceResult] = {
-            "layers": self._of(layers, "discovery"),
-            "layers_validation": self._of(layers, "validation"),
-            "layers_usable": self._of(layers, "usable"),
-        }
-        if first is not None:
-            own["experts"] = self._of(first, "discovery")
-        if first is not None and second is not None:
-            own["experts_validation"] = self._of(second, "validation")
-            own["experts_usable"] = self._of(concat([first, second]), "usable")
-        if found.relaxed is not None:
-            sweep = relaxed_layers(found)
-            more = {"layers": sweep, "experts": relaxed_experts(found, self._relaxed_layer(sweep))}
-            for name, trace in more.items():
-                if trace is not None:
-                    own[f"relaxed_{name}"] = self._of(trace, "relaxed_discovery")
-                    own[f"relaxed_{name}_validation"] = self._of(trace, "relaxed_validation")
-        return own | {name: self._of(trace, "validation") for name, trace in traces.items()}
-
-    def _relaxed_layer(self, sweep: LayerTrace) -> int:
-        return sweep.subset(self.found.relaxed_discovery).best
-
-    def _of(self, trace: Any, name: str) -> Any:
-        known = {*trace.cases.case_id.tolist(), *trace.provenance.get("inactive_case_ids", ())}
-        kept = [case.case_id for case in self.cases[name]]
-        return trace.subset([i for i in kept if i in known and i not in self.failed])
+        return failed_of(self.found)
 
     def layers(self, name: str) -> LayerTrace:
         """A layer trace by name."""

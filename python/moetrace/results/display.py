@@ -83,6 +83,14 @@ def table_note(count: int, things: str, **options: Any) -> str:
     return f"{interval_label(**options)}s; {test} {correction_label(count, things, **options)}."
 
 
+def sites_html(trace: Any, things: str) -> str:
+    """A trace for notebooks by all of its sites, tested with a correction where there are cases enough."""
+    if len(trace) < 2:
+        return result_html(repr(trace), trace.summary(), trace.failed)
+    note = table_note(len(trace.sites), things, correction="max_t")
+    return result_html(repr(trace), trace.summary(correction="max_t"), trace.failed, [note])
+
+
 def expert_notes(shown: int, found: int, **options: Any) -> list[str]:
     """What a table of the best experts doesn't tell by itself: that they were chosen by what it shows."""
     return [

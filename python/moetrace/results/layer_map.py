@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from moetrace.arguments import as_choice
-from moetrace.results.display import result_html, table_note
+from moetrace.results.display import sites_html
 from moetrace.results.further import read_only
 from moetrace.results.layers import LayerTrace, Sharpness
 from moetrace.results.map_pictures import plot_case, plot_positions
@@ -215,7 +215,4 @@ class LayerMap(LayerTrace):
         )
 
     def _repr_html_(self) -> str:
-        if len(self) < 2:
-            return result_html(repr(self), self.summary(), self.failed)
-        note = table_note(len(self._sites), "sites", correction="max_t")
-        return result_html(repr(self), self.summary(correction="max_t"), self.failed, [note])
+        return sites_html(self, "sites")

@@ -12,7 +12,7 @@ import pandas as pd
 from moetrace.arguments import as_choice, as_count, shown
 from moetrace.errors import ArgumentError
 from moetrace.results.base import TraceResult
-from moetrace.results.display import LEVEL, result_html, table_note, tested_label
+from moetrace.results.display import LEVEL, result_html, sites_html, tested_label
 from moetrace.results.further import read_only
 from moetrace.results.pictures import CellMap, of_its_metric, plot_layers, plot_map, plot_panels, plot_strips
 
@@ -238,7 +238,4 @@ class LayerTrace(TraceResult):
         )
 
     def _repr_html_(self) -> str:
-        if len(self) < 2:
-            return result_html(repr(self), self.summary(), self.failed)
-        note = table_note(len(self.layers), "layers", correction="max_t")
-        return result_html(repr(self), self.summary(correction="max_t"), self.failed, [note])
+        return sites_html(self, "layers")

@@ -9,7 +9,7 @@ import pandas as pd
 from typing_extensions import Self
 
 from moetrace.results.base import TraceResult
-from moetrace.results.display import plain, refuse_groups, result_html, table_note
+from moetrace.results.display import plain, refuse_groups, sites_html
 from moetrace.results.expert_arrays import Floats
 from moetrace.results.further import read_only
 from moetrace.results.pictures import of_its_metric, plot_bars
@@ -96,7 +96,4 @@ class PathTrace(TraceResult):
         )
 
     def _repr_html_(self) -> str:
-        if len(self) < 2:
-            return result_html(repr(self), self.summary(), self.failed)
-        note = table_note(len(self._sites), "paths", correction="max_t")
-        return result_html(repr(self), self.summary(correction="max_t"), self.failed, [note])
+        return sites_html(self, "paths")
