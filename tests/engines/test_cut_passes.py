@@ -10,6 +10,7 @@ import pytest
 import moetrace as mt
 from moetrace._native import _core
 from moetrace.engines.job import Patch, Sweep, make_job
+from moetrace.engines.self_check import filled
 from moetrace.engines.tree import TreeEngine
 from moetrace.models.anatomy import find_anatomy
 from moetrace.models.state import prepared
@@ -98,3 +99,13 @@ def test_a_trace_with_a_tiny_budget_is_the_same():
     np.testing.assert_allclose(cut.effects, whole.effects, atol=2e-5)
     columns = [name for name in whole.rows.columns if whole.rows[name].dtype.kind == "f"]
     np.testing.assert_allclose(cut.rows[columns], whole.rows[columns], atol=2e-5)
+
+
+@pytest.mark.parametrize("position", ["last", "subject_first"])
+def test_a_check_is_as_large_as_asked_for_and_not_larger(position):
+    """Of an earlier token a fork is a chain of rows, so fewer of them fill the tree."""
+    case = make_cases(1)[0]
+    anatomy = find_anatomy(make_model("qwen3_moe"))
+    probe = make_job(anatomy, [Patch.null(0), Patch.block(2)], mt.SubjectNoise(draws=2), position)
+    rows = TreeEngine(filled(probe, case, 200)).rows_of(case)
+    assert 200 <= rows < 200 + 2 * len(case.input_ids)

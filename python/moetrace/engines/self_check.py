@@ -370,6 +370,9 @@ def _probe_patches(job: Job) -> tuple[Patch, ...]:
 def filled(probe: Job, case: Case, rows: int) -> Job:
     """The probe with as many null forks as make its tree no smaller than the trace's own."""
     lowest = min(patch.layer for patch in probe.patches)
-    missing = rows - TreeEngine(probe).rows_of(case)
-    fill = [Patch.null(lowest)] * max(0, -(-missing // probe.draws))
+    there = TreeEngine(probe).rows_of(case)
+    one = Patch.null(lowest)
+    # Of an earlier token a fork is a chain, and draws have one each.
+    each = TreeEngine(replace(probe, patches=(*probe.patches, one))).rows_of(case) - there
+    fill = [one] * max(0, -(-(rows - there) // max(1, each)))
     return replace(probe, patches=(*probe.patches, *fill))
