@@ -112,7 +112,7 @@ def test_save_load_and_resume(model, cases, everywhere, tmp_path):
     pd.testing.assert_frame_equal(again.rows, found.rows)
     resumed = mt.trace_experts(model, cases, out=tmp_path / "run", progress=lambda done, total: done == total)
     np.testing.assert_allclose(resumed.effects, everywhere.effects, atol=1e-4)
-    with pytest.raises(errors.RunFolderError, match="details"):
+    with pytest.raises(errors.RunFolderError, match="different: union"):
         mt.trace_experts(model, cases, out=tmp_path / "run", union=True)
 
 

@@ -194,7 +194,7 @@ def test_run_folder_of_another_call_is_refused(model, cases, tmp_path):
     mt.trace_layers(model, cases[:2], out=tmp_path / "run", layers=[1])
     with pytest.raises(mt.errors.RunFolderError, match="different: noise"):
         mt.trace_layers(model, cases[:2], out=tmp_path / "run", layers=[1], noise=mt.SubjectNoise(seed=4))
-    with pytest.raises(mt.errors.RunFolderError, match="patches"):
+    with pytest.raises(mt.errors.RunFolderError, match="layers or experts that are patched"):
         mt.trace_layers(model, cases[:2], out=tmp_path / "run", layers=[2])
     with pytest.raises(mt.errors.RunFolderError, match="cases"):
         mt.trace_layers(model, cases[:3], out=tmp_path / "run", layers=[1])

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from transformers import masking_utils
 
+from moetrace.changes import undisturbed
 from moetrace.errors import EngineError
 
 _REPLACED = ("sdpa", "eager")
@@ -61,7 +62,7 @@ class TreeMask:
 
 _current: ContextVar[TreeMask | None] = ContextVar("moetrace_tree_mask", default=None)
 _lock = threading.Lock()
-_users = 0
+_users: set[object] = set()
 _before: dict[str, Any] = {}
 
 
@@ -73,22 +74,25 @@ def _factory(original: Callable[..., Any]) -> Callable[..., Any]:
     return build
 
 
-def _install() -> None:
-    global _users
-    with _lock:
-        _users += 1
-        if _users == 1:
+def _enter(user: object, tree: TreeMask) -> None:
+    with undisturbed(), _lock:
+        if not _users:
             interface = masking_utils.ALL_MASK_ATTENTION_FUNCTIONS
             _before.update(interface._local_mapping)
             for name in _REPLACED:
                 interface[name] = _factory(interface[name])
+        _users.add(user)
+        _current.set(tree)
 
 
-def _uninstall() -> None:
-    global _users
-    with _lock:
-        _users -= 1
-        if _users == 0:
+def _leave(user: object, before: TreeMask | None) -> None:
+    """Put back what :func:`_enter` changed, if it did; a second time does nothing."""
+    with undisturbed(), _lock:
+        if user not in _users:
+            return
+        _current.set(before)
+        _users.discard(user)
+        if not _users:
             interface = masking_utils.ALL_MASK_ATTENTION_FUNCTIONS
             interface._local_mapping.clear()
             interface._local_mapping.update(_before)
@@ -98,10 +102,12 @@ def _uninstall() -> None:
 @contextmanager
 def tree_masks(tree: TreeMask) -> Iterator[None]:
     """Give this thread's forward passes the masks of ``tree``; other threads keep theirs."""
-    _install()
-    token = _current.set(tree)
+    user, before = object(), _current.get()
     try:
-        yield
+        try:
+            _enter(user, tree)
+            yield
+        finally:
+            _leave(user, before)
     finally:
-        _current.reset(token)
-        _uninstall()
+        _leave(user, before)  # where Ctrl-C came before the first could hold it back

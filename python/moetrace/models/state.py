@@ -142,11 +142,15 @@ def prepared(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _marked_as_trace() -> Iterator[None]:
-    _traces.depth = getattr(_traces, "depth", 0) + 1
+    before = getattr(_traces, "depth", 0)
     try:
-        yield
+        try:
+            _traces.depth = before + 1
+            yield
+        finally:
+            _traces.depth = before
     finally:
-        _traces.depth -= 1
+        _traces.depth = before  # where Ctrl-C came at the first
 
 
 def is_tracing() -> bool:
