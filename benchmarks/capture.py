@@ -1,16 +1,18 @@
 """What capture and patch cost a forward of the user's own: the same forward with them over without.
 
 ```
-python -m benchmarks.capture --repeats 15
+python -m benchmarks.capture --repeats 40
 ```
 
-Model and prompts of the other tables, one batch of them, every layer. Prints the median of the ratios of
-neighbouring measurements and keeps it as ``benchmarks/results/capture.json``.
+Model and prompts of the other tables, one batch of them, every layer. Rounds of one plain forward and one in each
+way; prints the ratios of lower quartiles, which other work on the machine moves least, and keeps them as
+``benchmarks/results/capture.json``.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -20,7 +22,7 @@ import torch
 import moetrace as mt
 from benchmarks import report
 from benchmarks.model import build_cases, build_model
-from benchmarks.timing import Timed, interleave
+from benchmarks.timing import Timed, seconds_per_case
 
 GOAL = 1.05
 LIGHT = ("block", "routing", "router_logits", "residual", "attention")  # all kinds but contributions
@@ -62,15 +64,23 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     others = [Timed(name, len(ids), forward(way)) for name, way in ways(model).items()]
     for own in (plain, *others):
         own.run(0)
-    interleave(plain, others, options.repeats)
-    return {own.key: {"ratio": own.median_ratio, "samples": own.ratios} for own in others}
+    for repetition in range(options.repeats):
+        for own in (plain, *others):
+            own.seconds.append(seconds_per_case(own, repetition))
+    base = lower_quartile(plain)
+    return {own.key: {"ratio": lower_quartile(own) / base, "seconds": own.seconds} for own in others}
+
+
+def lower_quartile(own: Timed) -> float:
+    """Of its seconds."""
+    return statistics.quantiles(own.seconds, n=4)[0]
 
 
 def main() -> None:
     """Measure, print, keep."""
     parser = argparse.ArgumentParser(description="what capture and patch cost a forward")
     parser.add_argument("--cases", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=40)
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()

@@ -174,7 +174,7 @@ def main() -> None:
     """Measure the families that are asked for; those that were measured before are kept."""
     parser = argparse.ArgumentParser(description="layer sweeps of hybrids against plain hooks")
     parser.add_argument("families", nargs="*", default=list(HYBRIDS))
-    parser.add_argument("--cases", type=int, default=4)
+    parser.add_argument("--cases", type=int, default=16)
     parser.add_argument("--peer-cases", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--layers", type=int, default=16)

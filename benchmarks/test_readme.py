@@ -77,6 +77,11 @@ def hybrid_rows() -> Iterator[str]:
         )
 
 
+def capture_rows() -> Iterator[str]:
+    for name, own in result("capture")["ways"].items():
+        yield f"| {name} | {own['ratio']:.3f} |"
+
+
 def screen_rows() -> Iterator[str]:
     found = result("screen")
     named = {
@@ -92,7 +97,9 @@ def screen_rows() -> Iterator[str]:
         yield f" | {own['cases']} | " + " | ".join(f"{figure:.2f}" for figure in figures) + " |"
 
 
-@pytest.mark.parametrize("row", [*layer_rows(), *streaming_rows(), *hybrid_rows(), *screen_rows()])
+@pytest.mark.parametrize(
+    "row", [*layer_rows(), *streaming_rows(), *hybrid_rows(), *capture_rows(), *screen_rows()]
+)
 def test_tables(row: str) -> None:
     assert row in README
 
