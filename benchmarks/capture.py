@@ -4,8 +4,8 @@
 python -m benchmarks.capture --repeats 40
 ```
 
-Model and prompts of the other tables, one batch of them, every layer. Rounds of one plain forward and one in each
-way; prints the ratios of lower quartiles, which other work on the machine moves least, and keeps them as
+Model and prompts of the other tables, one batch of them, every layer. Rounds of one plain forward and one in
+each way; prints the ratios of lower quartiles, which other work on the machine moves least, and keeps them as
 ``benchmarks/results/capture.json``.
 """
 
