@@ -8,7 +8,7 @@
 
 from moetrace.cases.case import Case, case_columns, case_keys, refuse_several_tokens, validate_cases
 from moetrace.cases.case_set import CaseSet, as_case_set
-from moetrace.cases.forced import ForcedCase, asked_of, forced_sequences, free_ids
+from moetrace.cases.forced import ForcedCase, asked_of, forced_sequences, free_ids, read_at
 from moetrace.cases.make import make_cases
 from moetrace.cases.record import Record
 from moetrace.cases.records import Records, load_records
@@ -27,6 +27,7 @@ __all__ = [
     "free_ids",
     "load_records",
     "make_cases",
+    "read_at",
     "refuse_several_tokens",
     "validate_cases",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from itertools import count, takewhile
 
@@ -46,6 +46,13 @@ def forced_sequences(case: Case, vocab_size: int, ids: Iterator[int]) -> list[Fo
             return [alone]
     first, second = sequences
     return [first, _sequence(case, second.input_ids[len(case.input_ids) :], objects, next(ids))]
+
+
+def read_at(sequences: Sequence[ForcedCase]) -> dict[str, int]:
+    """By object the number of the first of a case's sequences on which all its tokens are read."""
+    return {
+        name: next(at for at, one in enumerate(sequences) if name in one.whole) for name in ("true", "foil")
+    }
 
 
 def free_ids(taken: set[int]) -> Iterator[int]:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moetrace.cases.forced import ForcedCase, forced_sequences, free_ids
+from moetrace.cases.forced import ForcedCase, forced_sequences, free_ids, read_at
 from moetrace.engines.job import Job
-from moetrace.metrics import SUMS
+from moetrace.engines.teacher_forcing import reading_sums
 
 if TYPE_CHECKING:
     from moetrace.engines.switches import Off
@@ -36,19 +36,16 @@ class Sequences:
         places: dict[str, list[int]] = {"true": [], "foil": []}
         for run in runs:
             own = known[run.case.case_id]
-            for name, found in places.items():
-                found.append(len(every) + next(at for at, one in enumerate(own) if name in one.whole))
+            for name, at in read_at(own).items():
+                places[name].append(len(every) + at)
             every += [replace(run, case=sequence) for sequence in own]
-        further = tuple(metric for metric in job.metrics if metric.of_sums is None)
-        read = replace(job, metrics=(*SUMS, *further))
-        return Sequences(read, every, np.array(places["true"]), np.array(places["foil"]))
+        return Sequences(reading_sums(job), every, np.array(places["true"]), np.array(places["foil"]))
 
     def values(self, job: Job, measured: np.ndarray) -> np.ndarray:
         """The metrics of ``job`` (metrics, runs asked for) from those of the sequences."""
         true, foil = measured[0, self.true], measured[1, self.foil]
-        further = self.job.metrics[len(SUMS) :]
         found = [
-            measured[len(SUMS) + further.index(metric), self.true]
+            measured[self.job.metrics.index(metric), self.true]
             if metric.of_sums is None
             else metric.of_sums(true, foil)
             for metric in job.metrics

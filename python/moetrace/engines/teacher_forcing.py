@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moetrace.cases import CaseSet, ForcedCase, forced_sequences, free_ids
+from moetrace.cases import CaseSet, ForcedCase, forced_sequences, free_ids, read_at
 from moetrace.engines.engine_choice import EngineChoice
 from moetrace.engines.job import Job
 from moetrace.engines.outcome import Outcome, Values
@@ -32,15 +32,14 @@ class TeacherForcing:
 
     def __init__(self, job: Job, cases: Sequence[Case]) -> None:
         self._metrics = job.metrics
-        self._further = tuple(metric for metric in job.metrics if metric.of_sums is None)
-        self.job = replace(job, metrics=(*SUMS, *self._further))
+        self.job = reading_sums(job)
         ids = free_ids({case.case_id for case in cases})
         sequences: list[ForcedCase] = []
         where: dict[str, list[int]] = {"true": [], "foil": []}
         for case in cases:
             own = forced_sequences(case, job.anatomy.vocab_size, ids)
-            for name, places in where.items():
-                places.append(len(sequences) + next(at for at, one in enumerate(own) if name in one.whole))
+            for name, at in read_at(own).items():
+                where[name].append(len(sequences) + at)
             sequences += own
         self.sequences = CaseSet(sequences)
         self._true, self._foil = np.array(where["true"]), np.array(where["foil"])
@@ -61,7 +60,7 @@ class TeacherForcing:
     def _of(self, metric: Metric, found: Sequence[Values]) -> Values:
         """One metric of the cases."""
         if metric.of_sums is None:
-            return found[len(SUMS) + self._further.index(metric)].select(self._true)
+            return found[self.job.metrics.index(metric)].select(self._true)
         return _combined(metric.of_sums, found[0].select(self._true), found[1].select(self._foil))
 
     def choice(self, choice: EngineChoice, found: Outcome) -> EngineChoice:
@@ -80,13 +79,18 @@ class TeacherForcing:
 
     def _floor(self, metric: Metric, floors: tuple[float, ...], found: Sequence[Values]) -> float:
         if metric.of_sums is None:
-            return floors[len(SUMS) + self._further.index(metric)]
+            return floors[self.job.metrics.index(metric)]
         true, foil = found[0].select(self._true), found[1].select(self._foil)
         exact = _combined(metric.of_sums, true, foil)
         of_sums = metric.of_sums
         moved = _combined(lambda t, f: of_sums(t + floors[0], f - floors[1]), true, foil)
         apart = [np.abs(moved.patched - exact.patched), np.abs(moved.noised - exact.noised)]
         return max(float(np.nanmax(own, initial=0.0)) for own in apart)
+
+
+def reading_sums(job: Job) -> Job:
+    """The job as sequences are read: the sums of both objects, then the metrics that aren't made of them."""
+    return replace(job, metrics=(*SUMS, *(metric for metric in job.metrics if metric.of_sums is None)))
 
 
 def _combined(of_sums: Callable[[np.ndarray, np.ndarray], np.ndarray], true: Values, foil: Values) -> Values:
